@@ -1,0 +1,267 @@
+/*
+ * Direct queue: many large transfers in flight on one file descriptor
+ *
+ * A queue moves data between memory and absolute offsets of one file.  It is
+ * made for a thread that has much to move and wants the disk busy meanwhile:
+ *
+ *     q = direct_queue_new(&config, errp);
+ *     for each extent:
+ *         direct_queue_write(q, extent.ram, extent.len, extent.pos, errp)
+ *     direct_queue_drain(q, errp);         from here on the memory is free
+ *     direct_queue_free(q);
+ *
+ * What it promises
+ *
+ * - Whole transfers.  The kernel may transfer less than it was asked for; the
+ *   queue goes on where it stopped.  Interrupted and refused requests are
+ *   tried again.  A transfer that can't be completed is an error.
+ *
+ * - The first error counts.  It is kept, with the file, the offset and the
+ *   cause.  Nothing new is started after it: each later call fails at once
+ *   with the same message.  Nothing that failed is reported as done: after
+ *   direct_queue_drain() returned true every byte was transferred.
+ *
+ * - No order.  Requests complete in any order.  Two requests in flight must
+ *   not overlap, neither in memory (for reads) nor in the file (if one of
+ *   them is a write); put a direct_queue_drain() between them.
+ *
+ * - No durability.  A written byte has left the buffer, no more.  fdatasync()
+ *   is the caller's, after the drain.
+ *
+ * - Few surprises in memory: everything is allocated in direct_queue_new(), a
+ *   request allocates nothing.
+ *
+ * Threads: a queue belongs to one thread at a time and has no locks.  Only
+ * direct_queue_cancel(), direct_queue_get_stats(), direct_queue_engine_name()
+ * and direct_queue_engine_reason() may be called from other threads, as long
+ * as the queue exists.  Calls block while the disk is busy: keep them out of
+ * the main loop and out of coroutines.
+ *
+ * Alignment: with limits that ask for alignment (direct_io_probe()), buffers,
+ * lengths and offsets have to obey them.  A caller that does not has a bug,
+ * and meets an assertion.  Limits of 1 (direct_io_limits_buffered()) make the
+ * queue work on buffered descriptors.
+ *
+ * Signals: writing beyond RLIMIT_FSIZE raises SIGXFSZ in the calling thread,
+ * which is deadly unless blocked (as in all threads that qemu_thread_create()
+ * makes) or ignored; then it is an error like others.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef QIO_DIRECT_QUEUE_H
+#define QIO_DIRECT_QUEUE_H
+
+#include "qemu/direct-io.h"
+
+/* How many requests are in flight if the configuration says 0, and at most. */
+#define DIRECT_QUEUE_DEPTH_DEFAULT  16
+#define DIRECT_QUEUE_DEPTH_MAX      1024
+
+typedef enum DirectQueueEngine {
+    /* The best one that works here, looked for in the order below. */
+    DIRECT_QUEUE_ENGINE_AUTO,
+
+    /* io_uring; needs Linux 5.6, and a sandbox that lets it through. */
+    DIRECT_QUEUE_ENGINE_IO_URING,
+
+    /* Linux's older aio; it waits in the submission if not O_DIRECT. */
+    DIRECT_QUEUE_ENGINE_LINUX_AIO,
+
+    /* One transfer at a time with pread() and pwrite(); always there. */
+    DIRECT_QUEUE_ENGINE_SYNC,
+
+    DIRECT_QUEUE_ENGINE__MAX,
+} DirectQueueEngine;
+
+/**
+ * DirectQueueConfig: how to make a queue; all is copied.
+ *
+ * @fd: the descriptor, open for what will be asked of the queue.  It stays
+ *      the caller's, who closes it after direct_queue_free().  Its file
+ *      position is neither used nor changed.
+ * @name: the file's name for messages
+ * @limits: what transfers on @fd must obey
+ * @engine: which engine; all but AUTO fail if theirs does not work here
+ * @depth: how many requests may be in flight; 0 for the default
+ */
+typedef struct DirectQueueConfig {
+    int fd;
+    const char *name;
+    DirectIOLimits limits;
+    DirectQueueEngine engine;
+    unsigned depth;
+} DirectQueueConfig;
+
+/* Bucket 0 is below 2 us, bucket n from 2^n us, the last has no upper end. */
+#define DIRECT_QUEUE_LATENCY_BUCKETS 24
+
+/**
+ * DirectQueueStats: what a queue did since it was made.
+ *
+ * A request is what the queue hands to its engine: a call of
+ * direct_queue_read() or direct_queue_write() is one or several, depending on
+ * its length and the limits' best_size.  Going on after a short transfer
+ * belongs to the same request, and to its time.
+ */
+typedef struct DirectQueueStats {
+    /* Bytes transferred, also by requests that failed later on. */
+    uint64_t bytes_read;
+    uint64_t bytes_written;
+
+    /* Requests that came to their end, well or not. */
+    uint64_t requests;
+
+    /* How often one transferred less than it was asked to. */
+    uint64_t short_transfers;
+
+    /* How often one had to be tried again (EINTR, EAGAIN, engine busy). */
+    uint64_t retries;
+
+    /* How many were in flight at once, at most. */
+    uint64_t max_in_flight;
+
+    /* How long the requests took that succeeded. */
+    uint64_t latency[DIRECT_QUEUE_LATENCY_BUCKETS];
+
+    /* The slowest of them, in microseconds, and its offset in the file. */
+    uint64_t slowest_us;
+    uint64_t slowest_offset;
+} DirectQueueStats;
+
+typedef struct DirectQueue DirectQueue;
+
+/**
+ * direct_queue_new:
+ * @config: see there
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * With DIRECT_QUEUE_ENGINE_AUTO this fails only if not even the synchronous
+ * engine works; direct_queue_engine_name() tells which engine it became and
+ * direct_queue_engine_reason() why it is not a better one.
+ *
+ * Returns: a queue for direct_queue_free(); NULL on failure
+ */
+DirectQueue *direct_queue_new(const DirectQueueConfig *config, Error **errp);
+
+/**
+ * direct_queue_write:
+ * @q: the queue
+ * @buf: the data, aligned to the limits' mem_align.  It belongs to the queue
+ *       until the next direct_queue_drain() or direct_queue_free() returns,
+ *       whatever this function returns.
+ * @len: bytes, a multiple of the limits' offset_align; 0 does nothing
+ * @offset: where in the file, in bytes, a multiple of offset_align
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Start writing @buf.  Waits while the queue is full.
+ *
+ * The memory may change while it is being written, as a running guest's
+ * does; then what the file gets is any mixture of old and new.
+ *
+ * Returns: true if the request was taken.  It can still fail, which the next
+ * call or the drain reports.  False if the queue has an error, from this
+ * request or an earlier one, or was cancelled.
+ */
+bool direct_queue_write(DirectQueue *q, const void *buf, size_t len,
+                        uint64_t offset, Error **errp);
+
+/**
+ * direct_queue_read:
+ * @q: the queue
+ * @buf: where the data goes, like direct_queue_write()'s.  Its content is
+ *       undefined until a drain has returned true.
+ * @len: bytes, a multiple of the limits' offset_align; 0 does nothing
+ * @offset: where in the file, in bytes, a multiple of offset_align
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Start reading into @buf.  A file that ends before @offset + @len is an
+ * error, which says where it ends and how much is missing.  That holds for a
+ * last block which the file fills only in part, too: read such ends through a
+ * buffered descriptor.
+ *
+ * Returns: as direct_queue_write()
+ */
+bool direct_queue_read(DirectQueue *q, void *buf, size_t len,
+                       uint64_t offset, Error **errp);
+
+/**
+ * direct_queue_drain:
+ * @q: the queue
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Wait until nothing is in flight.  Then all buffers are the caller's again,
+ * also if this returns false.
+ *
+ * Returns: true if all requests since the queue was made were transferred in
+ * full; false if one failed or the queue was cancelled.
+ */
+bool direct_queue_drain(DirectQueue *q, Error **errp);
+
+/**
+ * direct_queue_cancel:
+ * @q: the queue
+ *
+ * Make the queue stop: what was not yet given to the kernel is dropped, and
+ * all later calls fail with a message that says "cancelled".  What is with
+ * the kernel can't be called back; the drain still waits for it.
+ *
+ * Any thread may call this, and a signal handler may, too.  It does not wait.
+ */
+void direct_queue_cancel(DirectQueue *q);
+
+/**
+ * direct_queue_errno:
+ * @q: the queue
+ *
+ * Returns: the cause of the error that was kept, a positive errno value:
+ * ECANCELED after a cancel, EIO if the file ended too early, else what the
+ * kernel said.  0 if there was none so far.
+ */
+int direct_queue_errno(const DirectQueue *q);
+
+/**
+ * direct_queue_get_stats:
+ * @q: the queue
+ * @stats: filled in
+ *
+ * Any thread may ask.  While the queue works each figure is right by itself,
+ * but they may be of slightly different moments.  After a drain they are
+ * exact.
+ */
+void direct_queue_get_stats(DirectQueue *q, DirectQueueStats *stats);
+
+/**
+ * direct_queue_engine_name:
+ * @q: the queue
+ *
+ * Returns: "io_uring", "linux-aio" or "sync"; a constant.  Any thread.
+ */
+const char *direct_queue_engine_name(const DirectQueue *q);
+
+/**
+ * direct_queue_engine_reason:
+ * @q: the queue
+ *
+ * Why the engine that was found automatically is not the best one, as
+ * "io_uring: not permitted (sysctl kernel.io_uring_disabled or a seccomp
+ * filter); linux-aio: not built in".
+ *
+ * Returns: a string that lives as long as the queue; NULL if the engine is
+ * the best one or was asked for by name.  Any thread.
+ */
+const char *direct_queue_engine_reason(const DirectQueue *q);
+
+/**
+ * direct_queue_free:
+ * @q: the queue or NULL
+ *
+ * Wait until nothing is in flight and free the queue.  What was not yet given
+ * to the kernel is dropped; errors are, too: call direct_queue_drain() before
+ * if it matters.
+ */
+void direct_queue_free(DirectQueue *q);
+
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(DirectQueue, direct_queue_free)
+
+#endif /* QIO_DIRECT_QUEUE_H */

@@ -1,0 +1,178 @@
+/*
+ * mapped-ram: where guest RAM lies in a migration file
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * With the mapped-ram capability every page of guest RAM has one fixed place
+ * in the migration file.  In the RAM setup section of the stream, behind the
+ * name and the length of each RAM block, stands a header of
+ * MAPPED_RAM_HEADER_SIZE bytes; behind that the block's bitmap; and behind
+ * that, from the next multiple of MAPPED_RAM_PAGES_ALIGN, the pages:
+ *
+ *   ... name, length | header | bitmap | (unused) | pages | next block ...
+ *                    ^        ^                   ^       ^
+ *                    |        bitmap_offset       |       end
+ *                    header_offset                pages_offset
+ *
+ * The stream goes on at the end of the pages.  All offsets count from byte 0
+ * of the file, also when the migration itself starts at a later offset.
+ *
+ * A set bit in the bitmap says that the page is in the file.  A clear one
+ * says that the page is zero, whatever the file holds in its place.
+ *
+ * Everything here is arithmetic on buffers.  Nothing here does I/O, keeps
+ * state or takes a lock, so every function may be called from any thread.
+ *
+ * Source: format version 1 of QEMU's mapped-ram, as every QEMU since 9.0
+ * writes it (docs/devel/migration/mapped-ram.rst there).
+ */
+
+#ifndef MIGRATION_MAPPED_RAM_H
+#define MIGRATION_MAPPED_RAM_H
+
+#include "qemu/units.h"
+
+/* The only version of the header that exists. */
+#define MAPPED_RAM_VERSION 1
+
+/*
+ * Size of the header in the file, in bytes.  All fields are big-endian and
+ * there is no padding: version (32 bits), page size, bitmap offset, pages
+ * offset (64 bits each).
+ */
+#define MAPPED_RAM_HEADER_SIZE 28
+
+/*
+ * The pages of a block start at a multiple of this many bytes, which is more
+ * than any block device asks of O_DIRECT.
+ */
+#define MAPPED_RAM_PAGES_ALIGN (1 * MiB)
+
+/*
+ * No block may be longer than this many bytes, and no offset larger.  It is
+ * far above any guest and keeps the sums below from overflowing.
+ */
+#define MAPPED_RAM_MAX (1ULL << 60)
+
+/**
+ * MappedRamLayout:
+ * @header_offset: where the header is in the file
+ * @bitmap_offset: where the bitmap is; always right behind the header
+ * @pages_offset: where the first page is; a multiple of
+ *                MAPPED_RAM_PAGES_ALIGN
+ * @length: length of the RAM block; a multiple of @page_size
+ * @page_size: size of a page that has a bit of its own; a power of two
+ *
+ * The place of one RAM block in a migration file.  All in bytes.
+ */
+typedef struct MappedRamLayout {
+    uint64_t header_offset;
+    uint64_t bitmap_offset;
+    uint64_t pages_offset;
+    uint64_t length;
+    uint64_t page_size;
+} MappedRamLayout;
+
+/**
+ * mapped_ram_layout_init:
+ * @layout: the layout to fill in
+ * @block: name of the RAM block, for messages
+ * @header_offset: offset in the file at which the header will stand
+ * @length: length of the RAM block in bytes
+ * @page_size: page size of the target in bytes
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Lays out one RAM block for writing.
+ *
+ * Returns: true, or false with @errp set when @length is no multiple of
+ *          @page_size, @page_size is no power of two, or a size is beyond
+ *          MAPPED_RAM_MAX.
+ */
+bool mapped_ram_layout_init(MappedRamLayout *layout, const char *block,
+                            uint64_t header_offset, uint64_t length,
+                            uint64_t page_size, Error **errp);
+
+/**
+ * mapped_ram_layout_pages:
+ * @layout: a valid layout
+ *
+ * Returns: how many pages the block has, which is how many bits its bitmap has.
+ */
+static inline uint64_t mapped_ram_layout_pages(const MappedRamLayout *layout)
+{
+    return layout->length / layout->page_size;
+}
+
+/**
+ * mapped_ram_layout_bitmap_size:
+ * @layout: a valid layout
+ *
+ * Returns: the size of the bitmap in bytes, in memory and in the file: whole
+ *          words of the host's unsigned long, in the host's byte order.
+ */
+uint64_t mapped_ram_layout_bitmap_size(const MappedRamLayout *layout);
+
+/**
+ * mapped_ram_layout_end:
+ * @layout: a valid layout
+ *
+ * Returns: the offset of the first byte behind the block's pages, where the
+ *          stream goes on.
+ */
+static inline uint64_t mapped_ram_layout_end(const MappedRamLayout *layout)
+{
+    return layout->pages_offset + layout->length;
+}
+
+/**
+ * mapped_ram_header_encode:
+ * @layout: a valid layout
+ * @buf: where to put the header
+ *
+ * Writes the header as it stands in the file.
+ */
+void mapped_ram_header_encode(const MappedRamLayout *layout,
+                              uint8_t buf[MAPPED_RAM_HEADER_SIZE]);
+
+/**
+ * mapped_ram_header_decode:
+ * @layout: the layout to fill in
+ * @block: name of the RAM block, for messages
+ * @buf: the header as it was read from the file; not trusted
+ * @header_offset: the offset in the file from which it was read
+ * @length: length of this QEMU's RAM block in bytes; trusted
+ * @page_size: page size of this QEMU's target in bytes; trusted
+ * @file_size: size of the file in bytes, or 0 if it has none to compare with
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Reads the header and checks each field.  Version 1 leaves a writer no
+ * choice in any of them, so a field that differs by one byte from what
+ * mapped_ram_layout_init() computes is a damaged file, and is refused: to
+ * believe it would put wrong pages into the guest.
+ *
+ * Returns: true with @layout filled in, or false with @errp set to an error
+ *          that names the block, the field, its offset in the file, what it
+ *          holds and what it should hold.
+ */
+bool mapped_ram_header_decode(MappedRamLayout *layout, const char *block,
+                              const uint8_t buf[MAPPED_RAM_HEADER_SIZE],
+                              uint64_t header_offset, uint64_t length,
+                              uint64_t page_size, uint64_t file_size,
+                              Error **errp);
+
+/**
+ * mapped_ram_bitmap_check:
+ * @layout: a valid layout
+ * @block: name of the RAM block, for messages
+ * @bitmap: the bitmap as it was read from the file, of
+ *          mapped_ram_layout_bitmap_size() bytes; not trusted
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Checks that no bit is set for a page behind the end of the block.
+ *
+ * Returns: true, or false with @errp set.
+ */
+bool mapped_ram_bitmap_check(const MappedRamLayout *layout, const char *block,
+                             const unsigned long *bitmap, Error **errp);
+
+#endif /* MIGRATION_MAPPED_RAM_H */

@@ -1,0 +1,222 @@
+/*
+ * Extents: moving guest RAM to and from a mapped-ram file, in large requests
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * A pool of channels, each a thread with a DirectQueue of its own, moves
+ * extents: stretches of a RAM block that start and end on words of its
+ * bitmap.  So no two channels ever touch the same word of a bitmap, nor the
+ * same page of the file, and none of them needs an atomic or a lock for it.
+ *
+ * Saving: the migration thread takes dirty pages out of its dirty bitmap, an
+ * extent at a time, and hands them to ram_extent_save().  A channel looks
+ * which pages are zero, notes in the block's @present bitmap which are in the
+ * file, and writes the others in as few requests as it can.
+ *
+ * Loading: ram_extent_load_block() has the channels read what @present says
+ * is in the file, and zero the rest of the block where it is not zero yet.
+ *
+ * The first error of any channel is kept.  From then on nothing more is
+ * moved, and every call returns that error.
+ *
+ * Nothing here knows of RAMBlock, QEMUFile or a version of QEMU.
+ */
+
+#ifndef MIGRATION_RAM_EXTENT_H
+#define MIGRATION_RAM_EXTENT_H
+
+#include "io/direct-queue.h"
+#include "migration/mapped-ram.h"
+#include "qemu/bitmap.h"
+
+/* The most pages in an extent; 4 MiB where a page has 4 KiB. */
+#define RAM_EXTENT_PAGES 1024
+QEMU_BUILD_BUG_ON(RAM_EXTENT_PAGES % BITS_PER_LONG);
+
+typedef struct RamExtentPool RamExtentPool;
+
+/**
+ * RamExtentBlock:
+ * @name: name of the RAM block, for messages
+ * @host: its memory, of @layout.length bytes
+ * @layout: its place in the file
+ * @present: one bit a page, set when the page is in the file.  Written by the
+ *           channels while saving, read by them while loading.
+ * @keep_absent: when loading, leave pages alone that are not in the file.
+ *               For memory whose absent pages must not even be touched.
+ *
+ * A RAM block as the channels see it.  Owned by the caller, and not to be
+ * changed while a pool works on it.
+ */
+typedef struct RamExtentBlock {
+    const char *name;
+    uint8_t *host;
+    MappedRamLayout layout;
+    unsigned long *present;
+    bool keep_absent;
+} RamExtentBlock;
+
+/**
+ * RamExtent:
+ * @block: the block it is in
+ * @first: its first page, a multiple of BITS_PER_LONG
+ * @pages: how many pages it spans, up to RAM_EXTENT_PAGES; a multiple of
+ *         BITS_PER_LONG unless the block ends there
+ * @dirty: the pages of it to save, counted from @first
+ */
+typedef struct RamExtent {
+    RamExtentBlock *block;
+    unsigned long first;
+    unsigned long pages;
+    DECLARE_BITMAP(dirty, RAM_EXTENT_PAGES);
+} RamExtent;
+
+/**
+ * RamExtentConfig:
+ * @name: name of the file, for messages
+ * @thread_name: name of the threads, up to 11 bytes; a number is appended
+ * @fd: descriptor of the file without O_DIRECT
+ * @direct_fd: descriptor of the same file with O_DIRECT, or -1 to move
+ *             everything through @fd
+ * @direct_limits: what @direct_fd needs
+ * @channels: how many threads, 1 or more
+ * @engine: how the queues do their I/O
+ * @depth: how many requests each queue keeps in flight, 0 for the default
+ *
+ * The descriptors stay the caller's, and must live as long as the pool.
+ */
+typedef struct RamExtentConfig {
+    const char *name;
+    const char *thread_name;
+    int fd;
+    int direct_fd;
+    DirectIOLimits direct_limits;
+    unsigned channels;
+    DirectQueueEngine engine;
+    unsigned depth;
+} RamExtentConfig;
+
+/**
+ * RamExtentCounts:
+ * @normal: pages that went to, or came from, the file
+ * @zero: pages that were found to be zero
+ * @direct_bytes: bytes moved through the O_DIRECT descriptor
+ * @buffered_bytes: bytes moved through the other one
+ * @requests: how many reads or writes that were
+ */
+typedef struct RamExtentCounts {
+    uint64_t normal;
+    uint64_t zero;
+    uint64_t direct_bytes;
+    uint64_t buffered_bytes;
+    uint64_t requests;
+} RamExtentCounts;
+
+/**
+ * ram_extent_pool_new:
+ * @config: what to work on
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Starts the channels.
+ *
+ * Returns: the pool, to be freed with ram_extent_pool_free(), or NULL with
+ *          @errp set when a queue can't be made.
+ */
+RamExtentPool *ram_extent_pool_new(const RamExtentConfig *config,
+                                   Error **errp);
+
+/**
+ * ram_extent_save:
+ * @pool: the pool
+ * @extent: what to save; copied
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Hands an extent to the channels, and sleeps while they have enough to do.
+ * The same pages must not be handed over again before ram_extent_drain():
+ * that is what keeps two writes to one page from being in flight.
+ *
+ * Only one thread at a time may call this.
+ *
+ * Returns: true when the channels have it, which is not yet in the file; or
+ *          false with @errp set to the first error that any channel met.
+ */
+bool ram_extent_save(RamExtentPool *pool, const RamExtent *extent,
+                     Error **errp);
+
+/**
+ * ram_extent_settle:
+ * @pool: the pool
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Sleeps until the channels have looked at all extents, so that the counts
+ * and the bitmaps are exact.  Writes may still be in flight.
+ *
+ * Returns: true, or false with @errp set to the first error.
+ */
+bool ram_extent_settle(RamExtentPool *pool, Error **errp);
+
+/**
+ * ram_extent_drain:
+ * @pool: the pool
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Sleeps until all that was handed over is read or written.  In a coroutine
+ * it yields instead of sleeping.
+ *
+ * Returns: true, or false with @errp set to the first error, in which case
+ *          nothing can be said about what is in the file or in memory.
+ */
+bool ram_extent_drain(RamExtentPool *pool, Error **errp);
+
+/**
+ * ram_extent_load_block:
+ * @pool: the pool
+ * @block: the block to load, with @present filled in and checked
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Loads one block and returns when it is complete.  In a coroutine it yields
+ * meanwhile instead of sleeping.
+ *
+ * Returns: true, or false with @errp set to the first error, in which case
+ *          part of the block's memory has been overwritten.
+ */
+bool ram_extent_load_block(RamExtentPool *pool, RamExtentBlock *block,
+                           Error **errp);
+
+/**
+ * ram_extent_counts:
+ * @pool: the pool
+ * @counts: where to put the sums since the pool was made
+ *
+ * May be called from any thread.
+ */
+void ram_extent_counts(RamExtentPool *pool, RamExtentCounts *counts);
+
+/**
+ * ram_extent_engine_name:
+ * @pool: the pool
+ *
+ * Returns: name of the engine that does the I/O; a constant string.
+ */
+const char *ram_extent_engine_name(RamExtentPool *pool);
+
+/**
+ * ram_extent_cancel:
+ * @pool: the pool
+ *
+ * Makes the pool fail: the channels drop what they have not started, and
+ * whoever waits for them gets an error.  Returns at once, without waiting for
+ * requests in flight.  May be called from any thread.
+ */
+void ram_extent_cancel(RamExtentPool *pool);
+
+/**
+ * ram_extent_pool_free:
+ * @pool: the pool, or NULL
+ *
+ * Stops the channels after their present requests, and frees the pool.  Waits
+ * for the disk, so it is nothing for the main loop's thread.
+ */
+void ram_extent_pool_free(RamExtentPool *pool);
+
+#endif /* MIGRATION_RAM_EXTENT_H */

@@ -1,0 +1,156 @@
+/*
+ * Direct queue: the linux-aio engine
+ *
+ * The older of Linux's asynchronous interfaces.  It is only asynchronous with
+ * O_DIRECT: on other descriptors io_submit() returns when the transfer is
+ * over, which is slow, but right.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "direct-queue-int.h"
+
+#include <libaio.h>
+
+typedef struct AioState {
+    io_context_t context;
+    int fd;
+    unsigned depth;
+
+    /* Fetched from the kernel, not yet asked for: [next, fetched). */
+    struct io_event *events;
+    unsigned next, fetched;
+} AioState;
+
+static void aio_explain(int err, Error **errp)
+{
+    switch (err) {
+    case ENOSYS:
+        error_setg(errp, "this kernel or sandbox does not have it");
+        break;
+    case EPERM:
+    case EACCES:
+        error_setg(errp, "not permitted (by a seccomp filter)");
+        break;
+    case EAGAIN:
+        error_setg(errp, "all requests are taken (raise the sysctl "
+                   "fs.aio-max-nr, or lower the depth)");
+        break;
+    default:
+        error_setg(errp, "%s", strerror(err));
+        break;
+    }
+}
+
+/* Fetch what is there, at least @min.  Returns how many, or -errno. */
+static int aio_fetch(AioState *s, unsigned min)
+{
+    struct timespec now = { 0, 0 };
+    int ret;
+
+    do {
+        ret = io_getevents(s->context, min, s->depth, s->events,
+                           min ? NULL : &now);
+    } while (ret == -EINTR);
+    s->next = 0;
+    s->fetched = MAX(ret, 0);
+    return ret;
+}
+
+static void aio_dispose(AioState *s)
+{
+    if (s->context) {
+        io_destroy(s->context);
+    }
+    g_free(s->events);
+    g_free(s);
+}
+
+static bool aio_open(const DirectQueueConfig *config, unsigned depth,
+                     void **state, Error **errp)
+{
+    AioState *s = g_new0(AioState, 1);
+    int ret;
+
+    s->fd = config->fd;
+    s->depth = depth;
+    s->events = g_new0(struct io_event, depth);
+    ret = io_setup(depth, &s->context);
+    if (ret == 0) {
+        /* A filter may allow one of the system calls but not the others. */
+        ret = aio_fetch(s, 0);
+    }
+    if (ret == 0) {
+        ret = io_submit(s->context, 0, NULL);
+    }
+    if (ret < 0) {
+        aio_explain(-ret, errp);
+        aio_dispose(s);
+        return false;
+    }
+    *state = s;
+    return true;
+}
+
+static void aio_close(void *state)
+{
+    aio_dispose(state);
+}
+
+static DirectSubmit aio_submit(void *state, DirectRequest *req,
+                               ssize_t *result)
+{
+    AioState *s = state;
+    struct iocb iocb, *list = &iocb;
+    int ret;
+
+    /* The kernel copies it; all that comes back is the pointer to @req. */
+    if (req->is_write) {
+        io_prep_pwrite(&iocb, s->fd, req->buf, req->len, req->offset);
+    } else {
+        io_prep_pread(&iocb, s->fd, req->buf, req->len, req->offset);
+    }
+    iocb.data = req;
+
+    ret = io_submit(s->context, 1, &list);
+    if (ret == 1) {
+        return DIRECT_SUBMIT_QUEUED;
+    }
+    if (ret == 0 || ret == -EAGAIN) {
+        return DIRECT_SUBMIT_BUSY;
+    }
+    *result = ret;
+    return DIRECT_SUBMIT_DONE;
+}
+
+static bool aio_reap(void *state, bool wait, DirectRequest **req,
+                     ssize_t *result)
+{
+    AioState *s = state;
+    struct io_event *event;
+
+    if (s->next == s->fetched) {
+        int ret = aio_fetch(s, wait ? 1 : 0);
+
+        /* It worked in aio_open(), and its arguments are ours. */
+        assert(ret >= 0);
+        if (ret == 0) {
+            return false;
+        }
+    }
+    event = &s->events[s->next++];
+    *req = event->data;
+    /* libaio declares it unsigned. */
+    *result = (long)event->res;
+    return true;
+}
+
+const DirectQueueMethod direct_queue_method_aio = {
+    .name = "linux-aio",
+    .open = aio_open,
+    .close = aio_close,
+    .submit = aio_submit,
+    .reap = aio_reap,
+};

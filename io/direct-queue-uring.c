@@ -1,0 +1,179 @@
+/*
+ * Direct queue: the io_uring engine
+ *
+ * Each request is one submission; a ring belongs to one queue, so to one
+ * thread.  Neither files nor memory are registered: with requests of a
+ * megabyte that saves nothing that can be measured, and registered memory
+ * would count against RLIMIT_MEMLOCK.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "direct-queue-int.h"
+
+#include <liburing.h>
+
+/* How long to wait if the kernel has no memory even for a submission. */
+#define NO_MEMORY_WAIT_US   1000
+
+typedef struct UringState {
+    struct io_uring ring;
+    int fd;
+} UringState;
+
+/* Why there is no io_uring: mostly because somebody decided so. */
+static void uring_explain(int err, Error **errp)
+{
+    switch (err) {
+    case ENOSYS:
+        error_setg(errp, "this kernel or sandbox does not have it");
+        break;
+    case EPERM:
+    case EACCES:
+        error_setg(errp, "not permitted (by the sysctl "
+                   "kernel.io_uring_disabled, or by a seccomp filter)");
+        break;
+    case ENOMEM:
+        error_setg(errp, "not enough memory may be locked (raise "
+                   "RLIMIT_MEMLOCK, or lower the depth)");
+        break;
+    default:
+        error_setg(errp, "%s", strerror(err));
+        break;
+    }
+}
+
+/* The operations used here are younger than io_uring itself. */
+static bool uring_has_operations(struct io_uring *ring, Error **errp)
+{
+    struct io_uring_probe *probe = io_uring_get_probe_ring(ring);
+    bool ok = probe && io_uring_opcode_supported(probe, IORING_OP_READ) &&
+              io_uring_opcode_supported(probe, IORING_OP_WRITE);
+
+    free(probe);
+    if (!ok) {
+        error_setg(errp, "this kernel's io_uring cannot read and write; it "
+                   "takes Linux 5.6");
+    }
+    return ok;
+}
+
+/* A filter may allow to make a ring but not to use it. */
+static bool uring_try(struct io_uring *ring, Error **errp)
+{
+    struct io_uring_cqe *cqe;
+    int ret;
+
+    io_uring_prep_nop(io_uring_get_sqe(ring));
+    do {
+        ret = io_uring_submit_and_wait(ring, 1);
+    } while (ret == -EINTR);
+    if (ret >= 0) {
+        ret = io_uring_peek_cqe(ring, &cqe);
+    }
+    if (ret < 0) {
+        uring_explain(-ret, errp);
+        return false;
+    }
+    io_uring_cqe_seen(ring, cqe);
+    return true;
+}
+
+static bool uring_open(const DirectQueueConfig *config, unsigned depth,
+                       void **state, Error **errp)
+{
+    UringState *s = g_new0(UringState, 1);
+    int ret = io_uring_queue_init(depth, &s->ring, 0);
+
+    if (ret < 0) {
+        uring_explain(-ret, errp);
+        g_free(s);
+        return false;
+    }
+    if (!uring_has_operations(&s->ring, errp) || !uring_try(&s->ring, errp)) {
+        io_uring_queue_exit(&s->ring);
+        g_free(s);
+        return false;
+    }
+    s->fd = config->fd;
+    *state = s;
+    return true;
+}
+
+static void uring_close(void *state)
+{
+    UringState *s = state;
+
+    io_uring_queue_exit(&s->ring);
+    g_free(s);
+}
+
+static DirectSubmit uring_submit(void *state, DirectRequest *req,
+                                 ssize_t *result)
+{
+    UringState *s = state;
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&s->ring);
+
+    if (!sqe) {
+        return DIRECT_SUBMIT_BUSY;
+    }
+    if (req->is_write) {
+        io_uring_prep_write(sqe, s->fd, req->buf, req->len, req->offset);
+    } else {
+        io_uring_prep_read(sqe, s->fd, req->buf, req->len, req->offset);
+    }
+    io_uring_sqe_set_data(sqe, req);
+
+    /*
+     * An error here says nothing about the request: it is in the ring, and
+     * can't be taken back.  uring_reap() submits what is still there.
+     */
+    io_uring_submit(&s->ring);
+    return DIRECT_SUBMIT_QUEUED;
+}
+
+/* Wait for something to come back, or for a while if that can't be. */
+static void uring_wait(UringState *s)
+{
+    struct io_uring_cqe *cqe;
+    int ret = 0;
+
+    if (io_uring_sq_ready(&s->ring) > 0) {
+        ret = io_uring_submit(&s->ring);
+    }
+    if (ret >= 0) {
+        ret = io_uring_wait_cqe(&s->ring, &cqe);
+    }
+    if (ret < 0 && ret != -EINTR) {
+        /* The kernel is short of memory, which only time can help. */
+        g_usleep(NO_MEMORY_WAIT_US);
+    }
+}
+
+static bool uring_reap(void *state, bool wait, DirectRequest **req,
+                       ssize_t *result)
+{
+    UringState *s = state;
+    struct io_uring_cqe *cqe;
+
+    while (io_uring_peek_cqe(&s->ring, &cqe) < 0) {
+        if (!wait) {
+            return false;
+        }
+        uring_wait(s);
+    }
+    *req = io_uring_cqe_get_data(cqe);
+    *result = cqe->res;
+    io_uring_cqe_seen(&s->ring, cqe);
+    return true;
+}
+
+const DirectQueueMethod direct_queue_method_uring = {
+    .name = "io_uring",
+    .open = uring_open,
+    .close = uring_close,
+    .submit = uring_submit,
+    .reap = uring_reap,
+};

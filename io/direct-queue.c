@@ -1,0 +1,635 @@
+/*
+ * Direct queue: the core
+ *
+ * Which file holds what:
+ *
+ *   include/io/direct-queue.h  the interface, and what the queue promises
+ *   io/direct-queue.c          this file: requests from start to end, short
+ *                              transfers, the error, the choice of an engine
+ *   io/direct-queue-int.h      the interface between core and engines
+ *   io/direct-queue-sync.c     engine: pread() and pwrite()
+ *   io/direct-queue-uring.c    engine: io_uring, where there is liburing
+ *   io/direct-queue-aio.c      engine: linux-aio, where there is libaio
+ *   tests/unit/test-direct-queue.c
+ *
+ * A request is always in one of three places:
+ *
+ *   q->unused  <------------------ request_end() <----+
+ *      |                                              |
+ *      | direct_queue_transfer()                      |
+ *      v                                              |
+ *   q->ready ----- start_request() ----> in flight ---+-- request_result()
+ *      ^                                              |
+ *      +----- short, interrupted or refused ----------+
+ *
+ * "In flight" is with the engine; the core only counts these.  With an error
+ * nothing leaves q->ready any more but to the end.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/atomic.h"
+#include "qemu/host-utils.h"
+#include "qemu/stats64.h"
+#include "qapi/error.h"
+#include "direct-queue-int.h"
+#include "trace.h"
+
+/* Far above every best_size, far below what one system call transfers. */
+#define REQUEST_SIZE_MAX    (1u << 30)
+
+/* After that many refusals, a millisecond apart, EAGAIN is an error. */
+#define REFUSALS_MAX        1000
+#define REFUSAL_WAIT_US     1000
+
+struct DirectQueue {
+    int fd;
+    char *name;
+    DirectIOLimits limits;
+    uint32_t align;             /* what a transfer may be continued at */
+    size_t request_size;
+
+    const DirectQueueMethod *method;
+    void *state;
+    char *reason;
+
+    DirectRequest *requests;
+    QSIMPLEQ_HEAD(, DirectRequest) unused;
+    QSIMPLEQ_HEAD(, DirectRequest) ready;
+    unsigned in_flight;
+
+    /* The first error; both are set together, once. */
+    Error *error;
+    int error_errno;
+
+    /* Shared with other threads: atomic, or Stat64. */
+    bool cancelled;
+    Stat64 bytes_read;
+    Stat64 bytes_written;
+    Stat64 requests_ended;
+    Stat64 short_transfers;
+    Stat64 retries;
+    Stat64 max_in_flight;
+    Stat64 latency[DIRECT_QUEUE_LATENCY_BUCKETS];
+    Stat64 slowest_us;
+    Stat64 slowest_offset;
+};
+
+/* The error */
+
+/* Keep @msg (freed here) as the queue's error if it is the first. */
+static void queue_fail(DirectQueue *q, int err, char *msg)
+{
+    trace_direct_queue_error(q, msg);
+    if (!q->error) {
+        error_setg(&q->error, "%s", msg);
+        q->error_errno = err;
+    }
+    g_free(msg);
+}
+
+/* What @err means for a transfer, for somebody who can do something. */
+static char *explain(DirectQueue *q, const DirectRequest *req, int err)
+{
+    switch (err) {
+    case ENOSPC:
+        return g_strdup("no space left on the file system or device");
+    case EFBIG:
+        return g_strdup("the file would become larger than allowed (by "
+                        "RLIMIT_FSIZE, or by its file system)");
+    case EBADF:
+        return g_strdup_printf("the descriptor is not open for %s",
+                               req->is_write ? "writing" : "reading");
+    case EINVAL:
+        return g_strdup_printf("the file system or device refuses it, though "
+                               "memory is aligned to %" PRIu32 " and offset "
+                               "and length to %" PRIu32 " bytes",
+                               q->limits.mem_align, q->limits.offset_align);
+    default:
+        return g_strdup(strerror(err));
+    }
+}
+
+static void request_fail(DirectQueue *q, const DirectRequest *req, int err)
+{
+    g_autofree char *cause = explain(q, req, err);
+
+    queue_fail(q, err,
+               g_strdup_printf("%s: cannot %s %zu bytes at offset %" PRIu64
+                               ": %s", q->name,
+                               req->is_write ? "write" : "read",
+                               req->len, req->offset, cause));
+}
+
+/*
+ * Where the file ends, as far as is known from @req getting only @bytes.  With
+ * several requests in flight the first to fail may lie far behind the end.
+ */
+static uint64_t file_end(DirectQueue *q, const DirectRequest *req,
+                         size_t bytes)
+{
+    uint64_t end = req->offset + bytes;
+    struct stat st;
+
+    if (fstat(q->fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size < end) {
+        end = st.st_size;
+    }
+    return end;
+}
+
+/* @req got only @bytes, none of which it can go on from. */
+static void request_fail_short(DirectQueue *q, const DirectRequest *req,
+                               size_t bytes)
+{
+    uint64_t end;
+
+    if (req->is_write) {
+        queue_fail(q, EIO,
+                   g_strdup_printf("%s: cannot write %zu bytes at offset %"
+                                   PRIu64 ": only %zu of them were taken",
+                                   q->name, req->len, req->offset, bytes));
+    } else {
+        end = file_end(q, req, bytes);
+        queue_fail(q, EIO,
+                   g_strdup_printf("%s: the file ended at offset %" PRIu64
+                                   ", needed %" PRIu64 " more bytes", q->name,
+                                   end, req->offset + req->len - end));
+    }
+}
+
+/* Notice a cancel.  Returns whether the queue may go on. */
+static bool queue_ok(DirectQueue *q)
+{
+    if (!q->error && qatomic_read(&q->cancelled)) {
+        queue_fail(q, ECANCELED, g_strdup_printf("%s: cancelled", q->name));
+    }
+    return !q->error;
+}
+
+static bool queue_report(DirectQueue *q, Error **errp)
+{
+    if (queue_ok(q)) {
+        return true;
+    }
+    error_propagate(errp, error_copy(q->error));
+    return false;
+}
+
+/* Requests */
+
+static void count_latency(DirectQueue *q, const DirectRequest *req)
+{
+    uint64_t us = MAX(g_get_monotonic_time() - req->start_us, 0);
+    unsigned bucket = us < 2 ? 0 : 63 - clz64(us);
+
+    bucket = MIN(bucket, DIRECT_QUEUE_LATENCY_BUCKETS - 1);
+    stat64_add(&q->latency[bucket], 1);
+    if (us >= stat64_get(&q->slowest_us)) {
+        stat64_max(&q->slowest_us, us);
+        /* Only this thread writes, so minimum and maximum set the value. */
+        stat64_min(&q->slowest_offset, req->first_offset);
+        stat64_max(&q->slowest_offset, req->first_offset);
+    }
+    trace_direct_queue_complete(q, req->is_write, req->first_offset, us);
+}
+
+/* @bytes of @req are where they belong; what is left is @req. */
+static void request_advance(DirectQueue *q, DirectRequest *req, size_t bytes)
+{
+    stat64_add(req->is_write ? &q->bytes_written : &q->bytes_read, bytes);
+    req->buf += bytes;
+    req->offset += bytes;
+    req->len -= bytes;
+}
+
+static void request_end(DirectQueue *q, DirectRequest *req)
+{
+    stat64_add(&q->requests_ended, 1);
+    QSIMPLEQ_INSERT_HEAD(&q->unused, req, next);
+}
+
+/* Ahead of requests that have not begun. */
+static void request_again(DirectQueue *q, DirectRequest *req)
+{
+    QSIMPLEQ_INSERT_HEAD(&q->ready, req, next);
+}
+
+static void request_retry(DirectQueue *q, DirectRequest *req, int err)
+{
+    stat64_add(&q->retries, 1);
+    trace_direct_queue_retry(q, req->is_write, req->offset, req->len, err);
+    if (err == EAGAIN) {
+        /*
+         * An engine that is out of resources may stay so until a request of
+         * another queue comes back: do this one synchronously, to its end.
+         * If that is refused, too, all that helps is time.
+         */
+        if (req->refusals == REFUSALS_MAX) {
+            request_fail(q, req, err);
+            request_end(q, req);
+            return;
+        }
+        if (req->refusals > 0) {
+            g_usleep(REFUSAL_WAIT_US);
+        }
+        req->refusals++;
+        req->use_sync = true;
+    }
+    request_again(q, req);
+}
+
+/*
+ * @req got @bytes, fewer than it needs.
+ *
+ * It goes on from the last aligned position: with O_DIRECT a transfer may end
+ * in the middle of a block (where the file ends, or where space ran out), but
+ * none may begin there; so the bytes behind that position are transferred
+ * again.  If there is no such position, the next attempt tells why, by an
+ * error or by the end of the file.  Only if it does not, the queue gives up.
+ */
+static void request_short(DirectQueue *q, DirectRequest *req, size_t bytes)
+{
+    size_t usable = QEMU_ALIGN_DOWN(bytes, q->align);
+
+    stat64_add(&q->short_transfers, 1);
+    trace_direct_queue_short(q, req->is_write, req->offset, req->len, bytes);
+    if (bytes == 0 || (usable == 0 && req->stalled)) {
+        request_fail_short(q, req, bytes);
+        request_end(q, req);
+        return;
+    }
+    req->stalled = usable == 0;
+    request_advance(q, req, usable);
+    request_again(q, req);
+}
+
+/* The engine is through with @req: see what is to be done with it. */
+static void request_result(DirectQueue *q, DirectRequest *req, ssize_t result)
+{
+    /* More than was asked for means memory was overwritten. */
+    assert(result < 0 || result <= req->len);
+
+    if (result == -EINTR || result == -EAGAIN) {
+        request_retry(q, req, -result);
+    } else if (result < 0) {
+        request_fail(q, req, -result);
+        request_end(q, req);
+    } else if (result < req->len) {
+        request_short(q, req, result);
+    } else {
+        request_advance(q, req, result);
+        count_latency(q, req);
+        request_end(q, req);
+    }
+}
+
+static void assert_aligned(DirectQueue *q, const void *buf, size_t len,
+                           uint64_t offset)
+{
+    assert(QEMU_PTR_IS_ALIGNED(buf, q->limits.mem_align));
+    assert(QEMU_IS_ALIGNED(len, q->limits.offset_align));
+    assert(QEMU_IS_ALIGNED(offset, q->limits.offset_align));
+}
+
+/*
+ * Give @req, the head of q->ready, to the engine.
+ *
+ * Returns: false if that must wait for another request to come back
+ */
+static bool start_request(DirectQueue *q, DirectRequest *req)
+{
+    DirectSubmit answer = DIRECT_SUBMIT_DONE;
+    ssize_t result = 0;
+
+    assert_aligned(q, req->buf, req->len, req->offset);
+    if (!req->start_us) {
+        req->start_us = g_get_monotonic_time();
+    }
+    trace_direct_queue_submit(q, req->is_write, req->offset, req->len,
+                              q->in_flight);
+    if (req->use_sync) {
+        result = direct_queue_transfer_sync(q->fd, req);
+    } else {
+        answer = q->method->submit(q->state, req, &result);
+    }
+
+    if (answer == DIRECT_SUBMIT_BUSY) {
+        stat64_add(&q->retries, 1);
+        trace_direct_queue_retry(q, req->is_write, req->offset, req->len,
+                                 EBUSY);
+        req->use_sync = q->in_flight == 0;
+        return req->use_sync;
+    }
+    stat64_max(&q->max_in_flight, q->in_flight + 1);
+    QSIMPLEQ_REMOVE_HEAD(&q->ready, next);
+    if (answer == DIRECT_SUBMIT_QUEUED) {
+        q->in_flight++;
+    } else {
+        request_result(q, req, result);
+    }
+    return true;
+}
+
+/* Start what can be started; with an error, drop it. */
+static void start_requests(DirectQueue *q)
+{
+    DirectRequest *req;
+
+    while ((req = QSIMPLEQ_FIRST(&q->ready))) {
+        if (!queue_ok(q)) {
+            QSIMPLEQ_REMOVE_HEAD(&q->ready, next);
+            request_end(q, req);
+        } else if (!start_request(q, req)) {
+            break;
+        }
+    }
+}
+
+/*
+ * Bring requests forward: start those that are ready, then fetch those that
+ * are through.  With @wait at least one comes back if any is in flight.
+ */
+static void queue_run(DirectQueue *q, bool wait)
+{
+    DirectRequest *req;
+    ssize_t result;
+
+    start_requests(q);
+    while (q->in_flight > 0 &&
+           q->method->reap(q->state, wait, &req, &result)) {
+        q->in_flight--;
+        request_result(q, req, result);
+        wait = false;
+    }
+}
+
+static void queue_wait_all(DirectQueue *q)
+{
+    trace_direct_queue_drain(q, q->in_flight);
+    while (q->in_flight > 0 || !QSIMPLEQ_EMPTY(&q->ready)) {
+        queue_run(q, true);
+    }
+}
+
+/* Waits until there is one. */
+static DirectRequest *take_request(DirectQueue *q)
+{
+    DirectRequest *req;
+
+    while (!(req = QSIMPLEQ_FIRST(&q->unused))) {
+        queue_run(q, true);
+    }
+    QSIMPLEQ_REMOVE_HEAD(&q->unused, next);
+    memset(req, 0, sizeof(*req));
+    return req;
+}
+
+static bool direct_queue_transfer(DirectQueue *q, bool is_write, uint8_t *buf,
+                                  size_t len, uint64_t offset, Error **errp)
+{
+    assert_aligned(q, buf, len, offset);
+    if (offset > INT64_MAX || len > INT64_MAX - offset) {
+        /* Not the caller's bug: offsets come from files, too. */
+        queue_fail(q, EFBIG,
+                   g_strdup_printf("%s: cannot %s %zu bytes at offset %" PRIu64
+                                   ": no file is that large", q->name,
+                                   is_write ? "write" : "read", len, offset));
+    }
+    while (len > 0 && queue_ok(q)) {
+        DirectRequest *req = take_request(q);
+
+        req->is_write = is_write;
+        req->buf = buf;
+        req->len = MIN(len, q->request_size);
+        req->offset = req->first_offset = offset;
+        buf += req->len;
+        offset += req->len;
+        len -= req->len;
+        QSIMPLEQ_INSERT_TAIL(&q->ready, req, next);
+        /* Also fetches what is through: errors are noticed early. */
+        queue_run(q, false);
+    }
+    return queue_report(q, errp);
+}
+
+/* The interface */
+
+bool direct_queue_write(DirectQueue *q, const void *buf, size_t len,
+                        uint64_t offset, Error **errp)
+{
+    return direct_queue_transfer(q, true, (uint8_t *)buf, len, offset, errp);
+}
+
+bool direct_queue_read(DirectQueue *q, void *buf, size_t len,
+                       uint64_t offset, Error **errp)
+{
+    return direct_queue_transfer(q, false, buf, len, offset, errp);
+}
+
+bool direct_queue_drain(DirectQueue *q, Error **errp)
+{
+    queue_wait_all(q);
+    return queue_report(q, errp);
+}
+
+void direct_queue_cancel(DirectQueue *q)
+{
+    qatomic_set(&q->cancelled, true);
+}
+
+int direct_queue_errno(const DirectQueue *q)
+{
+    return q->error_errno;
+}
+
+const char *direct_queue_engine_name(const DirectQueue *q)
+{
+    return q->method->name;
+}
+
+const char *direct_queue_engine_reason(const DirectQueue *q)
+{
+    return q->reason;
+}
+
+void direct_queue_get_stats(DirectQueue *q, DirectQueueStats *stats)
+{
+    int i;
+
+    stats->bytes_read = stat64_get(&q->bytes_read);
+    stats->bytes_written = stat64_get(&q->bytes_written);
+    stats->requests = stat64_get(&q->requests_ended);
+    stats->short_transfers = stat64_get(&q->short_transfers);
+    stats->retries = stat64_get(&q->retries);
+    stats->max_in_flight = stat64_get(&q->max_in_flight);
+    stats->slowest_us = stat64_get(&q->slowest_us);
+    stats->slowest_offset = stat64_get(&q->slowest_offset);
+    for (i = 0; i < DIRECT_QUEUE_LATENCY_BUCKETS; i++) {
+        stats->latency[i] = stat64_get(&q->latency[i]);
+    }
+}
+
+/* Birth and death */
+
+#ifdef CONFIG_DIRECT_QUEUE_URING
+#define METHOD_URING (&direct_queue_method_uring)
+#else
+#define METHOD_URING NULL
+#endif
+
+#ifdef CONFIG_DIRECT_QUEUE_AIO
+#define METHOD_AIO (&direct_queue_method_aio)
+#else
+#define METHOD_AIO NULL
+#endif
+
+static const struct {
+    const char *name;
+    const DirectQueueMethod *method;        /* NULL if not built in */
+} engines[DIRECT_QUEUE_ENGINE__MAX] = {
+    [DIRECT_QUEUE_ENGINE_IO_URING] = { "io_uring", METHOD_URING },
+    [DIRECT_QUEUE_ENGINE_LINUX_AIO] = { "linux-aio", METHOD_AIO },
+    [DIRECT_QUEUE_ENGINE_SYNC] = { "sync", &direct_queue_method_sync },
+};
+
+/* Open @engine for @q; on failure @errp is a phrase, see the method's open. */
+static bool open_engine(DirectQueue *q, const DirectQueueConfig *config,
+                        DirectQueueEngine engine, unsigned depth, Error **errp)
+{
+    const DirectQueueMethod *method = engines[engine].method;
+
+    if (!method) {
+        error_setg(errp, "not built in");
+        return false;
+    }
+    if (!method->open(config, depth, &q->state, errp)) {
+        return false;
+    }
+    q->method = method;
+    return true;
+}
+
+/* The first engine that works, and why none before it does. */
+static bool open_best_engine(DirectQueue *q, const DirectQueueConfig *config,
+                             unsigned depth, Error **errp)
+{
+    g_autoptr(GString) reason = g_string_new(NULL);
+    int engine;
+
+    for (engine = DIRECT_QUEUE_ENGINE_AUTO + 1;
+         engine < DIRECT_QUEUE_ENGINE__MAX; engine++) {
+        Error *err = NULL;
+
+        if (open_engine(q, config, engine, depth, &err)) {
+            if (reason->len > 0) {
+                q->reason = g_strdup(reason->str);
+            }
+            return true;
+        }
+        g_string_append_printf(reason, "%s%s: %s", reason->len ? "; " : "",
+                               engines[engine].name, error_get_pretty(err));
+        error_free(err);
+    }
+    error_setg(errp, "%s: no engine for direct I/O works here: %s",
+               config->name, reason->str);
+    return false;
+}
+
+static DirectQueue *queue_alloc(const DirectQueueConfig *config,
+                                unsigned depth)
+{
+    const DirectIOLimits *limits = &config->limits;
+    DirectQueue *q = g_new0(DirectQueue, 1);
+    unsigned i;
+
+    assert(is_power_of_2(limits->mem_align) &&
+           is_power_of_2(limits->offset_align) &&
+           is_power_of_2(limits->best_size));
+
+    q->fd = config->fd;
+    q->name = g_strdup(config->name);
+    q->limits = *limits;
+    q->align = MAX(limits->mem_align, limits->offset_align);
+    q->request_size = MAX(MIN(limits->best_size, REQUEST_SIZE_MAX), q->align);
+    assert(q->request_size <= REQUEST_SIZE_MAX);
+
+    QSIMPLEQ_INIT(&q->unused);
+    QSIMPLEQ_INIT(&q->ready);
+    q->requests = g_new0(DirectRequest, depth);
+    for (i = 0; i < depth; i++) {
+        QSIMPLEQ_INSERT_TAIL(&q->unused, &q->requests[i], next);
+    }
+    return q;
+}
+
+static void queue_dispose(DirectQueue *q)
+{
+    error_free(q->error);
+    g_free(q->requests);
+    g_free(q->reason);
+    g_free(q->name);
+    g_free(q);
+}
+
+/* With @method, or with what @config's engine leads to if it is NULL. */
+static DirectQueue *queue_new(const DirectQueueConfig *config,
+                              const DirectQueueMethod *method, Error **errp)
+{
+    unsigned depth = config->depth ?: DIRECT_QUEUE_DEPTH_DEFAULT;
+    DirectQueue *q;
+    Error *err = NULL;
+    bool ok;
+
+    if (depth > DIRECT_QUEUE_DEPTH_MAX) {
+        error_setg(errp, "%s: a depth of %u requests is too much, the limit "
+                   "is %d", config->name, depth, DIRECT_QUEUE_DEPTH_MAX);
+        return NULL;
+    }
+    q = queue_alloc(config, depth);
+    if (method) {
+        q->method = method;
+        ok = method->open(config, depth, &q->state, errp);
+    } else if (config->engine == DIRECT_QUEUE_ENGINE_AUTO) {
+        ok = open_best_engine(q, config, depth, errp);
+    } else {
+        ok = open_engine(q, config, config->engine, depth, &err);
+        if (!ok) {
+            error_setg(errp, "%s: the %s engine for direct I/O does not work "
+                       "here: %s", config->name,
+                       engines[config->engine].name, error_get_pretty(err));
+            error_free(err);
+        }
+    }
+    if (!ok) {
+        queue_dispose(q);
+        return NULL;
+    }
+    trace_direct_queue_new(q, q->name, q->method->name, q->reason ?: "",
+                           depth, q->limits.mem_align, q->limits.offset_align,
+                           q->request_size);
+    return q;
+}
+
+DirectQueue *direct_queue_new(const DirectQueueConfig *config, Error **errp)
+{
+    return queue_new(config, NULL, errp);
+}
+
+DirectQueue *direct_queue_new_with_method(const DirectQueueConfig *config,
+                                          const DirectQueueMethod *method,
+                                          Error **errp)
+{
+    return queue_new(config, method, errp);
+}
+
+void direct_queue_free(DirectQueue *q)
+{
+    if (!q) {
+        return;
+    }
+    direct_queue_cancel(q);
+    queue_wait_all(q);
+    q->method->close(q->state);
+    queue_dispose(q);
+}

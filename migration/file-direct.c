@@ -1,0 +1,114 @@
+/*
+ * The second descriptor of a migration file, with O_DIRECT
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * See file-direct.h.
+ */
+
+#include "qemu/osdep.h"
+#include "file-direct.h"
+#include "migration.h"
+#include "monitor/monitor.h"
+#include "qapi/error.h"
+#include "qemu/cutils.h"
+#include "qemu/error-report.h"
+#include "trace.h"
+
+static int direct_fd = -1;
+static DirectIOLimits direct_limits;
+
+const char *file_direct_reason(void)
+{
+    if (!migrate_direct_io()) {
+        return "parameter 'direct-io' is off";
+    }
+    if (!migrate_mapped_ram()) {
+        return "capability 'mapped-ram' is off";
+    }
+    if (!migrate_use_multifd()) {
+        return "capability 'multifd' is off";
+    }
+    return NULL;
+}
+
+int file_open_fdset(const char *path, int access, bool direct, Error **errp)
+{
+    const char *number;
+    int id;
+    int fd;
+
+    if (!strstart(path, "/dev/fdset/", &number) ||
+        qemu_strtoi(number, NULL, 10, &id) < 0) {
+        error_setg(errp, "%s: not the name of an fdset, which is "
+                   "/dev/fdset/NUMBER", path);
+        return -1;
+    }
+    fd = monitor_fdset_dup_fd_exact(id, access, direct, errp);
+    if (fd < 0) {
+        error_prepend(errp, "%s: ", path);
+        if (direct) {
+            error_append_hint(errp, "Pass a second descriptor of the same "
+                              "file, opened with O_DIRECT, to the same fdset "
+                              "with add-fd, or set direct-io=off.\n");
+        }
+    }
+    return fd;
+}
+
+static int open_second(const char *path, int fd, int access, Error **errp)
+{
+    int second;
+
+    if (!strstart(path, "/dev/fdset/", NULL)) {
+        return direct_io_reopen(fd, path, access, errp);
+    }
+    second = file_open_fdset(path, access, true, errp);
+    if (second >= 0 && !direct_io_same_file(fd, second, path, errp)) {
+        qemu_close(second);
+        return -1;
+    }
+    return second;
+}
+
+bool file_direct_open(const char *path, int fd, int access, Error **errp)
+{
+    const char *reason = file_direct_reason();
+
+    assert(direct_fd == -1);
+    if (reason) {
+        if (migrate_direct_io()) {
+            warn_report("direct-io has no effect on %s, because %s: "
+                        "guest RAM goes through the page cache", path, reason);
+        }
+        return true;
+    }
+
+    direct_fd = open_second(path, fd, access, errp);
+    if (direct_fd < 0) {
+        return false;
+    }
+    if (!direct_io_probe(direct_fd, path, &direct_limits, errp)) {
+        file_direct_close();
+        return false;
+    }
+    trace_migration_file_direct(path, fd, direct_fd,
+                                direct_limits.offset_align);
+    return true;
+}
+
+int file_direct_fd(DirectIOLimits *limits)
+{
+    if (direct_fd >= 0) {
+        *limits = direct_limits;
+    }
+    return direct_fd;
+}
+
+void file_direct_close(void)
+{
+    if (direct_fd >= 0) {
+        qemu_close(direct_fd);
+        direct_fd = -1;
+    }
+}

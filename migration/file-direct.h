@@ -1,0 +1,72 @@
+/*
+ * The second descriptor of a migration file, with O_DIRECT
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * A migration file is open once without O_DIRECT, for the main stream, whose
+ * small writes can't be aligned.  If the parameter direct-io asks for it, and
+ * the capabilities mapped-ram and multifd let it, the file is open a second
+ * time with O_DIRECT, for guest RAM.
+ *
+ * There is at most one such descriptor.  All functions are to be called with
+ * the iothread lock held, or by the thread that migrates.
+ */
+
+#ifndef QEMU_MIGRATION_FILE_DIRECT_H
+#define QEMU_MIGRATION_FILE_DIRECT_H
+
+#include "qemu/direct-io.h"
+
+/**
+ * file_direct_open:
+ * @path: the name of the file, as the user gave it
+ * @fd: the descriptor of the main stream
+ * @access: O_RDONLY or O_WRONLY, what the migration needs
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Gets the second descriptor, if it is wanted: for a /dev/fdset/N it is the
+ * one there that has O_DIRECT, else @fd is opened again.  If direct-io is on
+ * and can't have an effect, warns.
+ *
+ * Nothing is written to the file, and the guest is not touched: whatever is
+ * wrong is found here, before the migration begins.
+ *
+ * Returns: true also when no second descriptor is wanted; false with @errp
+ *          set when it is and can't be had.
+ */
+bool file_direct_open(const char *path, int fd, int access, Error **errp);
+
+/**
+ * file_direct_fd:
+ * @limits: where to put what the descriptor needs, when there is one
+ *
+ * Returns: the second descriptor, which stays this module's, or -1.
+ */
+int file_direct_fd(DirectIOLimits *limits);
+
+/**
+ * file_direct_reason:
+ *
+ * Returns: why there is no second descriptor, a constant string; or NULL if
+ *          there is one or could be one.
+ */
+const char *file_direct_reason(void);
+
+/* Closes the second descriptor, if there is one. */
+void file_direct_close(void);
+
+/**
+ * file_open_fdset:
+ * @path: "/dev/fdset/N"
+ * @access: O_RDONLY or O_WRONLY
+ * @direct: whether to take the descriptor with O_DIRECT, or the one without
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Takes just that descriptor out of a set, and changes no flag of it, which
+ * qemu_open() would do: flags belong to the descriptor that was passed, too.
+ *
+ * Returns: a descriptor for qemu_close(), or -1 with @errp set.
+ */
+int file_open_fdset(const char *path, int access, bool direct, Error **errp);
+
+#endif

@@ -1,0 +1,594 @@
+/*
+ * Migration to and from a file
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#ifndef _WIN32
+#include <sys/resource.h>
+#endif
+#include "channel.h"
+#include "file-direct.h"
+#include "file-transport.h"
+#include "io/channel-file.h"
+#include "migration.h"
+#include "savevm.h"
+#include "qapi/error.h"
+#include "qemu/cutils.h"
+#include "qemu/error-report.h"
+#include "trace.h"
+
+#define FILE_OFFSET_OPTION ",offset="
+
+/* What is overwritten to invalidate an image that cannot be cut off */
+#define FILE_INVALIDATE_SIZE 4096
+
+typedef struct FileTransport {
+    /* A duplicate of the main stream's descriptor, or -1: not active */
+    int fd;
+    /* The directory if its entry for the file is new, or -1 */
+    int dir_fd;
+    char *name;
+    uint64_t offset;
+    bool outgoing;
+    /* Regular file, so it can be cut; otherwise a block device */
+    bool regular;
+    bool locked;
+    /* Whether the file may contain an unfinished image */
+    bool begun;
+    /* Whether the image's first bytes still have to be put in place */
+    bool held;
+} FileTransport;
+
+static FileTransport transport = { .fd = -1, .dir_fd = -1 };
+
+/* Paths may contain commas, and even ",offset=", so the last one counts */
+static char *file_parse_spec(const char *spec, uint64_t *offset, Error **errp)
+{
+    const char *option = g_strrstr(spec, FILE_OFFSET_OPTION);
+    size_t path_len = option ? option - spec : strlen(spec);
+
+    *offset = 0;
+    if (option) {
+        const char *value = option + strlen(FILE_OFFSET_OPTION);
+
+        if (qemu_strtosz(value, NULL, offset) < 0 || *offset > INT64_MAX) {
+            error_setg(errp, "Parameter 'offset' of the file URI must be a "
+                       "number of bytes below 8E, optionally with one of the "
+                       "suffixes k, M, G, T; it is '%s'", value);
+            return NULL;
+        }
+    }
+    if (!path_len) {
+        error_setg(errp, "The file URI has no path, "
+                   "it should be file:PATH[,offset=N]");
+        return NULL;
+    }
+    return g_strndup(spec, path_len);
+}
+
+static bool file_check_type(const struct stat *st, const char *name,
+                            Error **errp)
+{
+    if (S_ISREG(st->st_mode)) {
+        return true;
+    }
+#ifndef _WIN32
+    if (S_ISBLK(st->st_mode)) {
+        return true;
+    }
+#endif
+    if (S_ISDIR(st->st_mode)) {
+        error_setg(errp, "'%s' is a directory", name);
+    } else {
+        error_setg(errp, "'%s' is not a seekable file, only regular files and "
+                   "block devices are; consider migrating to or from 'fd:' or "
+                   "'exec:'", name);
+    }
+    return false;
+}
+
+/* The capabilities that need more than one plain stream in one direction */
+static bool file_check_capabilities(bool outgoing, Error **errp)
+{
+    const char *name = NULL;
+
+    if (migrate_multifd_packets()) {
+        name = "Multifd without mapped-ram";
+    } else if (migrate_use_tls()) {
+        name = "TLS";
+    } else if (outgoing && migrate_postcopy_ram()) {
+        name = "Postcopy";
+    } else if (outgoing && migrate_use_return_path()) {
+        name = "A return path";
+    } else if (outgoing && migrate_colo_enabled()) {
+        name = "COLO";
+    }
+    if (name) {
+        error_setg(errp, "%s is not supported for migration %s a file", name,
+                   outgoing ? "to" : "from");
+    }
+    return !name;
+}
+
+/* As qemu_open(), but never the descriptor of a set that has O_DIRECT */
+static int file_open(const char *path, bool outgoing, Error **errp)
+{
+    int access = outgoing ? O_WRONLY : O_RDONLY;
+
+    if (strstart(path, "/dev/fdset/", NULL)) {
+        int fd = file_open_fdset(path, access, false, errp);
+
+        errno = EACCES;
+        return fd;
+    }
+    return qemu_open(path, access | O_BINARY, errp);
+}
+
+/* Sets @created if there may have been no such file before */
+static int file_open_outgoing(const char *path, bool *created, Error **errp)
+{
+    struct stat st;
+    Error *err = NULL;
+    int fd;
+
+    *created = false;
+
+    /* Opening a FIFO would wait for a reader, so look before */
+    if (stat(path, &st) == 0 && !file_check_type(&st, path, errp)) {
+        return -1;
+    }
+
+    /*
+     * O_TRUNC is out of the question: if the migration does not start, the
+     * previous contents have to survive.
+     */
+    fd = file_open(path, true, &err);
+    if (fd >= 0 || errno != ENOENT) {
+        error_propagate(errp, err);
+        return fd;
+    }
+    error_free(err);
+    *created = true;
+    return qemu_create(path, O_WRONLY | O_BINARY, 0660, errp);
+}
+
+static int file_open_incoming(const char *path, Error **errp)
+{
+    struct stat st;
+
+    if (stat(path, &st) == 0 && !file_check_type(&st, path, errp)) {
+        return -1;
+    }
+    return file_open(path, false, errp);
+}
+
+/*
+ * The limit applies to what the process writes to regular files. The kernel
+ * would send SIGXFSZ, and the image would not fit anyway.
+ */
+static bool file_check_limit(Error **errp)
+{
+#ifndef _WIN32
+    struct rlimit limit;
+
+    if (transport.outgoing && transport.regular &&
+        getrlimit(RLIMIT_FSIZE, &limit) == 0 &&
+        limit.rlim_cur != RLIM_INFINITY &&
+        limit.rlim_cur <= transport.offset) {
+        error_setg(errp, "Offset %" PRIu64 " of '%s' is not below the file "
+                   "size limit of this process, %" PRIu64 " bytes "
+                   "(RLIMIT_FSIZE); raise the limit or use a smaller offset",
+                   transport.offset, transport.name,
+                   (uint64_t)limit.rlim_cur);
+        return false;
+    }
+#endif
+    return true;
+}
+
+/* Check the opened file and bring it to its offset */
+static bool file_check_size(int fd, Error **errp)
+{
+    off_t size = lseek(fd, 0, SEEK_END);
+
+    if (size < 0) {
+        error_setg_errno(errp, errno, "'%s' is not a seekable file",
+                         transport.name);
+        return false;
+    }
+    if (!transport.outgoing && !size) {
+        error_setg(errp, "'%s' is empty", transport.name);
+        return false;
+    }
+    if ((!transport.outgoing || !transport.regular) &&
+        transport.offset >= size) {
+        error_setg(errp, "Offset %" PRIu64 " is beyond the end of '%s', "
+                   "which has %" PRIu64 " bytes", transport.offset,
+                   transport.name, (uint64_t)size);
+        return false;
+    }
+    if (lseek(fd, transport.offset, SEEK_SET) < 0) {
+        error_setg_errno(errp, errno, "Unable to seek to offset %" PRIu64
+                         " of '%s'", transport.offset, transport.name);
+        return false;
+    }
+    return true;
+}
+
+/*
+ * Keep two processes from saving to one file, and from loading what is
+ * being saved. Locks of the traditional POSIX kind would be lost when any
+ * descriptor of the file is closed, so these are not used; and a file
+ * system without locks is no reason to refuse a migration.
+ */
+static bool file_lock(void)
+{
+#ifndef _WIN32
+    int ret;
+
+    if (transport.locked || !qemu_has_ofd_lock()) {
+        return true;
+    }
+    ret = qemu_lock_fd(transport.fd, transport.offset, 0, transport.outgoing);
+    trace_migration_file_lock(transport.name, ret);
+    if (ret == -EAGAIN || ret == -EACCES) {
+        return false;
+    }
+    transport.locked = ret == 0;
+#endif
+    return true;
+}
+
+/*
+ * To be done explicitly: the open file, which has the lock, may be shared
+ * with others when the descriptor comes from outside.
+ */
+static void file_unlock(void)
+{
+#ifndef _WIN32
+    if (transport.locked) {
+        qemu_unlock_fd(transport.fd, transport.offset, 0);
+        transport.locked = false;
+    }
+#endif
+}
+
+static int file_open_directory(const char *path)
+{
+#ifdef _WIN32
+    return -1;
+#else
+    g_autofree char *real = realpath(path, NULL);
+    g_autofree char *dir = g_path_get_dirname(real ?: path);
+
+    return qemu_open(dir, O_RDONLY | O_DIRECTORY, NULL);
+#endif
+}
+
+/* Take over the path and the open file, which is left at its offset */
+static bool file_transport_setup(int fd, char *name, uint64_t offset,
+                                 bool outgoing, Error **errp)
+{
+    struct stat st;
+
+    file_transport_cleanup();
+    transport.name = name;
+    transport.offset = offset;
+    transport.outgoing = outgoing;
+    transport.fd = dup(fd);
+    if (transport.fd < 0 || fstat(fd, &st) < 0) {
+        error_setg_errno(errp, errno, "Unable to use '%s'", name);
+        goto fail;
+    }
+    qemu_set_cloexec(transport.fd);
+    if (!file_check_type(&st, name, errp)) {
+        goto fail;
+    }
+    transport.regular = S_ISREG(st.st_mode);
+    if (!file_check_limit(errp) || !file_check_size(fd, errp)) {
+        goto fail;
+    }
+    if (!file_lock()) {
+        error_setg(errp, "'%s' is in use by another migration", name);
+        goto fail;
+    }
+    if (!file_direct_open(name, fd, outgoing ? O_WRONLY : O_RDONLY, errp)) {
+        goto fail;
+    }
+    return true;
+
+fail:
+    file_transport_cleanup();
+    return false;
+}
+
+/* A channel for @fd, which it takes over, with the file's name for messages */
+static QIOChannel *file_channel_new(int fd)
+{
+    QIOChannel *ioc = QIO_CHANNEL(qio_channel_file_new_fd(fd));
+
+    qio_channel_set_name(ioc, transport.name);
+    return ioc;
+}
+
+void file_start_outgoing_migration(MigrationState *s, const char *spec,
+                                   Error **errp)
+{
+    QIOChannel *ioc;
+    uint64_t offset;
+    char *path;
+    bool created;
+    int fd;
+
+    if (!file_check_capabilities(true, errp)) {
+        return;
+    }
+    path = file_parse_spec(spec, &offset, errp);
+    if (!path) {
+        return;
+    }
+    fd = file_open_outgoing(path, &created, errp);
+    if (fd < 0) {
+        g_free(path);
+        return;
+    }
+    trace_migration_file_outgoing(path, offset, created);
+    if (!file_transport_setup(fd, path, offset, true, errp)) {
+        qemu_close(fd);
+        return;
+    }
+    if (created) {
+        transport.dir_fd = file_open_directory(path);
+    }
+
+    ioc = file_channel_new(fd);
+    migration_channel_connect(s, ioc, NULL, NULL);
+    object_unref(OBJECT(ioc));
+}
+
+static gboolean file_accept_incoming_migration(QIOChannel *ioc,
+                                               GIOCondition condition,
+                                               gpointer opaque)
+{
+    migration_channel_process_incoming(ioc);
+    object_unref(OBJECT(ioc));
+    return G_SOURCE_REMOVE;
+}
+
+void file_start_incoming_migration(const char *spec, Error **errp)
+{
+    QIOChannel *ioc;
+    uint64_t offset;
+    char *path;
+    int fd;
+
+    if (!file_check_capabilities(false, errp)) {
+        return;
+    }
+    path = file_parse_spec(spec, &offset, errp);
+    if (!path) {
+        return;
+    }
+    fd = file_open_incoming(path, errp);
+    if (fd < 0) {
+        g_free(path);
+        return;
+    }
+    trace_migration_file_incoming(path, offset);
+    if (!file_transport_setup(fd, path, offset, false, errp)) {
+        qemu_close(fd);
+        return;
+    }
+
+    ioc = file_channel_new(fd);
+    qio_channel_add_watch_full(ioc, G_IO_IN, file_accept_incoming_migration,
+                               NULL, NULL, g_main_context_get_thread_default());
+}
+
+bool file_transport_begin(Error **errp)
+{
+    if (!transport.outgoing) {
+        return true;
+    }
+    trace_migration_file_begin(transport.name, transport.offset);
+    if (transport.regular && ftruncate(transport.fd, transport.offset) < 0) {
+        error_setg_errno(errp, errno, "Unable to set the size of '%s' to %"
+                         PRIu64 " bytes", transport.name, transport.offset);
+        return false;
+    }
+    transport.begun = true;
+    return true;
+}
+
+/* The magic number is what qemu_savevm_state_header() puts there */
+static bool file_write_magic(uint32_t magic, Error **errp)
+{
+    uint32_t value = cpu_to_be32(magic);
+    g_autoptr(QIOChannelFile) fioc = NULL;
+
+    fioc = qio_channel_file_new_dupfd(transport.fd, errp);
+    return fioc && qio_channel_pwrite_all(QIO_CHANNEL(fioc), (char *)&value,
+                                          sizeof(value), transport.offset,
+                                          errp) == 0;
+}
+
+bool file_transport_hold(Error **errp)
+{
+    if (!transport.begun) {
+        return true;
+    }
+    if (!file_write_magic(0, errp)) {
+        error_prepend(errp, "'%s': ", transport.name);
+        return false;
+    }
+    transport.held = true;
+    return true;
+}
+
+/* As fdatasync() or, if the file is new and @all is needed, fsync() */
+static int file_sync_fd(int fd, bool all)
+{
+    int ret;
+
+    do {
+#ifdef _WIN32
+        ret = qemu_fdatasync(fd);
+#else
+        ret = all ? fsync(fd) : qemu_fdatasync(fd);
+#endif
+    } while (ret < 0 && errno == EINTR);
+    return ret;
+}
+
+/* Makes the file an image, which it is not before all else is stored */
+static bool file_release(Error **errp)
+{
+    if (!transport.held) {
+        return true;
+    }
+    if (!file_write_magic(QEMU_VM_FILE_MAGIC, errp)) {
+        error_prepend(errp, "'%s': ", transport.name);
+        return false;
+    }
+    transport.held = false;
+    return true;
+}
+
+static bool file_sync_to_storage(Error **errp)
+{
+    bool created = transport.dir_fd >= 0;
+
+    if (file_sync_fd(transport.fd, created) < 0) {
+        error_setg_errno(errp, errno, "Unable to bring '%s' to stable storage",
+                         transport.name);
+        return false;
+    }
+    /* Some file systems do not know how to sync a directory: EINVAL */
+    if (created && file_sync_fd(transport.dir_fd, true) < 0 &&
+        errno != EINVAL) {
+        error_setg_errno(errp, errno, "Unable to bring the directory of '%s' "
+                         "to stable storage", transport.name);
+        return false;
+    }
+    return true;
+}
+
+/*
+ * Network and FUSE file systems may report errors of earlier writes when a
+ * descriptor is closed, any descriptor. When the channel closes its own it
+ * is too late to fail, so ask with one that is there to be closed.
+ */
+static bool file_check_close(Error **errp)
+{
+    int fd = dup(transport.fd);
+
+    if (fd < 0 || close(fd) < 0) {
+        error_setg_errno(errp, errno, "Unable to finish writing '%s'",
+                         transport.name);
+        return false;
+    }
+    return true;
+}
+
+bool file_transport_sync(Error **errp)
+{
+    int64_t start = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
+    bool sync = migrate_get_current()->file_sync;
+    bool ok;
+
+    if (!transport.begun) {
+        return true;
+    }
+    /* Two syncs, since the second must not overtake the first */
+    ok = (!sync || !transport.held || file_sync_to_storage(errp)) &&
+         file_release(errp) && (!sync || file_sync_to_storage(errp)) &&
+         file_check_close(errp);
+    trace_migration_file_sync(transport.name, sync, ok,
+                              qemu_clock_get_ms(QEMU_CLOCK_REALTIME) - start);
+    if (ok) {
+        /* Whoever sees that the migration is completed may use the file */
+        file_unlock();
+    }
+    return ok;
+}
+
+/* Give back what lies behind the offset, but never make the file longer */
+static bool file_cut(void)
+{
+    struct stat st;
+
+    if (!transport.regular || fstat(transport.fd, &st) < 0) {
+        return false;
+    }
+    return st.st_size <= transport.offset ||
+           ftruncate(transport.fd, transport.offset) == 0;
+}
+
+static bool file_invalidate(void)
+{
+    g_autofree char *zeroes = g_malloc0(FILE_INVALIDATE_SIZE);
+    g_autoptr(QIOChannelFile) fioc = NULL;
+
+    fioc = qio_channel_file_new_dupfd(transport.fd, NULL);
+    return fioc && qio_channel_pwrite_all(QIO_CHANNEL(fioc), zeroes,
+                                          FILE_INVALIDATE_SIZE,
+                                          transport.offset, NULL) == 0;
+}
+
+void file_transport_discard(void)
+{
+    if (!transport.begun) {
+        return;
+    }
+    transport.begun = false;
+    trace_migration_file_discard(transport.name, transport.offset);
+
+    /*
+     * If the migration was cancelled while file_transport_sync() ran, it is
+     * unlocked; if somebody else has it since then it is not ours to cut.
+     */
+    if (!file_lock()) {
+        return;
+    }
+    if (!file_cut() && !file_invalidate()) {
+        warn_report("Unable to discard the incomplete image in '%s', "
+                    "do not use it", transport.name);
+    }
+    file_unlock();
+}
+
+void file_transport_cleanup(void)
+{
+    file_direct_close();
+    file_unlock();
+    if (transport.fd >= 0) {
+        close(transport.fd);
+    }
+    if (transport.dir_fd >= 0) {
+        close(transport.dir_fd);
+    }
+    g_free(transport.name);
+    transport = (FileTransport) { .fd = -1, .dir_fd = -1 };
+}
+
+bool file_transport_active(void)
+{
+    return transport.fd >= 0;
+}
+
+int file_transport_fd(void)
+{
+    return transport.fd;
+}
+
+const char *file_transport_name(void)
+{
+    return transport.name;
+}
+
+uint64_t file_transport_offset(void)
+{
+    return transport.offset;
+}

@@ -1,0 +1,136 @@
+/*
+ * Migration to and from a file
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * The transport of the URIs file:PATH and file:PATH,offset=N. There is at
+ * most one such migration at a time in a process, outgoing or incoming,
+ * and the functions below are about that one. It lasts from a successful
+ * file_start_*_migration() to file_transport_cleanup().
+ */
+
+#ifndef QEMU_MIGRATION_FILE_TRANSPORT_H
+#define QEMU_MIGRATION_FILE_TRANSPORT_H
+
+/**
+ * file_start_outgoing_migration: open a file and connect @s to it
+ * @s: the migration
+ * @spec: PATH[,offset=N], the URI without its "file:"
+ * @errp: where to put errors
+ *
+ * Everything that can be known to be wrong is reported in @errp. The
+ * contents of the file are not touched before file_transport_begin().
+ * Main thread.
+ */
+void file_start_outgoing_migration(MigrationState *s, const char *spec,
+                                   Error **errp);
+
+/**
+ * file_start_incoming_migration: open a file and load from it
+ * @spec: PATH[,offset=N], the URI without its "file:"
+ * @errp: where to put errors
+ *
+ * Loading starts from the main loop. Main thread.
+ */
+void file_start_incoming_migration(const char *spec, Error **errp);
+
+/**
+ * file_transport_begin: make room for the new image
+ * @errp: where to put errors
+ *
+ * To be called once, before the first byte is written by anybody: cuts a
+ * regular file to the offset of the image. From here on the previous
+ * image is lost. Does nothing when the migration goes elsewhere.
+ * Migration thread, BQL not held.
+ *
+ * Returns: true on success. On failure the file is as it was.
+ */
+bool file_transport_begin(Error **errp);
+
+/**
+ * file_transport_hold: keep the unfinished image from being taken for one
+ * @errp: where to put errors
+ *
+ * To be called once the beginning of the stream is in the file. Overwrites
+ * the first bytes, by which an image is known, and has
+ * file_transport_sync() put them back when all else is on stable storage.
+ * Pages and stream are written through different descriptors, so a crash of
+ * the host may keep one and lose the other; and a block device is still
+ * full of what was saved there before. Neither must ever be restored. Does
+ * nothing when the migration goes elsewhere. Migration thread, BQL not held.
+ *
+ * Returns: true on success
+ */
+bool file_transport_hold(Error **errp);
+
+/**
+ * file_transport_sync: make sure that the image is complete
+ * @errp: where to put errors
+ *
+ * To be called when all has been written and before the migration is
+ * reported to be completed. Brings the file to stable storage, which may
+ * take long, unless this is switched off by the property x-file-sync of
+ * the migration object. Lets other processes use the file. Does nothing
+ * when the migration goes elsewhere. Migration thread, BQL not held.
+ *
+ * Returns: true on success. On failure the image must not be trusted.
+ */
+bool file_transport_sync(Error **errp);
+
+/**
+ * file_transport_discard: undo a save that has failed or was cancelled
+ *
+ * Cuts the file back to the offset of the image (or, on a block device,
+ * overwrites the first bytes of the image), so that its space is free and
+ * what is left cannot be mistaken for an image. Does nothing if
+ * file_transport_begin() has not been passed, or if called again. All
+ * writers must have stopped. Migration thread, or main thread when the
+ * migration thread has ended.
+ */
+void file_transport_discard(void);
+
+/**
+ * file_transport_cleanup: forget about the file
+ *
+ * Releases the lock on the file and the descriptor that
+ * file_transport_fd() returns. May be called again, and when there is no
+ * migration to or from a file. Main thread, all other users must have
+ * stopped.
+ */
+void file_transport_cleanup(void);
+
+/*
+ * The following may be called from any thread that the migration waits for
+ * before it calls file_transport_cleanup().
+ */
+
+/**
+ * file_transport_active: whether there is a migration to or from a file
+ */
+bool file_transport_active(void);
+
+/**
+ * file_transport_fd: the buffered descriptor of the file
+ *
+ * It is open for writing or for reading, depending on the direction, and
+ * shares its position with the main stream, so use it for positioned I/O
+ * only. It stays the property of the transport.
+ *
+ * Returns: the descriptor, or -1 when not active
+ */
+int file_transport_fd(void);
+
+/**
+ * file_transport_name: what to call the file in messages
+ *
+ * Returns: the path as the user gave it, or NULL when not active. Stays
+ * the property of the transport.
+ */
+const char *file_transport_name(void);
+
+/**
+ * file_transport_offset: where in the file the image starts, in bytes
+ */
+uint64_t file_transport_offset(void);
+
+#endif

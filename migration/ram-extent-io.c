@@ -1,0 +1,304 @@
+/*
+ * Extents: what a channel does with one of them
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Guest RAM goes through the O_DIRECT descriptor when there is one.  Its
+ * alignment is a page on nearly all devices, and then every request fits.
+ * Where a device wants more, requests are rounded out to what it wants, with
+ * neighbouring pages of the same extent:
+ *
+ *  - when saving, a neighbour that need not be written holds what the file
+ *    has already, or what will be written again because it is dirty again;
+ *  - when loading, a neighbour that is not in the file is zero, and is zeroed
+ *    after the read.
+ *
+ * Only what is left over at the end of a RAM block, less than one unit of
+ * the device, goes through the buffered descriptor.
+ */
+
+#include "qemu/osdep.h"
+#include "migration/ram-extent.h"
+#include "qapi/error.h"
+#include "qemu/cutils.h"
+#include "ram-extent-int.h"
+#include "trace.h"
+
+/*
+ * Saving bridges zero pages up to this many bytes: that much more to write
+ * takes a disk less time than one more request.
+ */
+#define SAVE_GAP_BYTES (16 * KiB)
+
+typedef bool TransferFunc(DirectQueue *q, uint8_t *buf, size_t len,
+                          uint64_t offset, Error **errp);
+
+static bool do_write(DirectQueue *q, uint8_t *buf, size_t len,
+                     uint64_t offset, Error **errp)
+{
+    return direct_queue_write(q, buf, len, offset, errp);
+}
+
+static bool do_read(DirectQueue *q, uint8_t *buf, size_t len,
+                    uint64_t offset, Error **errp)
+{
+    return direct_queue_read(q, buf, len, offset, errp);
+}
+
+static DirectQueue *new_queue(const RamExtentConfig *config, int fd,
+                              const DirectIOLimits *limits,
+                              DirectQueueEngine engine, Error **errp)
+{
+    DirectQueueConfig queue = {
+        .fd = fd,
+        .name = config->name,
+        .limits = *limits,
+        .engine = engine,
+        .depth = config->depth,
+    };
+
+    return direct_queue_new(&queue, errp);
+}
+
+bool ram_extent_channel_init(RamExtentChannel *c,
+                             const RamExtentConfig *config, Error **errp)
+{
+    DirectIOLimits buffered;
+
+    direct_io_limits_buffered(&buffered);
+    if (config->direct_fd >= 0) {
+        c->limits = config->direct_limits;
+        c->direct = new_queue(config, config->direct_fd, &c->limits,
+                              config->engine, errp);
+        if (!c->direct) {
+            return false;
+        }
+    }
+    /* The page cache answers at once: nothing to be asynchronous about. */
+    c->buffered = new_queue(config, config->fd, &buffered,
+                            DIRECT_QUEUE_ENGINE_SYNC, errp);
+    return c->buffered != NULL;
+}
+
+void ram_extent_channel_destroy(RamExtentChannel *c)
+{
+    g_clear_pointer(&c->direct, direct_queue_free);
+    g_clear_pointer(&c->buffered, direct_queue_free);
+}
+
+const char *ram_extent_channel_engine(RamExtentChannel *c)
+{
+    return direct_queue_engine_name(c->direct ?: c->buffered);
+}
+
+void ram_extent_channel_cancel(RamExtentChannel *c)
+{
+    if (c->direct) {
+        direct_queue_cancel(c->direct);
+    }
+    direct_queue_cancel(c->buffered);
+}
+
+bool ram_extent_channel_drain(RamExtentChannel *c, Error **errp)
+{
+    if (c->direct && !direct_queue_drain(c->direct, errp)) {
+        return false;
+    }
+    return direct_queue_drain(c->buffered, errp);
+}
+
+/*
+ * Fills holes between the runs of @plan that are no longer than @gap and
+ * lie within @allowed.
+ */
+static void bridge_gaps(unsigned long *plan, const unsigned long *allowed,
+                        unsigned long pages, unsigned long gap)
+{
+    unsigned long end, next;
+
+    next = find_next_bit(plan, pages, 0);
+    while (next < pages) {
+        end = find_next_zero_bit(plan, pages, next);
+        next = find_next_bit(plan, pages, end);
+        if (next < pages && next - end <= gap &&
+            find_next_zero_bit(allowed, next, end) >= next) {
+            bitmap_set(plan, end, next - end);
+        }
+    }
+}
+
+/* Rounds the runs of @plan out to multiples of @align. */
+static void round_out(unsigned long *plan, unsigned long pages,
+                      unsigned long align)
+{
+    unsigned long start, end = 0;
+
+    for (start = find_next_bit(plan, pages, 0); start < pages;
+         start = find_next_bit(plan, pages, end)) {
+        end = find_next_zero_bit(plan, pages, start);
+        start = QEMU_ALIGN_DOWN(start, align);
+        end = MIN(QEMU_ALIGN_UP(end, align), pages);
+        bitmap_set(plan, start, end - start);
+    }
+}
+
+void ram_extent_plan(unsigned long *plan, const unsigned long *wanted,
+                     const unsigned long *allowed, unsigned long pages,
+                     unsigned long gap, unsigned long align)
+{
+    bitmap_copy(plan, wanted, pages);
+    if (gap) {
+        bridge_gaps(plan, allowed, pages, gap);
+    }
+    if (align > 1) {
+        round_out(plan, pages, align);
+    }
+}
+
+/* How many pages make one unit of the device; 1 for the page cache. */
+static unsigned long align_pages(RamExtentChannel *c, const RamExtentBlock *b)
+{
+    if (!c->direct) {
+        return 1;
+    }
+    return MAX(c->limits.offset_align / b->layout.page_size, 1);
+}
+
+/*
+ * Moves @pages pages from page @first on.  The part that the device can do
+ * goes direct; the rest, normally nothing, is buffered.
+ */
+static bool transfer(RamExtentChannel *c, const RamExtentBlock *b,
+                     unsigned long first, unsigned long pages,
+                     TransferFunc *func, RamExtentCounts *counts, Error **errp)
+{
+    uint64_t start = b->layout.pages_offset + first * b->layout.page_size;
+    uint64_t end = start + pages * b->layout.page_size;
+    uint64_t direct_start = end, direct_end = end;
+    uint8_t *buf = b->host + first * b->layout.page_size;
+
+    if (c->direct && QEMU_PTR_IS_ALIGNED(b->host, c->limits.mem_align)) {
+        direct_start = MIN(ROUND_UP(start, c->limits.offset_align), end);
+        direct_end = MAX(ROUND_DOWN(end, c->limits.offset_align),
+                         direct_start);
+    }
+    trace_ram_extent_transfer(b->name, first, pages, start);
+    counts->direct_bytes += direct_end - direct_start;
+    counts->buffered_bytes += direct_start - start + end - direct_end;
+    counts->requests += (direct_start > start) + (direct_end > direct_start) +
+                        (end > direct_end);
+
+    return (direct_start == start ||
+            func(c->buffered, buf, direct_start - start, start, errp)) &&
+           (direct_end == direct_start ||
+            func(c->direct, buf + (direct_start - start),
+                 direct_end - direct_start, direct_start, errp)) &&
+           (end == direct_end ||
+            func(c->buffered, buf + (direct_end - start), end - direct_end,
+                 direct_end, errp));
+}
+
+/* Moves the pages of @plan, run by run. */
+static bool transfer_plan(RamExtentChannel *c, const RamExtent *extent,
+                          const unsigned long *plan, TransferFunc *func,
+                          RamExtentCounts *counts, Error **errp)
+{
+    unsigned long start, end = 0;
+
+    for (start = find_next_bit(plan, extent->pages, 0); start < extent->pages;
+         start = find_next_bit(plan, extent->pages, end)) {
+        end = find_next_zero_bit(plan, extent->pages, start);
+        if (!transfer(c, extent->block, extent->first + start, end - start,
+                      func, counts, errp)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/*
+ * Sorts the dirty pages into data and zero, and notes it in the block's
+ * bitmap: a page that has become zero since it was written is no longer in
+ * the file, whatever its place there holds.
+ */
+static void find_data(const RamExtent *extent, unsigned long *data,
+                      RamExtentCounts *counts)
+{
+    const RamExtentBlock *b = extent->block;
+    uint64_t page_size = b->layout.page_size;
+    unsigned long page;
+
+    for (page = find_next_bit(extent->dirty, extent->pages, 0);
+         page < extent->pages;
+         page = find_next_bit(extent->dirty, extent->pages, page + 1)) {
+        unsigned long bit = extent->first + page;
+
+        if (buffer_is_zero(b->host + bit * page_size, page_size)) {
+            clear_bit(bit, b->present);
+            counts->zero++;
+        } else {
+            set_bit(bit, b->present);
+            set_bit(page, data);
+            counts->normal++;
+        }
+    }
+}
+
+bool ram_extent_channel_save(RamExtentChannel *c, const RamExtent *extent,
+                             RamExtentCounts *counts, Error **errp)
+{
+    const RamExtentBlock *b = extent->block;
+    DECLARE_BITMAP(data, RAM_EXTENT_PAGES) = {};
+    DECLARE_BITMAP(plan, RAM_EXTENT_PAGES) = {};
+
+    find_data(extent, data, counts);
+    ram_extent_plan(plan, data, extent->dirty, extent->pages,
+                    SAVE_GAP_BYTES / b->layout.page_size, align_pages(c, b));
+    return transfer_plan(c, extent, plan, do_write, counts, errp);
+}
+
+/* Makes the pages zero that are not in the file. */
+static void zero_absent(const RamExtent *extent, RamExtentCounts *counts)
+{
+    const RamExtentBlock *b = extent->block;
+    uint64_t page_size = b->layout.page_size;
+    unsigned long end = extent->first + extent->pages;
+    unsigned long page;
+
+    for (page = find_next_zero_bit(b->present, end, extent->first);
+         page < end; page = find_next_zero_bit(b->present, end, page + 1)) {
+        uint8_t *host = b->host + page * page_size;
+
+        /* Look before writing: untouched memory shall stay unallocated. */
+        if (!buffer_is_zero(host, page_size)) {
+            memset(host, 0, page_size);
+        }
+        counts->zero++;
+    }
+}
+
+bool ram_extent_channel_load(RamExtentChannel *c, const RamExtent *extent,
+                             RamExtentCounts *counts, Error **errp)
+{
+    const RamExtentBlock *b = extent->block;
+    DECLARE_BITMAP(present, RAM_EXTENT_PAGES) = {};
+    DECLARE_BITMAP(plan, RAM_EXTENT_PAGES) = {};
+
+    bitmap_copy(present, b->present + BIT_WORD(extent->first), extent->pages);
+    counts->normal += bitmap_count_one(present, extent->pages);
+    ram_extent_plan(plan, present, present, extent->pages, 0,
+                    b->keep_absent ? 1 : align_pages(c, b));
+    if (!transfer_plan(c, extent, plan, do_read, counts, errp)) {
+        return false;
+    }
+    if (b->keep_absent) {
+        return true;
+    }
+    /* What was read only to round out a request must land before its zero. */
+    if (!bitmap_equal(plan, present, extent->pages) &&
+        !ram_extent_channel_drain(c, errp)) {
+        return false;
+    }
+    zero_absent(extent, counts);
+    return true;
+}

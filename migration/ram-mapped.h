@@ -1,0 +1,148 @@
+/*
+ * mapped-ram: RAM blocks and the migration stream
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Between ram.c, which knows which pages are dirty, and the extents
+ * (include/migration/ram-extent.h), which move pages.  Puts a header for each
+ * RAM block into the stream, and keeps the channels of the running save or
+ * load.  There is at most one of each.
+ */
+
+#ifndef QEMU_MIGRATION_RAM_MAPPED_H
+#define QEMU_MIGRATION_RAM_MAPPED_H
+
+#include "exec/cpu-common.h"
+#include "migration/ram-extent.h"
+#include "qapi/qapi-types-direct-io.h"
+#include "qemu-file.h"
+
+/**
+ * ram_mapped_wanted:
+ * @f: the main stream
+ *
+ * Returns: whether RAM goes to or comes from fixed places of @f: the
+ *          mapped-ram capability is set, and @f is seekable.  A snapshot
+ *          (savevm, loadvm) is not, and stays as it was.
+ */
+bool ram_mapped_wanted(QEMUFile *f);
+
+/**
+ * ram_mapped_save_begin:
+ * @f: the main stream
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Starts the channels.  Called by the migration thread before any block.
+ *
+ * Returns: true, or false with @errp set.
+ */
+bool ram_mapped_save_begin(QEMUFile *f, Error **errp);
+
+/**
+ * ram_mapped_save_block:
+ * @f: the main stream, behind the name and length of @rb
+ * @rb: a RAM block
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Writes the block's header, and moves @f to behind the block's pages.
+ *
+ * Returns: true, or false with @errp set.
+ */
+bool ram_mapped_save_block(QEMUFile *f, RAMBlock *rb, Error **errp);
+
+/**
+ * ram_mapped_save_ready:
+ * @f: the main stream, behind the last block
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Gives a regular file the size that it needs for all of RAM, so that no
+ * write of RAM has to extend it.  And makes sure that the file is no image
+ * until it is complete; see file_transport_hold().
+ *
+ * Returns: true, or false with @errp set, when the file can't be that large.
+ */
+bool ram_mapped_save_ready(QEMUFile *f, Error **errp);
+
+/* Whether a save is between ram_mapped_save_begin() and _cleanup(). */
+bool ram_mapped_saving(void);
+
+/**
+ * ram_mapped_save_extent:
+ * @rb: a RAM block that has been given to ram_mapped_save_block()
+ * @extent: which of its pages to save; @extent->block is filled in here
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Hands dirty pages to the channels; see ram_extent_save().
+ */
+bool ram_mapped_save_extent(RAMBlock *rb, RamExtent *extent, Error **errp);
+
+/* Waits until all extents are looked at; see ram_extent_settle(). */
+bool ram_mapped_save_settle(Error **errp);
+
+/*
+ * Waits until all extents are written; see ram_extent_drain().  To be called
+ * before each synchronization of the dirty bitmap.
+ */
+bool ram_mapped_save_drain(Error **errp);
+
+/**
+ * ram_mapped_save_news:
+ * @news: where to put the counts of what happened since the last call
+ *
+ * Called by the migration thread only.
+ */
+void ram_mapped_save_news(RamExtentCounts *news);
+
+/**
+ * ram_mapped_save_end:
+ * @f: the main stream
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Writes the bitmaps, once all pages are written.
+ *
+ * Returns: true, or false with @errp set.
+ */
+bool ram_mapped_save_end(QEMUFile *f, Error **errp);
+
+/*
+ * Makes the channels of a running save fail at once, without waiting for
+ * them.  May be called from any thread.
+ */
+void ram_mapped_save_cancel(void);
+
+/*
+ * Stops the channels, waiting for their requests in flight, and frees all.
+ * Does nothing when no save is running.  The dirty bitmaps and the
+ * descriptors must live until this has returned.
+ */
+void ram_mapped_save_cleanup(void);
+
+/**
+ * ram_mapped_load_block:
+ * @f: the main stream, behind the name and length of @rb
+ * @rb: a RAM block, already of the length that the stream says
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Reads the block's header and bitmap, checks them, loads the block's pages,
+ * and moves @f to behind them.
+ *
+ * Returns: true, or false with @errp set.
+ */
+bool ram_mapped_load_block(QEMUFile *f, RAMBlock *rb, Error **errp);
+
+/* Stops the channels of a load, if there are any. */
+void ram_mapped_load_cleanup(void);
+
+/**
+ * ram_mapped_info:
+ * @loading: of the load, or of the save
+ *
+ * The figures of the last or running save or load of this process, for
+ * query-migrate.  Called with the iothread lock held.
+ *
+ * Returns: the figures, for the caller to free; or NULL if neither mapped-ram
+ *          nor direct-io is set.
+ */
+MigrationDirectIO *ram_mapped_info(bool loading);
+
+#endif

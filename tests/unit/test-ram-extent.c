@@ -1,0 +1,373 @@
+/*
+ * Tests of extents: what is moved, and that it arrives
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * A device with large sectors is played by limits that ask for them: the
+ * queue asserts that every direct request keeps to its limits.
+ */
+
+#include "qemu/osdep.h"
+#include <glib/gstdio.h>
+#include "migration/ram-extent.h"
+#include "qapi/error.h"
+#include "qemu/cutils.h"
+#include "qemu/memalign.h"
+#include "../../migration/ram-extent-int.h"
+
+#define PAGE 4096
+
+/* --- which pages are moved ------------------------------------------- */
+
+/* Reads "##..#" as a bitmap: '#' is a set bit. */
+static void parse(unsigned long *bitmap, const char *s)
+{
+    bitmap_zero(bitmap, RAM_EXTENT_PAGES);
+    for (int i = 0; s[i]; i++) {
+        if (s[i] == '#') {
+            set_bit(i, bitmap);
+        }
+    }
+}
+
+static void test_plan(void)
+{
+    static const struct {
+        const char *wanted, *allowed, *plan;
+        int gap, align;
+    } cases[] = {
+        /* nothing to do stays nothing */
+        { "........", "########", "........", 4, 4 },
+        { "########", "########", "########", 4, 4 },
+        /* gaps up to the limit are bridged, longer ones are not */
+        { "#..#....", "########", "####....", 2, 1 },
+        { "#...#...", "########", "#...#...", 2, 1 },
+        { "#.#.#.#.", "########", "#######.", 1, 1 },
+        /* not at either end */
+        { ".#....#.", "########", ".#....#.", 3, 1 },
+        /* and not over what must not be touched */
+        { "#..#....", "#.......", "#..#....", 2, 1 },
+        { "#.#..#..", "#######.", "######..", 2, 1 },
+        { "#.#..#..", "###.#...", "###..#..", 2, 1 },
+        /* rounding out */
+        { ".#......", "........", "####....", 0, 4 },
+        { "...#....", "........", "####....", 0, 4 },
+        { "...##...", "........", "########", 0, 4 },
+        { "#......#", "........", "########", 0, 4 },
+        { "#.......", "........", "##......", 0, 2 },
+        /* where the block ends, that is as far as it goes */
+        { "....#.", "......", "....##", 0, 4 },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        DECLARE_BITMAP(wanted, RAM_EXTENT_PAGES);
+        DECLARE_BITMAP(allowed, RAM_EXTENT_PAGES);
+        DECLARE_BITMAP(expected, RAM_EXTENT_PAGES);
+        DECLARE_BITMAP(plan, RAM_EXTENT_PAGES) = {};
+
+        parse(wanted, cases[i].wanted);
+        parse(allowed, cases[i].allowed);
+        parse(expected, cases[i].plan);
+        ram_extent_plan(plan, wanted, allowed, strlen(cases[i].wanted),
+                        cases[i].gap, cases[i].align);
+        if (!bitmap_equal(plan, expected, RAM_EXTENT_PAGES)) {
+            g_test_message("case %d: wanted %s", i, cases[i].wanted);
+            g_assert_not_reached();
+        }
+    }
+}
+
+/* --- a save and a load ------------------------------------------------ */
+
+typedef struct Fixture {
+    char *path;
+    int fd;
+    RamExtentBlock block;
+    unsigned long pages;
+} Fixture;
+
+static void fixture_init(Fixture *f, unsigned long pages)
+{
+    f->fd = g_file_open_tmp("test-ram-extent-XXXXXX", &f->path, NULL);
+    g_assert_cmpint(f->fd, >=, 0);
+    f->pages = pages;
+    f->block.name = "test.ram";
+    f->block.host = qemu_memalign(64 * KiB, pages * PAGE);
+    memset(f->block.host, 0, pages * PAGE);
+    g_assert_true(mapped_ram_layout_init(&f->block.layout, "test.ram", 100,
+                                         pages * PAGE, PAGE, &error_abort));
+    f->block.present =
+        g_malloc0(mapped_ram_layout_bitmap_size(&f->block.layout));
+    /* as in a migration, something follows the pages */
+    g_assert_cmpint(pwrite(f->fd, "end", 3,
+                           mapped_ram_layout_end(&f->block.layout)), ==, 3);
+}
+
+static void fixture_destroy(Fixture *f)
+{
+    g_free(f->block.present);
+    qemu_vfree(f->block.host);
+    close(f->fd);
+    g_unlink(f->path);
+    g_free(f->path);
+}
+
+static RamExtentPool *new_pool(Fixture *f, unsigned channels, unsigned align)
+{
+    RamExtentConfig config = {
+        .name = f->path,
+        .thread_name = "test",
+        .fd = f->fd,
+        .direct_fd = align ? f->fd : -1,
+        .direct_limits = { 512, align, 1 * MiB },
+        .channels = channels,
+        .engine = DIRECT_QUEUE_ENGINE_SYNC,
+    };
+
+    return ram_extent_pool_new(&config, &error_abort);
+}
+
+/* A page's first word tells the page and its generation; 0 is a zero page. */
+static void fill_page(Fixture *f, unsigned long page, uint64_t generation)
+{
+    uint64_t *p = (uint64_t *)(f->block.host + page * PAGE);
+
+    for (int i = 0; i < PAGE / 8; i++) {
+        p[i] = generation ? generation << 32 | page << 9 | i : 0;
+    }
+}
+
+/* Hands over all pages for which @dirty says so. */
+static bool save_pages(Fixture *f, RamExtentPool *pool,
+                       const unsigned long *dirty, unsigned long stretch,
+                       Error **errp)
+{
+    for (unsigned long first = 0; first < f->pages; first += stretch) {
+        RamExtent extent = {
+            .block = &f->block,
+            .first = first,
+            .pages = MIN(stretch, f->pages - first),
+        };
+
+        bitmap_copy(extent.dirty, dirty + BIT_WORD(first), extent.pages);
+        if (!ram_extent_save(pool, &extent, errp)) {
+            return false;
+        }
+    }
+    return ram_extent_drain(pool, errp);
+}
+
+typedef struct Shape {
+    const char *name;
+    unsigned channels;
+    unsigned align;
+    unsigned long pages;
+} Shape;
+
+/*
+ * Saves twice, with pages that come and go in between, and loads over memory
+ * that is full of something else.
+ */
+static void test_roundtrip(const void *opaque)
+{
+    const Shape *shape = opaque;
+    Fixture f = {};
+    RamExtentPool *pool;
+    RamExtentCounts counts;
+    unsigned long data = 0;
+    g_autofree unsigned long *dirty = NULL;
+    g_autofree uint8_t *copy = NULL;
+
+    fixture_init(&f, shape->pages);
+    dirty = bitmap_new(f.pages);
+    for (unsigned long i = 0; i < f.pages; i++) {
+        fill_page(&f, i, g_test_rand_bit());
+    }
+
+    pool = new_pool(&f, shape->channels, shape->align);
+    bitmap_set(dirty, 0, f.pages);
+    g_assert_true(save_pages(&f, pool, dirty, RAM_EXTENT_PAGES,
+                             &error_abort));
+    bitmap_zero(dirty, f.pages);
+    for (unsigned long i = 0; i < f.pages; i++) {
+        if (g_test_rand_int_range(0, 4) == 0) {
+            fill_page(&f, i, g_test_rand_bit() * 7);
+            set_bit(i, dirty);
+        }
+    }
+    g_assert_true(save_pages(&f, pool, dirty, BITS_PER_LONG, &error_abort));
+    ram_extent_counts(pool, &counts);
+    g_assert_cmpuint(counts.normal + counts.zero, ==,
+                     f.pages + bitmap_count_one(dirty, f.pages));
+    ram_extent_pool_free(pool);
+
+    /* the bitmap is exact */
+    for (unsigned long i = 0; i < f.pages; i++) {
+        bool zero = buffer_is_zero(f.block.host + i * PAGE, PAGE);
+
+        g_assert_cmpint(test_bit(i, f.block.present), ==, !zero);
+        data += !zero;
+    }
+
+    copy = g_memdup2(f.block.host, f.pages * PAGE);
+    memset(f.block.host, 0x5a, f.pages * PAGE);
+    pool = new_pool(&f, shape->channels, shape->align);
+    g_assert_true(ram_extent_load_block(pool, &f.block, &error_abort));
+    ram_extent_counts(pool, &counts);
+    g_assert_cmpuint(counts.normal, ==, data);
+    g_assert_cmpuint(counts.zero, ==, f.pages - data);
+    ram_extent_pool_free(pool);
+    g_assert_cmpmem(f.block.host, f.pages * PAGE, copy, f.pages * PAGE);
+    fixture_destroy(&f);
+}
+
+/* Pages that are not in the file keep what they have, if that is asked for. */
+static void test_keep_absent(void)
+{
+    Fixture f = {};
+    RamExtentPool *pool;
+    DECLARE_BITMAP(dirty, 128) = {};
+
+    fixture_init(&f, 128);
+    fill_page(&f, 3, 1);
+    bitmap_set(dirty, 0, 128);
+    pool = new_pool(&f, 1, 16 * KiB);
+    g_assert_true(save_pages(&f, pool, dirty, 128, &error_abort));
+    memset(f.block.host, 0x5a, 128 * PAGE);
+    f.block.keep_absent = true;
+    g_assert_true(ram_extent_load_block(pool, &f.block, &error_abort));
+    for (unsigned long i = 0; i < 128 * PAGE; i++) {
+        if (i / PAGE != 3) {
+            g_assert_cmpuint(f.block.host[i], ==, 0x5a);
+        }
+    }
+    fill_page(&f, 4, 1);
+    memmove(f.block.host + 4 * PAGE, f.block.host + 3 * PAGE, 8);
+    g_assert_cmpuint(*(uint64_t *)(f.block.host + 4 * PAGE), ==,
+                     1ULL << 32 | 3 << 9);
+    ram_extent_pool_free(pool);
+    fixture_destroy(&f);
+}
+
+/* After an error nothing more is written, and every call says so. */
+static void test_write_error(void)
+{
+    Fixture f = {};
+    RamExtentPool *pool;
+    RamExtent extent = {};
+    Error *err = NULL;
+    g_autofree unsigned long *dirty = bitmap_new(4096);
+    int fd;
+
+    fixture_init(&f, 4096);
+    for (unsigned long i = 0; i < f.pages; i++) {
+        fill_page(&f, i, 1);
+    }
+    fd = f.fd;
+    f.fd = open(f.path, O_RDONLY);
+    g_assert_cmpint(f.fd, >=, 0);
+    bitmap_set(dirty, 0, f.pages);
+    pool = new_pool(&f, 4, 0);
+    g_assert_false(save_pages(&f, pool, dirty, 1024, &err));
+    g_assert_nonnull(strstr(error_get_pretty(err), f.path));
+    error_free(err);
+    err = NULL;
+    extent.block = &f.block;
+    extent.pages = 64;
+    g_assert_false(ram_extent_save(pool, &extent, &err));
+    error_free(err);
+    err = NULL;
+    g_assert_false(ram_extent_settle(pool, &err));
+    error_free(err);
+    err = NULL;
+    g_assert_false(ram_extent_drain(pool, &err));
+    error_free(err);
+    ram_extent_pool_free(pool);
+    close(fd);
+    fixture_destroy(&f);
+}
+
+/* A file that ends in the middle of the pages is an error at any channel. */
+static void test_truncated(void)
+{
+    Fixture f = {};
+    RamExtentPool *pool;
+    Error *err = NULL;
+
+    fixture_init(&f, 4096);
+    bitmap_set(f.block.present, 0, f.pages);
+    g_assert_cmpint(ftruncate(f.fd, f.block.layout.pages_offset +
+                              4000 * PAGE + 17), ==, 0);
+    pool = new_pool(&f, 4, 0);
+    g_assert_false(ram_extent_load_block(pool, &f.block, &err));
+    g_assert_nonnull(strstr(error_get_pretty(err), f.path));
+    error_free(err);
+    ram_extent_pool_free(pool);
+    fixture_destroy(&f);
+}
+
+static void *cancel_thread(void *opaque)
+{
+    g_usleep(g_test_rand_int_range(0, 3000));
+    ram_extent_cancel(opaque);
+    return NULL;
+}
+
+/* A cancel at any moment ends a save, with an error and without a hang. */
+static void test_cancel(void)
+{
+    for (int round = 0; round < 100; round++) {
+        Fixture f = {};
+        RamExtentPool *pool;
+        RamExtent extent = {};
+        Error *err = NULL;
+        GThread *thread;
+
+        fixture_init(&f, 1024);
+        for (unsigned long i = 0; i < f.pages; i++) {
+            fill_page(&f, i, 1);
+        }
+        pool = new_pool(&f, 1 + round % 8, 0);
+        thread = g_thread_new("cancel", cancel_thread, pool);
+        extent.block = &f.block;
+        extent.pages = 64;
+        bitmap_set(extent.dirty, 0, 64);
+        do {
+            extent.first = (extent.first + 64) % 1024;
+        } while (ram_extent_save(pool, &extent, &err) &&
+                 (extent.first || ram_extent_drain(pool, &err)));
+        g_assert_nonnull(strstr(error_get_pretty(err), "cancelled"));
+        error_free(err);
+        g_thread_join(thread);
+        ram_extent_pool_free(pool);
+        fixture_destroy(&f);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    static const Shape shapes[] = {
+        { "buffered/1", 1, 0, 5000 },
+        { "buffered/8", 8, 0, 5000 },
+        { "direct-4k/1", 1, 4096, 5000 },
+        { "direct-4k/4", 4, 4096, 8192 },
+        { "direct-16k/1", 1, 16384, 4096 },
+        { "direct-16k/4", 4, 16384, 5001 },
+        { "direct-64k/2", 2, 65536, 4103 },
+        { "small/2", 2, 4096, 1 },
+    };
+
+    g_test_init(&argc, &argv, NULL);
+    g_test_add_func("/ram-extent/plan", test_plan);
+    for (int i = 0; i < ARRAY_SIZE(shapes); i++) {
+        g_autofree char *name = g_strdup_printf("/ram-extent/roundtrip/%s",
+                                                shapes[i].name);
+
+        g_test_add_data_func(name, &shapes[i], test_roundtrip);
+    }
+    g_test_add_func("/ram-extent/keep-absent", test_keep_absent);
+    g_test_add_func("/ram-extent/write-error", test_write_error);
+    g_test_add_func("/ram-extent/truncated", test_truncated);
+    g_test_add_func("/ram-extent/cancel", test_cancel);
+    return g_test_run();
+}
