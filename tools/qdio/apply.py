@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From the repository to commits: `./run apply`.
+
+Commits are made beside the work tree, in an index of their own, and the work
+tree is then moved from what it had to the new tip.  So files that did not
+change keep their times and ninja builds only what did, and the same series
+always gives the same commit ids, which also tell whether there is anything to
+do."""
+
+import os
+import re
+import tempfile
+
+from .git import Git, GitError
+from .say import Fault, note
+from .series import Versions, edited_paths
+
+TRAILER = re.compile(r'^Series-Id:[ \t]*(\S+)[ \t]*\n?', re.M)
+APPLIED = 'refs/qdio/applied'
+_TRAILER_LINE = re.compile(r'[A-Za-z][A-Za-z-]*: \S')
+
+
+def with_trailer(message, name):
+    """A slug's message as its commit has it."""
+    message = message.rstrip('\n') + '\n'
+    last = message.rstrip('\n').split('\n\n')[-1].split('\n')
+    in_trailers = '\n\n' in message and all(map(_TRAILER_LINE.match, last))
+    return f"{message}{'' if in_trailers else chr(10)}Series-Id: {name}\n"
+
+
+def without_trailer(message):
+    return TRAILER.sub('', message).rstrip('\n') + '\n'
+
+
+def slug_of(message):
+    """The slug that a commit message names, or None."""
+    found = TRAILER.findall(message)
+    return found[-1] if found else None
+
+
+def make_commits(series, base, directory, start, trailer=True):
+    """Make the series' commits for `base` on top of the commit `start`, in
+    the repository in `directory`.  Returns [(slug, commit)]."""
+    edited = edited_paths(series.slugs)
+    listed = {p for slug in series.slugs for p in slug.files()}
+    versions = Versions(series.slugs, {p: series.content(p)[1]
+                                       for p in edited & listed})
+    modes = {}
+    result = []
+    parent = start
+    with tempfile.TemporaryDirectory() as top:
+        git = Git(directory, os.path.join(top, 'index'))
+        git('read-tree', start)
+        for slug in series.of(base):
+            _stage_slug(git, series, slug, base, versions, modes)
+            text = slug.message()
+            if not text.strip():
+                raise Fault(f'series/{slug.name}/message is missing or empty;'
+                            ' write the subject and the reasons there')
+            if trailer:
+                text = with_trailer(text, slug.name)
+            tree = git('write-tree')
+            parent = git('commit-tree', tree, '-p', parent, '-F', '-',
+                         data=text.encode())
+            result.append((slug, parent))
+    return result
+
+
+def _stage_slug(git, series, slug, base, versions, modes):
+    entries = []
+
+    def stage(path, data):
+        blob = git('hash-object', '-w', '--stdin', data=data)
+        entries.append(f'{modes[path][0]} {blob}\t{modes[path][1]}')
+
+    for path, where in slug.installs(base).items():
+        mode, data = series.content(path)
+        modes[path] = mode, where
+        stage(path, versions.first(path, data))
+    for path, data in versions.forward(slug).items():
+        if path in modes:
+            stage(path, data)
+        elif not path.startswith('compat/'):
+            raise Fault(f"series/{slug.name}/edits.patch edits '{path}', "
+                        f'which no earlier slug adds on {base}')
+    if entries:
+        git('update-index', '--add', '--index-info',
+            data=('\n'.join(entries) + '\n').encode())
+    hooks = slug.hooks(base)
+    if hooks:
+        try:
+            git('apply', '--cached', '--whitespace=nowarn', '-', data=hooks)
+        except GitError as err:
+            said = err.said.replace('error: ', '').replace('\n', ' | ')
+            raise Fault(f'series/{slug.name}/hooks-{base}.patch does not '
+                        f'apply: {said}; correct it by hand, then refresh') \
+                from None
+
+
+def edits_in(git):
+    """What somebody did in an applied tree since it was applied, or None."""
+    dirty = git.dirty()
+    if dirty:
+        return f"'{dirty[0]}' is changed"
+    head = git.commit_id('HEAD')
+    if head not in (git.commit_id(APPLIED), git.commit_id('base')):
+        return 'it has commits of its own'
+    return None
+
+
+def _save_edits(git):
+    """Keep what is in the work tree on a branch, and say where."""
+    git('add', '-A')
+    kept = git('commit-tree', git('write-tree'), '-p', 'HEAD', '-m',
+               'what was in the work tree')
+    branch = 'kept/' + kept[:10]
+    git('branch', '--force', branch, kept)
+    note(f'edits in {git.directory} are kept there as the branch {branch}')
+
+
+def apply(series, base, tree, edits='refuse'):
+    """Bring an unpacked base to the series' tip.  Returns the commits.
+    `edits`: what to do with somebody's edits in the tree: 'refuse', 'keep'
+    (on a branch) or 'discard'."""
+    git = Git(tree.src)
+    found = edits_in(git)
+    if found and edits == 'refuse':
+        raise Fault(f'{tree.src} has edits ({found}); take them over with '
+                    f'"./run refresh {base}" or throw them away with '
+                    f'"./run apply {base} --discard"')
+    commits = make_commits(series, base, tree.src, tree.base_commit())
+    tip = commits[-1][1] if commits else tree.base_commit()
+    if found and edits == 'keep':
+        _save_edits(git)
+    if git.commit_id('HEAD') != tip or found:
+        git('checkout', '--quiet', '--force', '-B', 'series', tip)
+        if found:
+            git('clean', '-fdq')
+    git('update-ref', APPLIED, tip)
+    return commits

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Debian's packages, with a private configuration of apt.
+
+The sources that the system names are left alone.  The private ones have the
+same archive and keyring, and in addition the suites and the source entries
+that we need.  So no address of an archive is written here."""
+
+import os
+import re
+import shutil
+import subprocess
+
+from .config import cache, log_path
+from .say import Fault, Failure, step
+
+KEYRING = '/usr/share/keyrings/debian-archive-keyring.gpg'
+RELEASE = 'bookworm'
+BACKPORTS = 'bookworm-backports'
+
+# The programs and libraries that the steps need, by suite
+PACKAGES = ('build-essential ccache ninja-build pkg-config libglib2.0-dev '
+            'zlib1g-dev libzstd-dev libaio-dev liburing-dev libfdt-dev '
+            'dpkg-dev git python3-venv bison flex btrfs-progs xfsprogs '
+            'e2fsprogs cpio strace mount util-linux').split()
+BACKPORTED = 'meson python3-pycotap'.split()
+
+
+def check_system():
+    """This is made for Debian 12; say so on anything else."""
+    values = {}
+    try:
+        with open('/etc/os-release', encoding='utf-8') as f:
+            for line in f:
+                key, _, value = line.strip().partition('=')
+                values[key] = value.strip('"')
+    except OSError:
+        pass
+    if os.environ.get('QDIO_OS_RELEASE'):           # for the tests of this
+        values['ID'], _, values['VERSION_ID'] = \
+            os.environ['QDIO_OS_RELEASE'].partition(' ')
+    if (values.get('ID'), values.get('VERSION_ID')) != ('debian', '12'):
+        raise Fault(f"this is {values.get('ID', 'unknown')} "
+                    f"{values.get('VERSION_ID', '')}, but './run' installs "
+                    'what it needs from Debian 12 (bookworm); run it there, '
+                    'in a container for example')
+
+
+def _archive():
+    """(address, keyring) of the Debian archive that the system uses."""
+    try:
+        out = subprocess.run(
+            ['apt-get', 'indextargets', '--format',
+             '$(CREATED_BY)|$(REPO_URI)|$(CODENAME)|$(SIGNED_BY)'],
+            capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        out = ''
+    for line in out.splitlines():
+        kind, uri, codename, signed = line.split('|', 3)
+        if kind == 'Packages' and codename == RELEASE:
+            return uri, _keyring(uri, signed)
+    uri = _configured()
+    if uri:
+        return uri, _keyring(uri, '')
+    raise Fault(f"apt's sources name no Debian archive with {RELEASE}; add "
+                'the one you use to /etc/apt/sources.list.d and run '
+                '"apt-get update"')
+
+
+def _files():
+    yield '/etc/apt/sources.list'
+    directory = '/etc/apt/sources.list.d'
+    if os.path.isdir(directory):
+        for name in sorted(os.listdir(directory)):
+            yield os.path.join(directory, name)
+
+
+def _stanzas():
+    """The system's sources: (address, suites, keyring)."""
+    for path in _files():
+        try:
+            with open(path, encoding='utf-8') as f:
+                text = f.read()
+        except OSError:
+            continue
+        if path.endswith('.sources'):
+            for stanza in re.split(r'\n\s*\n', text):
+                fields = dict(re.findall(r'^([A-Za-z-]+):[ \t]*(.*)$', stanza,
+                                         re.M))
+                for uri in fields.get('URIs', '').split():
+                    yield (uri, fields.get('Suites', '').split(),
+                           fields.get('Signed-By', ''))
+        elif path.endswith('.list'):
+            for options, uri, suite in re.findall(
+                    r'^deb(?:\s+\[([^]]*)\])?\s+(\S+)\s+(\S+)', text, re.M):
+                key = re.search(r'signed-by=(\S+)', options)
+                yield uri, [suite], key.group(1) if key else ''
+
+
+def _configured():
+    """The archive as the sources name it; apt itself knows it only after an
+    "apt-get update"."""
+    return next((uri for uri, suites, _ in _stanzas() if RELEASE in suites),
+                None)
+
+
+def _keyring(uri, signed):
+    """The keyring for an archive: what the sources say, else Debian's."""
+    candidates = [signed] + [key for where, _, key in _stanzas()
+                             if where.rstrip('/') == uri.rstrip('/')]
+    for path in candidates + [KEYRING]:
+        if path.startswith('/') and os.path.isfile(path):
+            return path
+    raise Fault(f'there is no {KEYRING}; install it with '
+                '"apt-get install debian-archive-keyring"')
+
+
+class Apt:
+    """apt-get with the private configuration, made anew when needed."""
+
+    def __init__(self):
+        self.directory = os.path.join(cache(), 'apt')
+        self.options = []
+
+    def _private(self, name, *parts):
+        path = os.path.join(self.directory, name, *parts)
+        os.makedirs(path, exist_ok=True)
+        return os.path.join(self.directory, name)
+
+    def prepare(self):
+        """Write the sources, and read the archive's lists if they were never
+        read or belong to other sources."""
+        if self.options:
+            return
+        check_system()
+        uri, keyring = _archive()
+        parts = self._private('parts')
+        lists = self._private('lists', 'partial')
+        self.options = ['-o', 'Dir::Etc::sourcelist=/dev/null',
+                        '-o', 'Dir::Etc::sourceparts=' + parts,
+                        '-o', 'Dir::State::lists=' + lists,
+                        '-o', 'APT::Get::List-Cleanup=0',
+                        '-o', 'Acquire::Retries=2',
+                        '-o', 'APT::Update::Post-Invoke-Success=',
+                        '-o', 'Acquire::Languages=none']
+        path = os.path.join(parts, 'private.sources')
+        stamp = os.path.join(self.directory, 'updated')
+        text = ''.join(
+            f'Types: {types}\nURIs: {uri}\nSuites: {suites}\n'
+            f'Components: main\nSigned-By: {keyring}\n\n'
+            for types, suites in (('deb deb-src', f'{RELEASE} {BACKPORTS}'),
+                                  ('deb-src', 'trixie')))
+        try:
+            with open(path, encoding='utf-8') as f:
+                same = f.read() == text
+        except OSError:
+            same = False
+        if same and os.path.exists(stamp):
+            return
+        with open(path, 'w', encoding='utf-8') as f:
+            f.write(text)
+        self.update()
+
+    def update(self):
+        self.prepare()
+        self._get('read the lists of packages', 'update', '-q',
+                  '-o', 'APT::Update::Error-Mode=any')
+        open(os.path.join(self.directory, 'updated'), 'w').close()
+
+    def _get(self, name, *argv, cwd=None):
+        """apt-get; if the archive can't be reached, one clear line."""
+        env = dict(os.environ, DEBIAN_FRONTEND='noninteractive', LC_ALL='C')
+        log = log_path('apt-' + argv[0])
+        code = step(name, ['apt-get', *self.options, *argv], log, cwd=cwd,
+                    env=env, check=False)
+        if code:
+            raise _explain(name, log)
+
+    def fetch(self, name, *argv, cwd=None):
+        """apt-get, once more with new lists if the archive no longer has the
+        version that the old ones name."""
+        self.prepare()
+        try:
+            self._get(name, *argv, cwd=cwd)
+        except Failure:
+            self.update()
+            self._get(name, *argv, cwd=cwd)
+
+    def packages(self, *argv):
+        """What `apt-cache` prints."""
+        self.prepare()
+        done = subprocess.run(['apt-cache', *self.options, *argv],
+                              capture_output=True, text=True)
+        return done.stdout
+
+
+def _explain(name, log):
+    with open(log, errors='replace') as f:
+        text = f.read()
+    lines = [x for x in text.splitlines() if x.startswith(('E:', 'Err:'))]
+    why = lines[-1] if lines else 'see there'
+    if re.search(r'Could not resolve|Temporary failure|Could not connect|'
+                 r'Network is unreachable|Connection failed|timed out|'
+                 r'Unable to connect', text):
+        return Fault(f'{name}: the Debian archive can\'t be reached; check '
+                     f'the network, or name a source tree of your own with '
+                     f'--source DIR ({log})')
+    if 'No space left' in text or 'enough free space' in text:
+        return Fault(f'{name}: no space left; make room, or set QDIO_CACHE to'
+                     f' a directory on a larger disk ({log})')
+    return Failure(f'{name} failed: {why}; all of its output is in {log}')
+
+
+def _installed(package):
+    done = subprocess.run(['dpkg-query', '-W', '-f', '${db:Status-Status}',
+                           package], capture_output=True, text=True)
+    return done.stdout.strip() == 'installed'
+
+
+def install_needed():
+    """Install what is missing, or say what to install."""
+    if not shutil.which('dpkg-query'):
+        check_system()
+        raise Fault('there is no dpkg here; this needs Debian 12')
+    missing = [p for p in PACKAGES if not _installed(p)]
+    late = [p for p in BACKPORTED if not _installed(p) or _too_old(p)]
+    if not missing and not late:
+        return
+    check_system()
+    wanted = missing + [f'{p}/{BACKPORTS}' for p in late]
+    if os.geteuid() != 0:
+        where = f' (with {BACKPORTS} among the sources)' if late else ''
+        raise Fault('packages are missing; as root, run{}: apt-get install '
+                    '--no-install-recommends {}'.format(where,
+                                                        ' '.join(wanted)))
+    apt = Apt()
+    apt.fetch('install ' + ', '.join(missing + late), 'install', '-y', '-q',
+              '--no-install-recommends', *wanted)
+
+
+def _too_old(package):
+    """meson before 1.5 is too old for QEMU 10.0."""
+    if package != 'meson':
+        return False
+    done = subprocess.run(['dpkg-query', '-W', '-f', '${Version}', package],
+                          capture_output=True, text=True)
+    return subprocess.run(['dpkg', '--compare-versions', done.stdout, 'lt',
+                           '1.5']).returncode == 0

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The bases' sources: fetched, unpacked, and imported to a git tree.
+
+A tree lies in the cache as trees/BASE/src, with the build next to it: so its
+path relative to the build is the same everywhere, and ccache finds what
+another checkout or an earlier tree has compiled.  Its branch `base` is the
+pristine source, its branch `series` what was applied."""
+
+import contextlib
+import fcntl
+import glob
+import os
+import shutil
+import subprocess
+import tempfile
+
+from .apt import Apt
+from .config import cache, check_space, log_path, short_hash
+from .git import Git
+from .say import Fault, note, step
+
+
+class Tree:
+    """The unpacked source of one base."""
+
+    def __init__(self, base, source=None):
+        self.base = base
+        self.source = os.path.realpath(source) if source else None
+        name = base.name
+        if self.source:
+            name += '-' + short_hash(self.source)
+        self.directory = os.path.join(cache(), 'trees', name)
+        self.name = name
+        self.src = os.path.join(self.directory, 'src')
+        self.build = os.path.join(self.directory, 'build')
+
+    def base_commit(self):
+        return Git(self.src).commit_id('refs/heads/base')
+
+    def exists(self):
+        return os.path.isdir(os.path.join(self.src, '.git')) and \
+            self.base_commit() is not None
+
+    @contextlib.contextmanager
+    def locked(self):
+        """Only one `./run` at a time works on a tree."""
+        os.makedirs(self.directory, exist_ok=True)
+        with open(os.path.join(self.directory, 'lock'), 'w') as f:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                note(f'waiting: another run works on {self.directory}')
+                fcntl.flock(f, fcntl.LOCK_EX)
+            yield
+
+    def ensure(self, update=False):
+        """Fetch and import the source, unless that is done already."""
+        if self.exists() and not update and not self.source:
+            return
+        check_space()
+        os.makedirs(self.directory, exist_ok=True)
+        if self.source:
+            self._import_own()
+        else:
+            with tempfile.TemporaryDirectory(dir=self.directory) as top:
+                self._import(*self._fetch(top))
+
+    def _import_own(self):
+        kind = 'a source tree of QEMU, a tarball, or a directory with one'
+        path = self.source
+        if os.path.isdir(path) and not os.path.exists(
+                os.path.join(path, 'VERSION')):
+            found = glob.glob(os.path.join(path, '*.tar.*'))
+            found = [p for p in found if not p.endswith(('.sig', '.asc'))]
+            if len(found) != 1:
+                raise Fault(f'--source {path}: is not {kind}; there is no '
+                            f'VERSION in it and {len(found)} tarballs')
+            path = found[0]
+        with tempfile.TemporaryDirectory(dir=self.directory) as top:
+            if os.path.isfile(path):
+                _unpack_tarball(path, top)
+                inner = [e.path for e in os.scandir(top) if e.is_dir()]
+                where = inner[0] if len(inner) == 1 else top
+            elif os.path.isdir(path):
+                where = _copy_tree(path, os.path.join(top, 'src'))
+            else:
+                raise Fault(f'--source {path}: there is no such directory; '
+                            f'name {kind}')
+            self._import(where, self.source)
+
+    def _fetch(self, top):
+        """Debian's source package, with Debian's patches."""
+        base = self.base
+        sources = os.path.join(cache(), 'sources', base.name)
+        os.makedirs(sources, exist_ok=True)
+        Apt().fetch(f'fetch {base.package} of {base.suite}', 'source', '-q',
+                    '--download-only', '--only-source',
+                    f'{base.package}/{base.suite}', cwd=sources)
+        found = glob.glob(os.path.join(sources, f'{base.package}_*.dsc'))
+        newest = max(found, key=os.path.getmtime, default=None)
+        if not newest:
+            raise Fault(f'no {base.package} source package arrived in '
+                        f'{sources}; look at {log_path("apt-source")}')
+        where = os.path.join(top, 'src')
+        step(f'unpack {os.path.basename(newest)}',
+             ['dpkg-source', '--no-check', '-x', newest, where],
+             log_path(f'unpack-{self.name}'))
+        # What dpkg-source notes for itself is no part of the source
+        shutil.rmtree(os.path.join(where, '.pc'), ignore_errors=True)
+        version = os.path.basename(newest)[len(base.package) + 1:-4]
+        return where, f'{base.package} {version} of {base.suite}'
+
+    def _import(self, where, name):
+        """Commit a directory as the branch `base`.  The work tree is only
+        moved, so what did not change keeps its times."""
+        try:
+            with open(os.path.join(where, 'VERSION'), encoding='utf-8') as f:
+                version = f.read().strip()
+        except OSError:
+            raise Fault(f'{name}: there is no VERSION in it, so it is no '
+                        'source of QEMU; name another one') from None
+        if not self.base.is_version(version):
+            raise Fault(f'{name} has QEMU {version}, but the base is '
+                        f'{self.base.family}; name a source of '
+                        f'{self.base.family}, or another --base')
+        os.makedirs(self.src, exist_ok=True)
+        plain = Git(self.src)
+        if not os.path.isdir(os.path.join(self.src, '.git')):
+            plain('init', '--quiet', '--initial-branch', 'series')
+            plain('config', 'user.name', 'Direct I/O maintainers')
+            plain('config', 'user.email', 'maintainers@direct-io.invalid')
+        old = self.base_commit()
+        with tempfile.TemporaryDirectory() as top:
+            git = Git(where, os.path.join(top, 'index'),
+                      ['--git-dir', os.path.join(self.src, '.git'),
+                       '--work-tree', where])
+            git('add', '-Af', '.')
+            tree = git('write-tree')
+        if old and plain('rev-parse', 'base^{tree}') == tree:
+            return
+        new = plain('commit-tree', tree, '-m', f'QEMU {version}\n\n{name}')
+        plain('update-ref', 'refs/heads/base', new)
+        if old is None:
+            plain('checkout', '--quiet', '--force', '--detach', new)
+            plain('update-ref', 'refs/qdio/applied', new)
+
+
+def _unpack_tarball(path, top):
+    done = subprocess.run(['tar', '-xf', path, '-C', top],
+                          capture_output=True, text=True)
+    if done.returncode:
+        raise Fault(f'cannot unpack {path}: '
+                    f'{done.stderr.strip().splitlines()[-1]}')
+
+
+def _copy_tree(path, where):
+    """Copy a source tree: of a git checkout what git tracks, submodules
+    included; of another directory all but builds."""
+    if os.path.exists(os.path.join(path, '.git')):
+        names = Git(path).lines('ls-files', '-z', '--recurse-submodules')
+        for name in names:
+            full = os.path.join(path, name)
+            if os.path.lexists(full) and not os.path.isdir(full):
+                os.makedirs(os.path.dirname(os.path.join(where, name)),
+                            exist_ok=True)
+                shutil.copy2(full, os.path.join(where, name),
+                             follow_symlinks=False)
+    else:
+        shutil.copytree(path, where, symlinks=True,
+                        ignore=shutil.ignore_patterns('.git', '.pc',
+                                                      'build*.ninja'))
+    return where

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line of `./run`."""
+
+import argparse
+import os
+import signal
+import sys
+
+from . import config
+from .say import Failure, Fault, note
+
+HELP = """\
+usage: ./run COMMAND [OPTION...]
+
+  demo     build QEMU 7.2 with the series, boot a guest, save it with
+           direct-io=on through two descriptors, restore it, show it going on
+  test     build both bases and run all tests
+           [--base B] [--only PART] [--list]
+
+  build    build one base with the series         --base B
+  where    print the path of the built emulator   --base B
+  fetch    fetch and unpack stock | kernel | firmware, and print where it is
+
+  base B       fetch and import the source of a base   [--update]
+  apply B      make the series' commits on a base      [--discard]
+  refresh B    take commits back into this repository  [--tree DIR] [--rev R]
+  emit B       write mails that git am takes           [--output DIR]
+  walk B       build and test each commit alone        [--no-build] [SLUG...]
+  lint         check the repository's rules
+
+  help     print this
+
+Everywhere: --source DIR takes your own source of QEMU (a checkout, a tarball,
+or a directory with one) for the base in place of Debian's package.
+B is one of: {bases}.
+Sources, trees, builds and logs are kept in {cache}
+(QDIO_CACHE, XDG_CACHE_HOME).
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise Fault(f"{message}; './run help' tells what there is")
+
+
+def _parser():
+    parser = _Parser(prog='./run', add_help=False)
+    commands = parser.add_subparsers(dest='command', metavar='COMMAND')
+
+    def command(name, base=None):
+        sub = commands.add_parser(name, add_help=False)
+        sub.add_argument('--source')
+        if base == 'option':
+            sub.add_argument('--base', dest='base_option')
+        if base:
+            sub.add_argument('base', nargs='?')
+            if base != 'option':
+                sub.add_argument('--base', dest='base_option')
+        sub.add_argument('-h', '--help', action='store_true')
+        return sub
+
+    command('help')
+    demo = command('demo', 'option')
+    demo.add_argument('--emulator')
+    test = command('test', 'option')
+    test.add_argument('--only', action='append')
+    test.add_argument('--list', action='store_true')
+    command('build', 'option')
+    command('where', 'option')
+    command('base', 'name').add_argument('--update', action='store_true')
+    command('apply', 'name').add_argument('--discard', action='store_true')
+    refresh = command('refresh', 'name')
+    refresh.add_argument('--tree')
+    refresh.add_argument('--rev')
+    command('emit', 'name').add_argument('--output')
+    walk = command('walk', 'name')
+    walk.add_argument('slugs', nargs='*')
+    walk.add_argument('--no-build', action='store_true')
+    command('lint')
+    command('fetch').add_argument('what', choices=('stock', 'kernel',
+                                                   'firmware'))
+    return parser
+
+
+def _base_of(args):
+    name = getattr(args, 'base_option', None) or getattr(args, 'base', None)
+    if not name:
+        names = ', '.join(config.base_names())
+        raise Fault(f"which base? './run {args.command} BASE', BASE one of "
+                    f'{names}')
+    return config.get_base(name)
+
+
+def _tree_of(args):
+    from .bases import Tree
+    return Tree(_base_of(args), args.source)
+
+
+def _series():
+    from .series import Series
+    return Series(config.ROOT)
+
+
+def _ready(args):
+    """What every command that builds or fetches needs."""
+    from .apt import install_needed
+    config.check_space()
+    install_needed()
+
+
+def _prepared(args, update=False):
+    """The tree of the named base, fetched if it was not yet."""
+    tree = _tree_of(args)
+    if not tree.exists() and not tree.source:
+        from .apt import install_needed
+        install_needed()
+    tree.ensure(update)
+    return tree
+
+
+def cmd_base(args):
+    tree = _tree_of(args)
+    with tree.locked():
+        _prepared(args, args.update)
+    print(tree.src)
+
+
+def cmd_apply(args):
+    from .apply import apply
+    tree = _tree_of(args)
+    with tree.locked():
+        tree = _prepared(args)
+        commits = apply(_series(), tree.base.name, tree,
+                        'discard' if args.discard else 'refuse')
+    for slug, commit in commits:
+        print(commit[:12], slug.name)
+    note(f'{len(commits)} commits on QEMU {tree.base.name} in {tree.src}')
+
+
+def cmd_refresh(args):
+    from .refresh import refresh
+    base = _base_of(args)
+    directory = args.tree
+    if not directory:
+        tree = _tree_of(args)
+        if not tree.exists():
+            raise Fault(f'there is no applied tree; "./run apply {base.name}" '
+                        'makes one')
+        directory = tree.src
+    elif not os.path.isdir(directory):
+        raise Fault(f'--tree {directory}: there is no such directory')
+    changed = refresh(config.ROOT, base.name, directory, args.rev)
+    for path in changed:
+        print(path)
+    if not args.tree and not args.rev:
+        from .apply import APPLIED
+        from .git import Git
+        git = Git(directory)
+        git('update-ref', APPLIED, 'HEAD')
+    note(f'{len(changed)} files changed' if changed else 'nothing changed')
+
+
+def cmd_emit(args):
+    from .emit import emit
+    tree = _tree_of(args)
+    with tree.locked():
+        tree = _prepared(args)
+        directory = args.output or os.path.join(config.cache(), 'emit',
+                                                tree.name)
+        patches = emit(_series(), tree.base.name, tree, directory)
+    for path in patches:
+        print(path)
+    note(f'on a pristine tree: git am {directory}/*.patch')
+
+
+def cmd_walk(args):
+    from .report import Report
+    from .walk import walk_builds, walk_patches
+    series = _series()
+    for name in args.slugs:
+        if not series.slug(name):
+            raise Fault(f"there is no slug '{name}'; series/order names them")
+    if not args.no_build:
+        _ready(args)
+    tree = _tree_of(args)
+    report = Report()
+    with tree.locked():
+        tree = _prepared(args)
+        walk_patches(series, tree.base.name, tree, report)
+        if not args.no_build:
+            walk_builds(series, tree.base, tree, report, args.slugs)
+    return report.close()
+
+
+def cmd_lint(args):
+    from .bases import Tree
+    from .lint import Lint
+    trees = [Tree(config.get_base(n)) for n in config.base_names()]
+    known = [t for t in trees if t.exists()]
+    for tree in trees:
+        if not tree.exists():
+            note(f'without QEMU {tree.base.name}: "./run base '
+                 f'{tree.base.name}" fetches it')
+    complaints = Lint(config.ROOT, known).run()
+    for text in complaints:
+        print(text)
+    note(f'{len(complaints)} complaints' if complaints else 'nothing to '
+         'complain about')
+    return 1 if complaints else 0
+
+
+def cmd_build(args):
+    from .build import EMULATOR, of_tree
+    _ready(args)
+    tree = applied_tree(_tree_of(args))
+    build = of_tree(tree)
+    with tree.locked():
+        build.ninja([EMULATOR])
+    note(f'built {build.emulator}')
+
+
+def applied_tree(tree, edits='refuse'):
+    from .apply import apply
+    with tree.locked():
+        tree.ensure()
+        apply(_series(), tree.base.name, tree, edits)
+    return tree
+
+
+def cmd_where(args):
+    from .build import of_tree
+    print(of_tree(_tree_of(args)).where())
+
+
+def cmd_fetch(args):
+    from . import fetch
+    print(getattr(fetch, args.what)())
+
+
+def cmd_demo(args):
+    from .demo import demo
+    if not args.base and not args.base_option:
+        args.base = '7.2'
+    return demo(args)
+
+
+def cmd_test(args):
+    from .testing import main as test
+    return test(args)
+
+
+def help_text():
+    return HELP.format(bases=', '.join(config.base_names()),
+                       cache=config.cache())
+
+
+def main(argv):
+    # A pipe such as "| head" that closes early is no error
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        if not argv or argv[0] in ('help', '-h', '--help'):
+            print(help_text(), end='')
+            return 0 if argv else 2
+        if 'cmd_' + argv[0] not in globals():
+            raise Fault(f"there is no command '{argv[0]}'; './run help' lists "
+                        'them')
+        args = _parser().parse_args(argv)
+        if args.help:
+            print(help_text(), end='')
+            return 0
+        if args.source and not os.path.exists(args.source):
+            raise Fault(f'--source {args.source}: there is no such file or '
+                        'directory')
+        return globals()['cmd_' + args.command](args) or 0
+    except Fault as err:
+        print(f'run: {err}', file=sys.stderr)
+        return 2
+    except Failure as err:
+        print(f'run: {err}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('run: interrupted', file=sys.stderr)
+        return 130
+    except OSError as err:
+        if err.errno == 28:
+            print(f'run: no space left ({err.filename}); make room, or set '
+                  'QDIO_CACHE to a directory on a larger disk',
+                  file=sys.stderr)
+            return 2
+        raise

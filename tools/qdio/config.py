@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where things are: the repository, the cache, and the bases' descriptions."""
+
+import hashlib
+import os
+import shlex
+import shutil
+
+from .say import Fault
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(
+    os.path.abspath(__file__))))
+
+# Two unpacked bases, two builds and what the tests write
+NEEDED_SPACE = 8 << 30
+
+
+def cache():
+    """Where sources, trees, builds and logs are kept, outside of any
+    checkout, so that a second one can use them too."""
+    path = os.environ.get('QDIO_CACHE')
+    if not path:
+        path = os.path.join(os.environ.get('XDG_CACHE_HOME') or
+                            os.path.expanduser('~/.cache'), 'qemu-direct-io')
+    return os.path.abspath(path)
+
+
+def log_path(name):
+    return os.path.join(cache(), 'logs', name + '.log')
+
+
+def check_space():
+    """Say now that the disk is too small, not after half an hour.  What the
+    cache already holds counts as room."""
+    path = cache()
+    try:
+        os.makedirs(path, exist_ok=True)
+        free = shutil.disk_usage(path).free
+    except OSError as err:
+        raise Fault(f'cannot use {path}: {err.strerror}; set QDIO_CACHE to a '
+                    'directory that can be written') from None
+    needed = int(os.environ.get('QDIO_NEEDED_SPACE', NEEDED_SPACE))
+    if os.path.exists(os.path.join(path, 'trees')):
+        needed //= 2
+    if free < needed:
+        raise Fault(f'only {free / (1 << 30):.1f} GiB are free in {path}, '
+                    f'{needed / (1 << 30):.0f} GiB are needed; make room, or '
+                    'set QDIO_CACHE to a directory on a larger disk')
+
+
+class Base:
+    """A version of QEMU that the series is for, as bases/NAME.conf says:
+
+    package    the source package
+    suite      the distribution's release that has it
+    family     what its version must start with
+    configure  options of QEMU's configure"""
+
+    KEYS = ('package', 'suite', 'family', 'configure')
+
+    def __init__(self, root, name):
+        self.name = name
+        where = f'bases/{name}.conf'
+        values = {}
+        with open(os.path.join(root, where), encoding='utf-8') as f:
+            for line in f:
+                line = line.partition('#')[0].strip()
+                if not line:
+                    continue
+                key, equals, value = line.partition('=')
+                key = key.strip()
+                if not equals or key not in self.KEYS:
+                    raise Fault(f"{where}: cannot read '{line}'; write KEY = "
+                                f"VALUE, KEY one of {', '.join(self.KEYS)}")
+                # A key may come again, so that long values can be split
+                values[key] = f'{values.get(key, "")} {value.strip()}'.strip()
+        for key in self.KEYS:
+            if key not in values:
+                raise Fault(f"{where} lacks '{key}'; add a line {key} = ...")
+        self.package = values['package']
+        self.suite = values['suite']
+        self.family = values['family']
+        self.configure = shlex.split(values['configure'])
+
+    def is_version(self, version):
+        """Whether an upstream version such as 7.2.13 is of this base."""
+        return version == self.family or version.startswith(
+            (self.family + '.', self.family + '+'))
+
+
+def base_names(root=ROOT):
+    try:
+        names = os.listdir(os.path.join(root, 'bases'))
+    except OSError:
+        names = []
+    return sorted((n[:-5] for n in names if n.endswith('.conf')),
+                  key=lambda n: [int(x) if x.isdigit() else 0
+                                 for x in n.split('.')])
+
+
+def get_base(name, root=ROOT):
+    if name not in base_names(root):
+        raise Fault(f"there is no base '{name}'; the bases are "
+                    f"{', '.join(base_names(root))}")
+    return Base(root, name)
+
+
+def short_hash(text):
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

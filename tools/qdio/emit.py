@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The series as mails that `git am` takes: `./run emit`."""
+
+import glob
+import os
+import re
+import shutil
+
+from .apply import make_commits
+from .git import Git
+from .say import Fault
+
+
+def emit(series, base, tree, directory):
+    """Write the patches and a cover letter.  Returns the patches' paths.
+
+    The cover letter is named apart from them, since `git am` refuses mails
+    without a patch and a user will say `git am DIR/*.patch`."""
+    commits = make_commits(series, base, tree.src, tree.base_commit(),
+                           trailer=False)
+    if not commits:
+        raise Fault(f'the series has no slugs for {base}; nothing to emit')
+    os.makedirs(directory, exist_ok=True)
+    strangers = [n for n in os.listdir(directory)
+                 if not re.match(r'\d{4}-.*\.patch\Z|cover-letter\.txt\Z', n)]
+    if strangers:
+        raise Fault(f"{directory} has other files, such as '{strangers[0]}'; "
+                    'name an empty or a new directory with --output')
+    for name in os.listdir(directory):
+        os.unlink(os.path.join(directory, name))
+    git = Git(tree.src)
+    git('format-patch', '--quiet', '--cover-letter', '--no-signature',
+        '--zero-commit', '--no-renames', '--subject-prefix',
+        f'PATCH {base}', '-o', os.path.abspath(directory),
+        f'{tree.base_commit()}..{commits[-1][1]}')
+    patches = sorted(glob.glob(os.path.join(directory, '*.patch')))
+    _cover(series, patches[0], os.path.join(directory, 'cover-letter.txt'))
+    return patches[1:]
+
+
+def _cover(series, draft, path):
+    """Fill in what git leaves blank, from series/cover."""
+    with open(draft, encoding='utf-8') as f:
+        text = f.read()
+    try:
+        with open(os.path.join(series.root, 'series', 'cover'),
+                  encoding='utf-8') as f:
+            subject, _, blurb = f.read().partition('\n')
+    except FileNotFoundError:
+        subject, blurb = 'Series', ''
+    text = text.replace('*** SUBJECT HERE ***', subject)
+    text = text.replace('*** BLURB HERE ***', blurb.strip())
+    with open(path, 'w', encoding='utf-8') as f:
+        f.write(text)
+    os.unlink(draft)
+
+
+def takes(tree, patches, directory):
+    """`git am` the patches on the pristine base, in a clone of its own in
+    `directory`.  Returns that clone's Git."""
+    if os.path.exists(directory):
+        shutil.rmtree(directory)
+    Git(tree.src)('clone', '--quiet', '--shared', '--no-checkout', tree.src,
+                  directory)
+    git = Git(directory)
+    git('checkout', '--quiet', '--detach', tree.base_commit())
+    git('am', '--quiet', *[os.path.abspath(p) for p in patches])
+    return git

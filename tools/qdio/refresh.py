@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From commits back to the repository: `./run refresh`."""
+
+import os
+
+from .apply import slug_of, without_trailer
+from .git import Git, patched_paths, stable_diff
+from .say import Fault
+from .series import HOUSE, Series, patch_files, tree_path
+
+_TESTS = (('tests/unit/test-', 'unit'), ('tests/qtest/', 'qtest'))
+
+
+class Commit:
+    """What one slug's commits in the tree amount to: neighbours with the
+    same slug, such as a fix made on top, count as one."""
+
+    def __init__(self, name, message, old, new):
+        self.name = name
+        self.message = message
+        self.old = old
+        self.new = new
+        self.added = []         # paths in the tree
+        self.edited = []        # paths in the tree of files of ours
+        self.hooked = []        # paths of the base
+
+
+def read_commits(git, base, rev=None):
+    """The series in a tree: the commits up to `rev`'s end that name a slug,
+    oldest first."""
+    if rev and '..' in rev:
+        ids = git('rev-list', '--reverse', '--first-parent', rev).split()
+    else:
+        ids = []
+        for one in git('rev-list', '--first-parent', rev or 'HEAD').split():
+            if not slug_of(git('log', '-1', '--format=%B', one)):
+                break
+            ids.insert(0, one)
+    commits = []
+    for one in ids:
+        message = git('log', '-1', '--format=%B', one) + '\n'
+        name = slug_of(message)
+        if not name:
+            raise Fault(f"commit {one[:12]} names no slug; add a line "
+                        f"'Series-Id: SLUG' at the end of its message")
+        if commits and commits[-1].name == name:
+            commits[-1].new = one
+            continue
+        if any(c.name == name for c in commits):
+            raise Fault(f"two commits name the slug '{name}' with others in "
+                        'between; reorder them with "git rebase -i"')
+        parent = git.commit_id(one + '^')
+        if not parent:
+            raise Fault(f'commit {one[:12]} has nothing below it: the tree '
+                        f'must start with the pristine source of {base}')
+        commits.append(Commit(name, without_trailer(message), parent, one))
+    if not commits:
+        raise Fault(f'no commit with a line "Series-Id: SLUG" in '
+                    f'{git.directory}; run "./run apply {base}" first')
+    return commits
+
+
+def sort_changes(git, commits):
+    """Tell for each commit what it adds, edits and hooks."""
+    ours = set()
+    for commit in commits:
+        out = git.lines('diff-tree', '-r', '-z', '--raw', '--no-renames',
+                        commit.old, commit.new)
+        for info, path in zip(out[::2], out[1::2]):
+            old_mode, new_mode, _, _, status = info.lstrip(':').split()
+            if status == 'A':
+                commit.added.append(path)
+                if new_mode not in ('100644', '100755'):
+                    raise Fault(f"{commit.name}: '{path}' is no plain file; "
+                                'the series can only add plain files')
+            elif status == 'M' and (old_mode == new_mode or path in ours):
+                (commit.edited if path in ours
+                 else commit.hooked).append(path)
+            else:
+                raise Fault(f"{commit.name}: '{path}' is deleted or changes "
+                            'its type or mode, which a hook must not do; '
+                            'take that out of the commit')
+        ours.update(commit.added)
+
+
+class Writer:
+    """Writes only what differs, and remembers what that was."""
+
+    def __init__(self, root):
+        self.root = root
+        self.changed = []
+
+    def write(self, path, data, mode='100644'):
+        full = os.path.join(self.root, path)
+        bits = 0o755 if mode == '100755' else 0o644
+        if os.path.islink(full):
+            raise Fault(f"'{path}' is a symbolic link; refresh needs a file")
+        if os.path.isfile(full):
+            with open(full, 'rb') as f:
+                same = f.read() == data
+            if same and bool(os.stat(full).st_mode & 0o100) == bool(
+                    bits & 0o100):
+                return
+        os.makedirs(os.path.dirname(full), exist_ok=True)
+        with open(full, 'wb') as f:
+            f.write(data)
+        os.chmod(full, bits)
+        self.changed.append(path)
+
+    def remove(self, path):
+        full = os.path.join(self.root, path)
+        if os.path.lexists(full):
+            os.unlink(full)
+            self.changed.append(path)
+
+
+def refresh(root, base, directory, rev=None):
+    """Take over the commits of the tree in `directory`.  Returns the paths
+    in the repository that changed."""
+    git = Git(directory)
+    if not git.commit_id('HEAD'):
+        raise Fault(f'{directory} is no git tree with commits')
+    if not rev:
+        dirty = git.dirty()
+        if dirty:
+            raise Fault(f"{directory} has changes that are not committed, "
+                        f"such as '{dirty[0]}'; commit them (with "
+                        '"git commit --amend", "git rebase -i" or a commit '
+                        'with the same Series-Id) or take them back first')
+    series = Series(root)
+    commits = read_commits(git, base, rev)
+    sort_changes(git, commits)
+    writer = Writer(root)
+    order = _merged_order(series, base, [c.name for c in commits])
+    homes = _homes(series, base, commits)
+    _check_homes(series, homes)
+    contents = _final_contents(git, series, base, commits, homes)
+    _write(writer, git, series, base, commits, homes, contents)
+    _write_order(writer, series, order)
+    return writer.changed
+
+
+def _merged_order(series, base, names):
+    """series/order with this base's slugs in the tree's order: a list of
+    (name, bases).  New slugs are marked for this base only."""
+    known = [slug.name for slug in series.of(base)]
+    lost = [name for name in known if name not in names]
+    if lost:
+        raise Fault(f"the tree has no commit for the slug '{lost[0]}'; to "
+                    'drop it, take it out of series/order, and its directory '
+                    'and files out of the repository')
+    result = [(slug.name, slug.bases) for slug in series.slugs]
+    positions = {name: i for i, (name, _) in enumerate(result)}
+    for name in names:
+        if name in positions and name not in known:
+            raise Fault(f"the tree has a commit for '{name}', which "
+                        f'series/order marks for other bases than {base}; '
+                        f'add {base} to its line there')
+    if [n for n in names if n in known] != known:
+        # Reordered: the slots that this base's slugs have stay the same
+        slots = [positions[n] for n in known]
+        marks = {slug.name: slug.bases for slug in series.slugs}
+        for slot, name in zip(slots, [n for n in names if n in known]):
+            result[slot] = name, marks[name]
+    for i, name in enumerate(names):
+        if name in known:
+            continue
+        where = 0
+        if i:
+            where = 1 + next(j for j, (n, _) in enumerate(result)
+                             if n == names[i - 1])
+        result.insert(where, (name, [base]))
+    return result
+
+
+def _homes(series, base, commits):
+    """Where in the repository each file of ours lives: a file that already
+    is in compat/BASE stays there, all others are at the root."""
+    in_compat = {tree_path(p, base): p for slug in series.slugs
+                 for p in slug.files()
+                 if p.startswith('compat/') and tree_path(p, base)}
+    return {path: in_compat.get(path, path)
+            for commit in commits for path in commit.added}
+
+
+def _check_homes(series, homes):
+    """The repository's own files must not be overwritten by one of the tree
+    with the same name."""
+    listed = {p for slug in series.slugs for p in slug.files()}
+    for home in homes.values():
+        if home not in listed and home.split('/')[0] in HOUSE:
+            raise Fault(f"the tree adds '{home}', but that name is no place "
+                        'for files of the series; choose another one')
+
+
+def _final_contents(git, series, base, commits, homes):
+    """{path in the repository: (mode, bytes)}: the tip's files, plus what
+    slugs that this base doesn't have make of them."""
+    tip = commits[-1].new
+    result = {}
+    for path, home in homes.items():
+        mode = git('ls-tree', tip, '--', path).split()[0]
+        result[home] = mode, git.blob(tip, path)
+    for slug in series.slugs:
+        patch = slug.edits() if not slug.on(base) else b''
+        files = {p: result[p][1] for p in patched_paths(patch) if p in result}
+        if files:
+            try:
+                changed = patch_files(files, patch)
+            except ValueError as err:
+                raise Fault(f'series/{slug.name}/edits.patch, which is not '
+                            f'for {base}, no longer applies: {err}') from None
+            for path, data in changed.items():
+                result[path] = result[path][0], data
+    return result
+
+
+def _at_home(patch, homes):
+    """A patch with the repository's paths in place of the tree's."""
+    for path, home in homes.items():
+        if path != home:
+            for old, new in ((f'a/{path} b/{path}\n', f'a/{home} b/{home}\n'),
+                             (f'--- a/{path}\n', f'--- a/{home}\n'),
+                             (f'+++ b/{path}\n', f'+++ b/{home}\n')):
+                patch = patch.replace(old.encode(), new.encode())
+    return patch
+
+
+def _write(writer, git, series, base, commits, homes, contents):
+    still = {homes[p] for commit in commits for p in commit.added}
+    for commit in commits:
+        slug = series.slug(commit.name)
+        where = f'series/{commit.name}/'
+        listed = slug.files() if slug else []
+        others = [p for p in listed if not tree_path(p, base)]
+        mine = [homes[p] for p in commit.added]
+        files = sorted(set(others + mine))
+        for path in listed:
+            if path not in files and path not in still:
+                writer.remove(path)
+        for path in mine:
+            writer.write(path, contents[path][1], contents[path][0])
+        writer.write(where + 'message', commit.message.encode())
+        if files:
+            writer.write(where + 'files',
+                         ''.join(f'{p}\n' for p in files).encode())
+        else:
+            writer.remove(where + 'files')
+        hooks = stable_diff(git, commit.old, commit.new, commit.hooked)
+        _write_or_remove(writer, f'{where}hooks-{base}.patch', hooks)
+        edits = stable_diff(git, commit.old, commit.new, commit.edited)
+        _write_or_remove(writer, where + 'edits.patch', _at_home(edits, homes))
+        tests = _guess_tests(commit.added)
+        if tests and not os.path.exists(os.path.join(writer.root, where,
+                                                     'tests')):
+            writer.write(where + 'tests', tests.encode())
+
+
+def _write_or_remove(writer, path, data):
+    if data:
+        writer.write(path, data)
+    else:
+        writer.remove(path)
+
+
+def _guess_tests(added):
+    """A first list of tests for a new slug: the test programs it adds."""
+    text = ''
+    for path in sorted(added):
+        for start, kind in _TESTS:
+            if path.startswith(start) and path.endswith('-test.c' if kind ==
+                                                        'qtest' else '.c'):
+                text += f'{kind} {os.path.basename(path)[:-2]}\n'
+    return text
+
+
+def _write_order(writer, series, order):
+    """Write series/order anew only if slugs came or moved, so that its
+    comments otherwise stay where they are."""
+    if order == [(slug.name, slug.bases) for slug in series.slugs]:
+        return
+    width = max(len(name) for name, _ in order)
+    text = ('# The slugs in the order of their commits, one a line.  A name\n'
+            '# of a base after it: the slug is for that base only.\n')
+    for name, bases in order:
+        text += f"{name:{width}}  {' '.join(bases)}".rstrip() + '\n'
+    writer.write('series/order', text.encode())

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How the tools speak: errors in one line, and progress of long steps."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+
+class Fault(Exception):
+    """Something that the user must put right: one clear line that says what
+    is wrong and what to do.  Ends the program with exit code 2."""
+
+
+class Failure(Exception):
+    """A step that was started properly did not succeed, such as a build.
+    Ends the program with exit code 1."""
+
+
+def note(text):
+    """A remark; on stderr, since stdout may be read by programs."""
+    print(f'run: {text}', file=sys.stderr, flush=True)
+
+
+def duration(seconds):
+    minutes, seconds = divmod(int(seconds), 60)
+    return f'{minutes}m{seconds:02}s' if minutes else f'{seconds}s'
+
+
+class _Ticker:
+    """Shows how long a step has been running: in place on a terminal, one
+    line a minute elsewhere, so that a log of CI stays readable."""
+
+    def __init__(self, name, log):
+        self._name = name
+        self._log = log
+        self._start = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self):
+        while not self._done.wait(1 if self._terminal else 60):
+            self._show('', '\r' if self._terminal else '\n')
+
+    def _last(self):
+        """What the log says of how far it is: ninja's [n/m], or nothing."""
+        try:
+            with open(self._log, 'rb') as f:
+                f.seek(max(0, os.path.getsize(self._log) - 4096))
+                tail = f.read().decode(errors='replace')
+        except OSError:
+            return ''
+        for line in reversed(tail.replace('\r', '\n').splitlines()):
+            if line.startswith('[') and '/' in line.partition(']')[0]:
+                return line.partition(']')[0] + ']'
+        return ''
+
+    def _show(self, word, end):
+        took = duration(time.monotonic() - self._start)
+        text = f'run: {self._name} {self._last() if not word else word} {took}'
+        if self._terminal:
+            text = '\r\033[K' + text.rstrip()
+        print(text, end=end, file=sys.stderr, flush=True)
+
+    def stop(self, word):
+        self._done.set()
+        self._thread.join()
+        self._show(word, '\n')
+
+
+def tail(path, lines=25):
+    try:
+        with open(path, errors='replace') as f:
+            return ''.join(f.readlines()[-lines:]).rstrip()
+    except OSError as err:
+        return str(err)
+
+
+def step(name, argv, log, cwd=None, env=None, check=True, append=False,
+         timeout=None):
+    """Run a long command with its output in the file `log`, and show that it
+    goes on.  A failure shows the log's last lines and where it is.  Returns
+    the exit code."""
+    os.makedirs(os.path.dirname(log), exist_ok=True)
+    with open(log, 'ab' if append else 'wb') as out:
+        out.write(('$ ' + ' '.join(map(str, argv)) + '\n').encode())
+        out.flush()
+        ticker = _Ticker(name, log)
+        try:
+            process = subprocess.Popen(argv, cwd=cwd, env=env, stdout=out,
+                                       stderr=out, stdin=subprocess.DEVNULL,
+                                       start_new_session=True)
+        except OSError as err:
+            ticker.stop('failed,')
+            raise Fault(f'cannot start {argv[0]}: {err.strerror}') from None
+        try:
+            code = process.wait(timeout)
+        except BaseException as err:
+            # The whole group, so that no compiler or emulator stays behind
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            ticker.stop('stopped,')
+            if isinstance(err, subprocess.TimeoutExpired):
+                raise Failure(f'{name}: not done after {duration(timeout)}; '
+                              f'its output is in {log}') from None
+            raise
+    ticker.stop('done,' if code == 0 else f'failed (exit code {code}),')
+    if code and check:
+        print(tail(log), file=sys.stderr)
+        raise Failure(f'{name} failed; all of its output is in {log}')
+    return code

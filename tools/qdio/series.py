@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The series as it is kept in the repository.
+
+series/order names the slugs in the order of their commits, one a line; a slug
+that is only for some bases is followed by their names.  Of each slug,
+series/SLUG/ holds
+
+    message           the commit's subject and reasons, for all bases
+    files             the root files that it adds, one path a line; a path
+                      compat/BASE/PATH is installed at PATH, and only there
+    tests             what passes from this commit on (see tests())
+    hooks-BASE.patch  its edits to files that BASE has
+    edits.patch       its edits to root files that an earlier slug added
+
+The root file itself is always the last state; what it looked like in between
+is found by taking back the later slugs' edits."""
+
+import os
+import re
+import subprocess
+import tempfile
+
+from .git import environment, patched_paths
+from .say import Fault
+
+# What lies at the root and is no part of the series
+HOUSE = {'run', 'tools', 'bases', '.ci', '.gitignore', '.gitattributes',
+         'README.md', 'COPYING', 'MAINTAINERS', 'meson.build', 'series',
+         'e2e', 'bench', '.editorconfig'}
+
+SLUG = re.compile(r'[a-z0-9][a-z0-9.-]*\Z')
+KINDS = ('unit', 'qtest', 'suite')
+
+
+def _lines(path):
+    """The lines of a list, without comments and empty ones."""
+    try:
+        with open(path, encoding='utf-8') as f:
+            text = f.read()
+    except FileNotFoundError:
+        return []
+    return [line for line in (x.partition('#')[0].strip()
+                              for x in text.splitlines()) if line]
+
+
+def _bytes(path):
+    try:
+        with open(path, 'rb') as f:
+            return f.read()
+    except FileNotFoundError:
+        return b''
+
+
+class Slug:
+    """One commit of the series."""
+
+    def __init__(self, root, name, bases):
+        self.root = root
+        self.name = name
+        self.bases = bases              # empty: all of them
+        self.directory = os.path.join(root, 'series', name)
+
+    def on(self, base):
+        return not self.bases or base in self.bases
+
+    def path(self, name):
+        return os.path.join(self.directory, name)
+
+    def message(self):
+        return _bytes(self.path('message')).decode(errors='replace')
+
+    def files(self):
+        """The repository's paths of all files that it adds somewhere."""
+        return _lines(self.path('files'))
+
+    def installs(self, base):
+        """{path in the repository: path in the tree} for one base."""
+        result = {}
+        for path in self.files():
+            where = tree_path(path, base)
+            if where:
+                result[path] = where
+        return result
+
+    def hooks(self, base):
+        return _bytes(self.path(f'hooks-{base}.patch'))
+
+    def edits(self):
+        return _bytes(self.path('edits.patch'))
+
+    def tests(self, base=None):
+        """Pairs such as ('unit', 'test-direct-queue').  Kinds: unit, a
+        program in tests/unit; qtest, one in tests/qtest; suite, one of
+        meson's.  A third word limits the line to one base."""
+        result = []
+        for line in _lines(self.path('tests')):
+            words = line.split()
+            if len(words) not in (2, 3) or words[0] not in KINDS:
+                raise Fault(f"series/{self.name}/tests: cannot read '{line}';"
+                            f" write KIND NAME [BASE], KIND one of "
+                            f"{', '.join(KINDS)}")
+            if base is None or len(words) == 2 or words[2] == base:
+                result.append((words[0], words[1]))
+        return result
+
+
+def tree_path(path, base):
+    """Where a file of the repository is installed on `base`, or None."""
+    if not path.startswith('compat/'):
+        return path
+    parts = path.split('/', 2)
+    return parts[2] if len(parts) == 3 and parts[1] == base else None
+
+
+class Series:
+    def __init__(self, root):
+        self.root = root
+        self.slugs = []
+        self._read_order()
+
+    def _read_order(self):
+        for line in _lines(os.path.join(self.root, 'series', 'order')):
+            name, *bases = line.split()
+            if not SLUG.match(name):
+                raise Fault(f"series/order: '{name}' is no name for a slug; "
+                            'use small letters, digits, "-" and "."')
+            if any(s.name == name for s in self.slugs):
+                raise Fault(f"series/order: '{name}' is there twice; "
+                            'take one of the lines out')
+            self.slugs.append(Slug(self.root, name, bases))
+
+    def of(self, base):
+        return [slug for slug in self.slugs if slug.on(base)]
+
+    def slug(self, name):
+        return next((s for s in self.slugs if s.name == name), None)
+
+    def content(self, path):
+        """(mode, bytes) of a root file."""
+        full = os.path.join(self.root, path)
+        if os.path.islink(full) or not os.path.isfile(full):
+            raise Fault(f"series: '{path}' is listed but is no file here; "
+                        'restore it, or take it out of the list')
+        mode = '100755' if os.access(full, os.X_OK) else '100644'
+        with open(full, 'rb') as f:
+            return mode, f.read()
+
+
+class Versions:
+    """What root files that several slugs work on look like after each of
+    them.
+
+    `contents` are those files' last states, {path: bytes}.  All slugs' edits
+    are taken back, last one first; then forward() gives them again, one slug
+    after the other, for those slugs that a base has."""
+
+    def __init__(self, slugs, contents):
+        self._files = dict(contents)
+        for slug in reversed(slugs):
+            self._patch(slug, slug.edits(), reverse=True)
+
+    def first(self, path, default):
+        return self._files.get(path, default)
+
+    def forward(self, slug):
+        """The files that `slug` edits, as they are after that."""
+        patch = slug.edits()
+        self._patch(slug, patch, reverse=False)
+        return {path: self._files[path] for path in patched_paths(patch)}
+
+    def _patch(self, slug, patch, reverse):
+        if not patch:
+            return
+        paths = list(patched_paths(patch))
+        missing = [p for p in paths if p not in self._files]
+        if missing:
+            raise Fault(f"series/{slug.name}/edits.patch edits '{missing[0]}'"
+                        ', which no slug lists; refresh from a tree')
+        try:
+            changed = patch_files({p: self._files[p] for p in paths}, patch,
+                                  reverse)
+        except ValueError as err:
+            what = 'be taken back from' if reverse else 'be made to'
+            raise Fault(f"series/{slug.name}/edits.patch can't {what} the "
+                        f'root files: {err}; make the change in the applied '
+                        'tree and refresh') from None
+        self._files.update(changed)
+
+
+def edited_paths(slugs):
+    """The root files that any of the slugs edits."""
+    result = set()
+    for slug in slugs:
+        result.update(patched_paths(slug.edits()))
+    return result
+
+
+def patch_files(files, patch, reverse=False):
+    """Applies a patch to {path: bytes}; ValueError says why it can't."""
+    with tempfile.TemporaryDirectory() as top:
+        for path, data in files.items():
+            full = os.path.join(top, path)
+            os.makedirs(os.path.dirname(full), exist_ok=True)
+            with open(full, 'wb') as f:
+                f.write(data)
+        env = environment()
+        env['GIT_CEILING_DIRECTORIES'] = os.path.dirname(top)
+        done = subprocess.run(['git', 'apply', '--whitespace=nowarn',
+                               *(['-R'] if reverse else []), '-'],
+                              cwd=top, env=env, input=patch,
+                              capture_output=True)
+        if done.returncode:
+            raise ValueError(done.stderr.decode(errors='replace')
+                             .strip().replace('\n', ' | '))
+        return {path: _bytes(os.path.join(top, path)) for path in files}

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Run the tests that a build has: unit programs, qtests, meson's suites."""
+
+import json
+import os
+import re
+import subprocess
+
+from . import build as building
+from .config import ROOT, log_path
+from .say import note, step, tail
+
+SKIPPED = 77            # the exit code that test harnesses take for that
+_CASE = re.compile(r'^(not )?ok\b(?! *\d* *-? *$)[^#]*(# *SKIP)?', re.M | re.I)
+
+
+def targets_of(build, tests):
+    """What ninja must build to run `tests`."""
+    targets = [f'tests/{kind}/{name}' for kind, name in tests
+               if kind in ('unit', 'qtest')]
+    suites = [name for kind, name in tests if kind == 'suite']
+    if suites:
+        build.configure()
+        targets += suite_targets(build, suites)
+    return targets
+
+
+def _introspect(build, what):
+    out = subprocess.run(['meson', 'introspect', '--' + what,
+                          build.directory], capture_output=True, check=True,
+                         env=building.environment()).stdout
+    return json.loads(out)
+
+
+def suite_targets(build, suites):
+    """The files that the tests of some of meson's suites need.  `meson test`
+    would build everything."""
+    files = {}
+    for target in _introspect(build, 'targets'):
+        files[target['id']] = target['filename']
+    needed = set()
+    for test in _introspect(build, 'tests'):
+        if any(s.split(':')[-1] in suites for s in test['suite']):
+            for one in test['depends']:
+                needed.update(files.get(one, ()))
+    return sorted(os.path.relpath(f, build.directory) for f in needed)
+
+
+def count_cases(log):
+    """(passed, failed, skipped) of the TAP in a log."""
+    with open(log, errors='replace') as f:
+        found = _CASE.findall(f.read())
+    failed = sum(1 for no, _ in found if no)
+    skipped = sum(1 for no, skip in found if skip and not no)
+    return len(found) - failed - skipped, failed, skipped
+
+
+def run_program(name, argv, log, report, env=None, cwd=None, timeout=1800,
+                filesystems=False):
+    """Run one test program that writes TAP, with real file systems at hand
+    if it wants some, and count its cases."""
+    def run(wrapper):
+        return step(name, [*wrapper, *argv], log, cwd=cwd, env=env,
+                    check=False, timeout=timeout)
+
+    wrapper = os.path.join(ROOT, 'tools', 'with-filesystems')
+    code = SKIPPED
+    if filesystems and os.path.exists(wrapper):
+        code = run([wrapper])
+        if code == SKIPPED:
+            note(f'{name}: without file systems of its own: '
+                 f'{tail(log, 1)}')
+    if code == SKIPPED:
+        code = run([])
+    passed, failed, skipped = count_cases(log)
+    if code == 0 and passed + skipped == 0:
+        report(False, f'{name}: it ran nothing; see {log}')
+    else:
+        report(code == 0 and not failed, name, count=(passed, failed, skipped),
+               log=log)
+
+
+def unit_tests(tests):
+    return [name for kind, name in tests if kind == 'unit']
+
+
+def run_unit_tests(build, series, tests, report):
+    env = dict(building.environment(), G_TEST_SRCDIR='', QEMU_DIRECT_IO='')
+    env['G_TEST_BUILDDIR'] = os.path.join(build.directory, 'tests', 'unit')
+    env['G_TEST_SRCDIR'] = os.path.join(os.path.dirname(build.directory),
+                                        'src', 'tests', 'unit')
+    for name in unit_tests(tests):
+        run_program(f'unit {build.base.name} {name}',
+                    [os.path.join(build.directory, 'tests', 'unit', name),
+                     '--tap', '-k'],
+                    log_path(f'unit-{build.name}-{name}'), report, env=env,
+                    cwd=build.directory, filesystems=True)
+
+
+def run_qtest(build, name, report, firmware=(), timeout=2400):
+    """One program of tests/qtest with the built emulator."""
+    env = dict(building.environment(), QTEST_QEMU_BINARY=build.emulator,
+               G_TEST_DBUS_DAEMON='', MALLOC_PERTURB_='')
+    for key in ('G_TEST_DBUS_DAEMON', 'MALLOC_PERTURB_'):
+        env.pop(key)
+    run_program(f'qtest {build.base.name} {name}',
+                [os.path.join(build.directory, 'tests', 'qtest', name),
+                 '--tap', '-k'],
+                log_path(f'qtest-{build.name}-{name}'), report, env=env,
+                cwd=build.directory, timeout=timeout, filesystems=True)
+
+
+def run_suite(build, suite, report):
+    """One of meson's suites, such as unit or qapi-schema."""
+    name = f'suite {build.base.name} {suite}'
+    log = log_path(f'suite-{build.name}-{suite}')
+    code = step(name, ['meson', 'test', '--no-rebuild', '--suite', suite,
+                       '--print-errorlogs', '-t', '5'],
+                log, cwd=build.directory, env=building.environment(),
+                check=False, timeout=3600)
+    with open(log, errors='replace') as f:
+        text = f.read()
+
+    def number(word):
+        found = re.search(rf'^{word}:\s+(\d+)', text, re.M)
+        return int(found.group(1)) if found else 0
+
+    passed = number('Ok') + number('Expected Fail')
+    failed = number('Fail') + number('Timeout') + number('Unexpected Pass')
+    report(code == 0 and passed > 0 and not failed, name,
+           count=(passed, failed, number('Skipped')), log=log)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Look at each commit alone: `./run walk`."""
+
+import os
+import re
+import subprocess
+import tempfile
+
+from .apply import make_commits
+from .build import EMULATOR, Build
+from .config import cache
+from .emit import emit, takes
+from .git import Git, environment
+from .say import note
+from .suites import run_unit_tests, run_suite, targets_of
+
+# The repository's own MAINTAINERS covers our files; a hook into the base's
+# would be in every patch.
+_KNOWN = re.compile(r'added, moved or deleted file\(s\), does MAINTAINERS need'
+                    r' updating\?')
+
+
+def checkpatch(git, commit):
+    """What the base's checkpatch.pl has to say on a commit, as a list."""
+    mail = git.raw('format-patch', '-1', '--stdout', '--no-signature', commit)
+    done = subprocess.run(['perl', 'scripts/checkpatch.pl', '--quiet', '-'],
+                          cwd=git.directory, input=mail, capture_output=True,
+                          env=environment())
+    text = (done.stdout + done.stderr).decode(errors='replace')
+    blocks = re.split(r'\n(?=ERROR|WARNING)', text.strip())
+    said = [b.strip() for b in blocks
+            if b.startswith(('ERROR', 'WARNING')) and not _KNOWN.search(b)]
+    if done.returncode and not blocks[0].startswith(('ERROR', 'WARNING')):
+        said.append(text.strip() or f'exit code {done.returncode}')
+    return said
+
+
+def walk_patches(series, base, tree, report):
+    """`git am` takes the emitted series, gives the same trees, and
+    checkpatch.pl is content with every commit."""
+    commits = make_commits(series, base, tree.src, tree.base_commit())
+    with tempfile.TemporaryDirectory(dir=os.path.join(cache(), 'trees')) as top:
+        patches = emit(series, base, tree, os.path.join(top, 'patches'))
+        git = takes(tree, patches, os.path.join(top, 'src'))
+        ids = git('rev-list', '--reverse',
+                  f'{tree.base_commit()}..HEAD').split()
+        same = [git('rev-parse', c + '^{tree}') for c in ids] == \
+            [git('rev-parse', c + '^{tree}') for _, c in commits]
+        report(same and len(ids) == len(commits),
+               f'emit {base}: git am takes {len(patches)} patches and makes '
+               'the same trees')
+        for (slug, _), one in zip(commits, ids):
+            said = checkpatch(git, one)
+            for text in said:
+                note(f'{slug.name}: {text}')
+            report(not said, f'checkpatch {base} {slug.name}')
+
+
+def walk_builds(series, base, tree, report, only=None):
+    """Build every commit, and run the tests that pass from it on.  In a tree
+    of its own, which is moved from commit to commit."""
+    directory = os.path.join(cache(), 'trees', tree.name + '-walk')
+    src = os.path.join(directory, 'src')
+    commits = make_commits(series, base.name, tree.src, tree.base_commit())
+    if not os.path.isdir(os.path.join(src, '.git')):
+        os.makedirs(directory, exist_ok=True)
+        Git(tree.src)('clone', '--quiet', '--shared', '--no-checkout',
+                      tree.src, src)
+    git = Git(src)
+    build = Build(base, os.path.join(directory, 'build'), tree.name + '-walk')
+    tests = []
+    for slug, commit in commits:
+        tests += [t for t in slug.tests(base.name) if t not in tests]
+        if only and slug.name not in only:
+            continue
+        git('checkout', '--quiet', '--force', '--detach', commit)
+        note(f'walk {base.name}: {slug.name}')
+        build.ninja([EMULATOR, *targets_of(build, tests)],
+                    f'build {slug.name} on')
+        report(True, f'build {base.name} at {slug.name}')
+        run_unit_tests(build, series, tests, report)
+        for kind, name in tests:
+            if kind == 'suite':
+                run_suite(build, name, report)
