@@ -44,15 +44,16 @@ static void aio_explain(int err, Error **errp)
     }
 }
 
-/* Fetch what is there, at least @min.  Returns how many, or -errno. */
-static int aio_fetch(AioState *s, unsigned min)
+/*
+ * Fetch what is there, at least one if @timeout, which may be NULL for ever,
+ * allows.  Returns how many, or -errno.
+ */
+static int aio_fetch(AioState *s, struct timespec *timeout)
 {
-    struct timespec now = { 0, 0 };
     int ret;
 
     do {
-        ret = io_getevents(s->context, min, s->depth, s->events,
-                           min ? NULL : &now);
+        ret = io_getevents(s->context, 1, s->depth, s->events, timeout);
     } while (ret == -EINTR);
     s->next = 0;
     s->fetched = MAX(ret, 0);
@@ -72,6 +73,7 @@ static bool aio_open(const DirectQueueConfig *config, unsigned depth,
                      void **state, Error **errp)
 {
     AioState *s = g_new0(AioState, 1);
+    struct timespec short_while = { 0, 1 };
     int ret;
 
     s->fd = config->fd;
@@ -79,8 +81,11 @@ static bool aio_open(const DirectQueueConfig *config, unsigned depth,
     s->events = g_new0(struct io_event, depth);
     ret = io_setup(depth, &s->context);
     if (ret == 0) {
-        /* A filter may allow one of the system calls but not the others. */
-        ret = aio_fetch(s, 0);
+        /*
+         * A filter may allow one of the system calls but not the others.
+         * With a timeout of 0 libaio would not ask the kernel at all.
+         */
+        ret = aio_fetch(s, &short_while);
     }
     if (ret == 0) {
         ret = io_submit(s->context, 0, NULL);
@@ -132,7 +137,8 @@ static bool aio_reap(void *state, bool wait, DirectRequest **req,
     struct io_event *event;
 
     if (s->next == s->fetched) {
-        int ret = aio_fetch(s, wait ? 1 : 0);
+        struct timespec now = { 0, 0 };
+        int ret = aio_fetch(s, wait ? NULL : &now);
 
         /* It worked in aio_open(), and its arguments are ours. */
         assert(ret >= 0);

@@ -15,7 +15,11 @@
 #include "qapi/error.h"
 #include "../../io/direct-queue-int.h"
 
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include "direct-io-dirs.h"
@@ -527,14 +531,26 @@ static void test_nothing(gconstpointer data)
     qemu_vfree(buf);
 }
 
-static void *cancel_soon(void *opaque)
+/* What other threads may do: look at the figures, and cancel. */
+static void *look_and_cancel(void *opaque)
 {
-    g_usleep(5000);
-    direct_queue_cancel(opaque);
+    DirectQueue *q = opaque;
+    DirectQueueStats stats;
+    uint64_t written = 0;
+    int i;
+
+    for (i = 0; i < 50; i++) {
+        g_usleep(100);
+        direct_queue_get_stats(q, &stats);
+        g_assert_cmpuint(stats.bytes_written, >=, written);
+        g_assert_nonnull(direct_queue_engine_name(q));
+        written = stats.bytes_written;
+    }
+    direct_queue_cancel(q);
     return NULL;
 }
 
-/* Another thread stops a write without end; a third looks at the figures. */
+/* Another thread stops a write without end. */
 static void test_cancel(gconstpointer data)
 {
     const Where *where = data;
@@ -546,12 +562,11 @@ static void test_cancel(gconstpointer data)
 
     if (bench_open(&b, where, O_RDWR, 4, 64 * KiB)) {
         fill(buf, 4 * MiB, 0);
-        thread = g_thread_new("cancel", cancel_soon, b.q);
+        thread = g_thread_new("cancel", look_and_cancel, b.q);
         while (direct_queue_write(b.q, buf, 4 * MiB, 0, &err)) {
             if (!direct_queue_drain(b.q, &err)) {
                 break;
             }
-            direct_queue_get_stats(b.q, &stats);
         }
         assert_error(err, "the-file: cancelled");
         assert_fails_fast(b.q, "the-file: cancelled");
@@ -1308,6 +1323,113 @@ static void test_new(void)
     close(fd);
 }
 
+/* Part three: engines that a sandbox forbids */
+
+/* Make system call @number fail with @err in this process, for ever. */
+static bool forbid(int number, int err)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | err),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = { ARRAY_SIZE(code), code };
+
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+           prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+typedef struct Forbidden {
+    int number;
+    int err;
+    const char *reason;
+} Forbidden;
+
+/*
+ * The automatic choice where @uring and @aio (may be NULL) are forbidden is
+ * @name, because of the reasons there, and it works.  Ends the process: 0 is
+ * well, 2 is that nothing can be forbidden here.
+ */
+static void check_choice(int fd, const Forbidden *uring, const Forbidden *aio,
+                         const char *name)
+{
+    g_autofree char *pattern = NULL;
+    uint8_t *buf = qemu_memalign(BUF_ALIGN, MiB);
+    DirectQueueConfig config = { .fd = fd, .name = "the-file" };
+    DirectQueue *q;
+    Error *err = NULL;
+
+    if (!forbid(uring->number, uring->err) ||
+        (aio && !forbid(aio->number, aio->err))) {
+        _exit(2);
+    }
+    pattern = g_strdup_printf("io_uring: %s%s%s", uring->reason,
+                              aio ? "; linux-aio: " : "",
+                              aio ? aio->reason : "");
+    direct_io_limits_buffered(&config.limits);
+    q = direct_queue_new(&config, &error_abort);
+    g_assert_cmpstr(direct_queue_engine_name(q), ==, name);
+    if (!g_pattern_match_simple(pattern, direct_queue_engine_reason(q))) {
+        g_error("wanted: %s\ngot: %s", pattern, direct_queue_engine_reason(q));
+    }
+    fill(buf, MiB, 0);
+    g_assert(direct_queue_write(q, buf, MiB, 0, &error_abort));
+    g_assert(direct_queue_drain(q, &error_abort));
+    check_file(fd, MiB, 0);
+    direct_queue_free(q);
+
+    /* Asked for by name it is an error, with the same reason. */
+    g_free(pattern);
+    pattern = g_strdup_printf("the-file: the io_uring engine for direct I/O "
+                              "does not work here: %s", uring->reason);
+    config.engine = DIRECT_QUEUE_ENGINE_IO_URING;
+    g_assert_null(direct_queue_new(&config, &err));
+    assert_error(err, pattern);
+    _exit(0);
+}
+
+static void test_sandbox(void)
+{
+    static const Forbidden urings[] = {
+        { SYS_io_uring_setup, EPERM, "not permitted (*)" },
+        { SYS_io_uring_setup, ENOSYS, "* does not have it" },
+        { SYS_io_uring_setup, ENOMEM, "* (raise RLIMIT_MEMLOCK, *)" },
+        { SYS_io_uring_setup, EMFILE, "Too many open files" },
+        { SYS_io_uring_register, EINVAL, "* it takes Linux 5.6" },
+        { SYS_io_uring_enter, EPERM, "not permitted (*)" },
+    };
+    static const Forbidden aios[] = {
+        { SYS_io_setup, EPERM, "not permitted (*)" },
+        { SYS_io_setup, ENOSYS, "* does not have it" },
+        { SYS_io_setup, EAGAIN, "* (raise the sysctl fs.aio-max-nr, *)" },
+        { SYS_io_setup, ENOMEM, "Cannot allocate memory" },
+        { SYS_io_getevents, EPERM, "not permitted (*)" },
+        { SYS_io_submit, EPERM, "not permitted (*)" },
+    };
+    int i, k, status;
+
+    for (i = 0; i < ARRAY_SIZE(urings); i++) {
+        for (k = -1; k < (int)ARRAY_SIZE(aios); k++) {
+            int fd = direct_io_test_file(g_get_tmp_dir(), 0, NULL);
+            pid_t pid = fork();
+
+            g_assert_cmpint(pid, >=, 0);
+            if (pid == 0) {
+                check_choice(fd, &urings[i], k < 0 ? NULL : &aios[k],
+                             k < 0 ? "linux-aio" : "sync");
+            }
+            g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
+            close(fd);
+            if (WIFEXITED(status) && WEXITSTATUS(status) == 2) {
+                g_test_skip("seccomp filters are not available");
+                return;
+            }
+            g_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+        }
+    }
+}
+
 /* All tests */
 
 static bool engine_works(DirectQueueEngine engine)
@@ -1339,8 +1461,10 @@ static void add(const char *place, const Where *where, const char *what,
         g_strdup_printf("/direct-queue/%s/%s/%s/%s",
                         engine_names[where->engine], place,
                         where->direct ? "direct" : "buffered", what);
+    Where *copy = g_new(Where, 1);
 
-    g_test_add_data_func(path, where, func);
+    *copy = *where;
+    g_test_add_data_func_full(path, copy, func, g_free);
 }
 
 static void add_dir(const Where *where)
@@ -1389,29 +1513,25 @@ static void add_device(const Where *where)
     add(place, where, "free-in-flight", test_free_in_flight);
 }
 
+static bool works[DIRECT_QUEUE_ENGINE__MAX];
+
 /* Call @func for each path with each engine, buffered and direct. */
 static void for_all(char **paths, bool is_device, void (*func)(const Where *))
 {
-    static bool known, works[DIRECT_QUEUE_ENGINE__MAX];
     int i, engine, direct;
 
-    for (i = DIRECT_QUEUE_ENGINE_AUTO + 1;
-         !known && i < DIRECT_QUEUE_ENGINE__MAX; i++) {
-        works[i] = engine_works(i);
-    }
-    known = true;
     for (i = 0; paths[i]; i++) {
         for (engine = DIRECT_QUEUE_ENGINE_AUTO + 1;
              engine < DIRECT_QUEUE_ENGINE__MAX; engine++) {
             for (direct = 0; direct < 2 && works[engine]; direct++) {
-                Where *where = g_new0(Where, 1);
+                Where where = {
+                    .path = paths[i],
+                    .is_device = is_device,
+                    .direct = direct,
+                    .engine = engine,
+                };
 
-                /* Lives as long as the test that gets it. */
-                where->path = paths[i];
-                where->is_device = is_device;
-                where->direct = direct;
-                where->engine = engine;
-                func(where);
+                func(&where);
             }
         }
     }
@@ -1422,11 +1542,15 @@ int main(int argc, char **argv)
     g_auto(GStrv) dirs = direct_io_test_dirs();
     g_auto(GStrv) small = direct_io_test_list("QDIO_TEST_SMALL_DIRS");
     g_auto(GStrv) devices = direct_io_test_list("QDIO_TEST_BLOCKDEVS");
+    int i;
 
     /* As every user of queues has to see to. */
     signal(SIGXFSZ, SIG_IGN);
 
     g_test_init(&argc, &argv, NULL);
+    for (i = DIRECT_QUEUE_ENGINE_AUTO + 1; i < DIRECT_QUEUE_ENGINE__MAX; i++) {
+        works[i] = engine_works(i);
+    }
     for_all(dirs, false, add_dir);
     for_all(small, false, add_small_dir);
     for_all(devices, true, add_device);
@@ -1444,5 +1568,9 @@ int main(int argc, char **argv)
     g_test_add_func("/direct-queue/fault/mixed", test_mixed);
     g_test_add_func("/direct-queue/fault/cancel-in-flight",
                     test_cancel_in_flight);
+    if (works[DIRECT_QUEUE_ENGINE_IO_URING] &&
+        works[DIRECT_QUEUE_ENGINE_LINUX_AIO]) {
+        g_test_add_func("/direct-queue/sandbox", test_sandbox);
+    }
     return g_test_run();
 }
