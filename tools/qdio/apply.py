@@ -11,9 +11,10 @@ import os
 import re
 import tempfile
 
+from .config import ROOT
 from .git import Git, GitError
 from .say import Fault, note
-from .series import Versions, edited_paths
+from .series import Series, Versions, edited_paths
 
 TRAILER = re.compile(r'^Series-Id:[ \t]*(\S+)[ \t]*\n?', re.M)
 APPLIED = 'refs/qdio/applied'
@@ -138,3 +139,11 @@ def apply(series, base, tree, edits='refuse'):
             git('clean', '-fdq')
     git('update-ref', APPLIED, tip)
     return commits
+
+
+def applied_tree(tree, edits='refuse'):
+    """The tree, fetched if needed, with this checkout's series on it."""
+    with tree.locked():
+        tree.ensure()
+        apply(Series(ROOT), tree.base.name, tree, edits)
+    return tree

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 
 from .apt import Apt
-from .config import cache, check_space, log_path, short_hash
+from .config import cache, check_space, log_path, short_hash, usable_cache
 from .git import Git
 from .say import Fault, note, step
 
@@ -44,6 +44,7 @@ class Tree:
     @contextlib.contextmanager
     def locked(self):
         """Only one `./run` at a time works on a tree."""
+        usable_cache()
         os.makedirs(self.directory, exist_ok=True)
         with open(os.path.join(self.directory, 'lock'), 'w') as f:
             try:

@@ -3,6 +3,7 @@
 
 import os
 
+from . import fetch
 from .config import cache, log_path, short_hash
 from .say import Failure, step
 
@@ -69,3 +70,30 @@ class Build:
 
 def of_tree(tree):
     return Build(tree.base, tree.build, tree.name)
+
+
+def built(tree, targets):
+    """The build of an applied tree, with `targets` up to date, able to start
+    guests without options for firmware."""
+    build = of_tree(tree)
+    build.ninja(targets)
+    _link_firmware(build)
+    return build
+
+
+def _link_firmware(build):
+    """Debian's source has no firmware.  Link that of its packages to where an
+    emulator that runs from its build directory looks, unless the source
+    brought its own."""
+    where = os.path.join(build.directory, 'qemu-bundle', 'usr', 'local',
+                         'share', 'qemu')
+    if os.path.exists(os.path.join(where, 'bios-256k.bin')) or \
+            os.path.exists(os.path.join(build.directory, '..', 'src',
+                                        'pc-bios', 'bios-256k.bin')):
+        return
+    os.makedirs(where, exist_ok=True)
+    for directory in fetch.firmware_directories():
+        for name in os.listdir(directory):
+            link = os.path.join(where, name)
+            if not os.path.lexists(link):
+                os.symlink(os.path.join(directory, name), link)

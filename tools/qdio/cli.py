@@ -2,6 +2,7 @@
 """The command line of `./run`."""
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -210,21 +211,13 @@ def cmd_lint(args):
 
 
 def cmd_build(args):
-    from .build import EMULATOR, of_tree
+    from .apply import applied_tree
+    from .build import EMULATOR, built
     _ready(args)
     tree = applied_tree(_tree_of(args))
-    build = of_tree(tree)
     with tree.locked():
-        build.ninja([EMULATOR])
+        build = built(tree, [EMULATOR])
     note(f'built {build.emulator}')
-
-
-def applied_tree(tree, edits='refuse'):
-    from .apply import apply
-    with tree.locked():
-        tree.ensure()
-        apply(_series(), tree.base.name, tree, edits)
-    return tree
 
 
 def cmd_where(args):
@@ -234,6 +227,7 @@ def cmd_where(args):
 
 def cmd_fetch(args):
     from . import fetch
+    _ready(args)
     print(getattr(fetch, args.what)())
 
 
@@ -282,9 +276,7 @@ def main(argv):
         print('run: interrupted', file=sys.stderr)
         return 130
     except OSError as err:
-        if err.errno == 28:
-            print(f'run: no space left ({err.filename}); make room, or set '
-                  'QDIO_CACHE to a directory on a larger disk',
-                  file=sys.stderr)
-            return 2
-        raise
+        what = 'make room, or set QDIO_CACHE to a directory on a larger disk' \
+            if err.errno == errno.ENOSPC else 'is that as it should be?'
+        print(f'run: {err.filename}: {err.strerror}; {what}', file=sys.stderr)
+        return 2

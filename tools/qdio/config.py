@@ -29,16 +29,21 @@ def log_path(name):
     return os.path.join(cache(), 'logs', name + '.log')
 
 
-def check_space():
-    """Say now that the disk is too small, not after half an hour.  What the
-    cache already holds counts as room."""
+def usable_cache():
+    """Make the cache's directory; returns (path, bytes free in it)."""
     path = cache()
     try:
         os.makedirs(path, exist_ok=True)
-        free = shutil.disk_usage(path).free
+        return path, shutil.disk_usage(path).free
     except OSError as err:
         raise Fault(f'cannot use {path}: {err.strerror}; set QDIO_CACHE to a '
                     'directory that can be written') from None
+
+
+def check_space():
+    """Say now that the disk is too small, not after half an hour.  What the
+    cache already holds counts as room."""
+    path, free = usable_cache()
     needed = int(os.environ.get('QDIO_NEEDED_SPACE', NEEDED_SPACE))
     if os.path.exists(os.path.join(path, 'trees')):
         needed //= 2

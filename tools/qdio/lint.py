@@ -216,6 +216,7 @@ class Lint:
             found = pattern.search(text)
             if found:
                 self._say(f"'{path}' {what}: {found.group(0).strip()}")
+                break
         ours = path.split('/')[0] not in HOUSE or path.endswith('.patch')
         if ours and not path.startswith('compat/'):
             found = _VERSION_IF.search(text)

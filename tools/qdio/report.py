@@ -6,6 +6,23 @@ import time
 from .say import duration, tail
 
 
+def _excerpt(log):
+    """The lines of a log that say what failed: those of TAP, with the remarks
+    after them, and the end."""
+    with open(log, errors='replace') as f:
+        lines = f.read().splitlines()
+    picked = []
+    for i, line in enumerate(lines):
+        if line.startswith('not ok'):
+            picked.append(line)
+            for remark in lines[i + 1:i + 6]:
+                if not remark.startswith('#'):
+                    break
+                picked.append(remark)
+    return '\n'.join(picked[:60] + ['...'] * (len(picked) > 60)
+                     + tail(log, 15).splitlines())
+
+
 class Report:
     """Prints a line for each check, and the totals at the end.  One check may
     stand for several cases of a test program."""
@@ -27,7 +44,7 @@ class Report:
             cases += f', {skipped} skipped)' if skipped else ')'
         print(f"{'ok' if ok else 'not ok'} - {name}{cases}", flush=True)
         if not ok and log:
-            print('  ' + tail(log, 40).replace('\n', '\n  '))
+            print('  ' + _excerpt(log).replace('\n', '\n  '))
             print(f'  # all of the output: {log}', flush=True)
 
     def skip(self, name, why):

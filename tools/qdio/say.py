@@ -110,6 +110,10 @@ def step(name, argv, log, cwd=None, env=None, check=True, append=False,
             raise
     ticker.stop('done,' if code == 0 else f'failed (exit code {code}),')
     if code and check:
-        print(tail(log), file=sys.stderr)
+        text = tail(log)
+        print(text, file=sys.stderr)
+        if 'No space left on device' in text:
+            raise Fault(f'{name}: no space left; make room, or set QDIO_CACHE '
+                        f'to a directory on a larger disk ({log})')
         raise Failure(f'{name} failed; all of its output is in {log}')
     return code

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Binary packages that are unpacked into the cache, never installed:
+`./run fetch`.
+
+stock     QEMU 10.0 as the distribution builds it, to exchange images with
+kernel    a real guest: the distribution's kernel and a static busybox
+firmware  what our own builds need of firmware"""
+
+import glob
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+
+from .apt import BACKPORTS, Apt
+from .config import cache, check_space, log_path
+from .say import Failure, step
+
+# Always unpacked, even if the system has them installed
+STOCK = ['qemu-system-x86', 'qemu-system-common', 'qemu-system-data',
+         'seabios', 'ipxe-qemu']
+FIRMWARE = ['qemu-system-data', 'seabios', 'ipxe-qemu']
+# Must be the system's own, or nothing starts
+NEVER = {'libc6', 'libc-bin', 'libgcc-s1', 'gcc-12-base'}
+
+
+def _unpacked(name, get, only=()):
+    """The directory `name` of the cache, with the packages that `get(apt,
+    directory)` downloads unpacked in it; `only` limits what is unpacked."""
+    where = os.path.join(cache(), name)
+    stamp = os.path.join(where, '.complete')
+    if os.path.exists(stamp):
+        return where
+    check_space()
+    shutil.rmtree(where, ignore_errors=True)
+    os.makedirs(where)
+    with tempfile.TemporaryDirectory(dir=cache()) as debs:
+        # apt's own sandboxed user must be able to write there
+        os.chmod(debs, 0o755)
+        get(Apt(), debs)
+        found = sorted(glob.glob(os.path.join(debs, '*.deb')))
+        for deb in found:
+            if os.path.basename(deb).partition('_')[0] not in NEVER:
+                _extract(deb, where, only)
+    with open(stamp, 'w', encoding='utf-8') as f:
+        f.write(''.join(os.path.basename(d) + '\n' for d in found))
+    return where
+
+
+def _extract(deb, where, only):
+    with subprocess.Popen(['dpkg-deb', '--fsys-tarfile', deb],
+                          stdout=subprocess.PIPE) as tarfile:
+        argv = ['tar', '-x', '--no-same-owner', '-f', '-', '-C', where]
+        if only:
+            argv += ['--wildcards', *only]
+        done = subprocess.run(argv, stdin=tarfile.stdout, capture_output=True)
+    if tarfile.returncode not in (0, None) or (done.returncode and not only):
+        raise Failure(f'cannot unpack {os.path.basename(deb)}: '
+                      f'{done.stderr.decode(errors="replace").strip()}')
+
+
+def _download(apt, directory, names, what):
+    apt.fetch(f'download {what}', 'download', '-q',
+              *names, cwd=directory)
+
+
+def _dependencies(apt, directory, packages, what):
+    """Download what the system lacks to run `packages`: apt works out how to
+    install them, but only downloads."""
+    os.makedirs(os.path.join(directory, 'partial'), exist_ok=True)
+    apt.fetch(f'download what {what} depends on',
+              'install', '-y', '-q', '--download-only',
+              '--no-install-recommends', '-o', 'Debug::NoLocking=1',
+              '-o', f'Dir::Cache::archives={directory}', *packages)
+
+
+def stock():
+    """QEMU 10.0 of the distribution.  Prints the root it is unpacked in."""
+    def get(apt, directory):
+        late = [f'{p}/{BACKPORTS}' for p in STOCK[:4]]
+        _dependencies(apt, directory, late, 'QEMU 10.0')
+        _download(apt, directory, late + STOCK[4:], 'QEMU 10.0')
+
+    return _unpacked('stock', get)
+
+
+def stock_emulator():
+    return os.path.join(stock(), 'usr', 'bin', 'qemu-system-x86_64')
+
+
+def stock_libraries():
+    """LD_LIBRARY_PATH for the stock emulator."""
+    root = stock()
+    return ':'.join(os.path.join(root, d, 'x86_64-linux-gnu')
+                    for d in ('usr/lib', 'lib'))
+
+
+def firmware():
+    """The root of the firmware packages."""
+    def get(apt, directory):
+        _download(apt, directory, [f'{p}/{BACKPORTS}' for p in FIRMWARE[:2]]
+                  + FIRMWARE[2:], 'firmware')
+
+    return _unpacked('firmware', get)
+
+
+def firmware_directories():
+    """What to give QEMU with -L."""
+    root = firmware()
+    return [os.path.join(root, d) for d in
+            ('usr/share/seabios', 'usr/share/qemu', 'usr/lib/ipxe/qemu')]
+
+
+def kernel():
+    """The root of the distribution's kernel, and of busybox."""
+    def get(apt, directory):
+        found = re.findall(r'Depends: (linux-image-\S+)',
+                           apt.packages('depends', 'linux-image-amd64'))
+        if not found:
+            raise Failure('linux-image-amd64 depends on no kernel; look at '
+                          f'{log_path("apt-update")}')
+        _download(apt, directory, [found[0], 'busybox-static'],
+                  'a kernel and busybox')
+
+    return _unpacked('kernel', get, ('./boot/vmlinuz-*', './bin/busybox'))
+
+
+def kernel_image():
+    return sorted(glob.glob(os.path.join(kernel(), 'boot', 'vmlinuz-*')))[-1]
+
+
+def busybox():
+    return os.path.join(kernel(), 'bin', 'busybox')

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`./run test`: everything that must pass before a change is taken."""
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+
+from . import fetch
+from .apply import apply, make_commits
+from .apt import install_needed
+from .bases import Tree
+from .build import EMULATOR, built, environment, of_tree
+from .config import ROOT, base_names, cache, check_space, get_base, log_path
+from .lint import Lint
+from .refresh import refresh
+from .report import Report
+from .say import Failure, Fault, step
+from .series import Series
+from .suites import run_program, run_qtest, run_suite, run_unit_tests, \
+    targets_of
+from .walk import walk_patches
+
+# What the base itself brings, and must still pass, on the base that we add
+# migration to files to
+OWN_TESTS = {'7.2': [('qtest', 'migration-test'), ('suite', 'qapi-schema'),
+                     ('suite', 'unit')]}
+E2E_BASES = ('7.2',)
+
+
+class Tests:
+    """The parts, in the order in which they run.  What several of them need,
+    such as a build, is made by the first of them."""
+
+    PARTS = ('tools', 'lint', 'refresh', 'patches', 'build', 'unit', 'qtest',
+             'own', 'e2e', 'demo')
+
+    def __init__(self, bases, source):
+        self.report = Report()
+        self.series = Series(ROOT)
+        self.trees = [Tree(base, source) for base in bases]
+        self._broken = set()
+
+    def prepare(self):
+        """Fetch and apply; edits in a tree are kept apart, not tested."""
+        for tree in self.trees:
+            tree.ensure()
+            apply(self.series, tree.base.name, tree, 'keep')
+
+    def run(self, parts):
+        for part in self.PARTS:
+            if part in parts:
+                self.report.part(part, getattr(self, 'part_' + part))
+        return self.report.close()
+
+    # The repository
+
+    def part_tools(self):
+        env = dict(os.environ, PYTHONPATH=os.path.join(ROOT, 'tools'))
+        log = log_path('tools')
+        run_program('the tools\' own tests',
+                    [sys.executable, '-m', 'qdio.tap',
+                     os.path.join(ROOT, 'tools', 'tests')],
+                    log, self.report, env=env, cwd=ROOT)
+
+    def part_lint(self):
+        complaints = Lint(ROOT, self.trees).run()
+        self.report(not complaints, 'lint')
+        for text in complaints:
+            print('  ' + text)
+
+    def part_refresh(self):
+        for tree in self.trees:
+            self._refresh_is_identity(tree)
+
+    def _refresh_is_identity(self, tree):
+        base = tree.base.name
+        commits = [c for _, c in make_commits(self.series, base, tree.src,
+                                              tree.base_commit())]
+        name = f'apply, refresh, apply {base} is the identity'
+        if not commits:
+            self.report.skip(name, 'no slugs')
+            return
+        with tempfile.TemporaryDirectory(dir=cache()) as copy:
+            _copy_series(self.series, copy)
+            changed = refresh(copy, base, tree.src,
+                              f'{tree.base_commit()}..{commits[-1]}')
+            changed = [p for p in changed if not _only_moved(copy, p)]
+            again = [c for _, c in make_commits(Series(copy), base, tree.src,
+                                                tree.base_commit())]
+        self.report(not changed and again == commits, name)
+        for path in changed:
+            print(f'  refresh changes {path}')
+
+    def part_patches(self):
+        for tree in self.trees:
+            if self.series.of(tree.base.name):
+                walk_patches(self.series, tree.base.name, tree, self.report)
+
+    # The builds
+
+    def _tests(self, tree, kinds=('unit', 'qtest', 'suite')):
+        """The series' tests on a base, each once."""
+        found = []
+        for slug in self.series.of(tree.base.name):
+            found += [t for t in slug.tests(tree.base.name)
+                      if t not in found and t[0] in kinds]
+        return found
+
+    def _built(self, tree, tests=()):
+        """The build with what `tests` need, or None if that failed; then the
+        failure is reported once."""
+        if tree.name in self._broken:
+            return None
+        build = of_tree(tree)
+        try:
+            return built(tree, [EMULATOR, *targets_of(build, tests)])
+        except Failure as err:
+            self._broken.add(tree.name)
+            self.report(False, f'build {tree.base.name}: {err}')
+            return None
+
+    def _on_builds(self, name, action, needs):
+        for tree in self.trees:
+            tests = needs(tree)
+            if not tests:
+                continue
+            build = self._built(tree, tests)
+            if build:
+                action(build, tests)
+            else:
+                self.report.skip(f'{name} {tree.base.name}',
+                                 'it could not be built')
+
+    def part_build(self):
+        for tree in self.trees:
+            if self._built(tree, self._tests(tree, ('unit', 'qtest'))):
+                self.report(True, f'build {tree.base.name}')
+
+    def part_unit(self):
+        def action(build, tests):
+            run_unit_tests(build, self.series, tests, self.report)
+
+        self._on_builds('unit tests', action,
+                        lambda tree: self._tests(tree, ('unit',)))
+
+    def part_qtest(self):
+        def action(build, tests):
+            for _, name in tests:
+                run_qtest(build, name, self.report)
+
+        self._on_builds('qtests', action,
+                        lambda tree: self._tests(tree, ('qtest',)))
+
+    def part_own(self):
+        def action(build, tests):
+            for kind, name in tests:
+                if kind == 'suite':
+                    run_suite(build, name, self.report)
+                else:
+                    run_qtest(build, name, self.report)
+
+        self._on_builds("the base's tests", action,
+                        lambda tree: OWN_TESTS.get(tree.base.name, []))
+
+    # The whole
+
+    def part_e2e(self):
+        if not os.path.exists(os.path.join(ROOT, 'e2e', '__main__.py')):
+            self.report.skip('end to end', 'there is no e2e here')
+            return
+        for tree in self.trees:
+            if tree.base.name not in E2E_BASES:
+                continue
+            build = self._built(tree)
+            if not build:
+                self.report.skip(f'end to end {tree.base.name}',
+                                 'it could not be built')
+                continue
+            self._e2e(build)
+
+    def _e2e(self, build):
+        work = os.path.join(cache(), 'e2e')
+        env = dict(environment(), PYTHONPATH=ROOT,
+                   PYTHONDONTWRITEBYTECODE='1')
+        run_program(
+            f'end to end {build.base.name}',
+            [sys.executable, '-m', 'e2e', '--qemu', build.emulator,
+             '--firmware', ':'.join(fetch.firmware_directories()),
+             '--stock', fetch.stock_emulator(),
+             '--stock-lib', fetch.stock_libraries(),
+             '--kernel', fetch.kernel_image(), '--busybox', fetch.busybox(),
+             '--workdir', work],
+            log_path(f'e2e-{build.name}'), self.report, env=env, cwd=ROOT,
+            timeout=3000)
+
+    def part_demo(self):
+        if not any(t.base.name == '7.2' for t in self.trees):
+            return
+        tree = next(t for t in self.trees if t.base.name == '7.2')
+        build = self._built(tree)
+        if not build:
+            self.report.skip('demo', 'it could not be built')
+            return
+        log = log_path('demo')
+        code = step('demo', [os.path.join(ROOT, 'run'), 'demo', '--emulator',
+                             build.emulator], log, check=False, timeout=1200)
+        self.report(code == 0, 'demo', log=log)
+
+
+def _copy_series(series, where):
+    """The part of the repository that refresh writes."""
+    shutil.copytree(os.path.join(ROOT, 'series'),
+                    os.path.join(where, 'series'))
+    for slug in series.slugs:
+        for path in slug.files():
+            target = os.path.join(where, path)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            shutil.copy2(os.path.join(ROOT, path), target)
+
+
+def _only_moved(copy, path):
+    """Whether a patch says the same at other lines, as happens when a point
+    release of a base moves them."""
+    if not path.endswith('.patch'):
+        return False
+
+    def text(root):
+        with contextlib.suppress(OSError), \
+                open(os.path.join(root, path), 'rb') as f:
+            return [x.split(b'@@')[-1] if x.startswith(b'@@') else x
+                    for x in f.read().split(b'\n')]
+
+    return text(copy) == text(ROOT)
+
+
+def main(args):
+    if args.list:
+        print('\n'.join(Tests.PARTS))
+        return 0
+    parts = [p for word in args.only or Tests.PARTS for p in
+             (word.split(',') if args.only else [word])]
+    for part in parts:
+        if part not in Tests.PARTS:
+            raise Fault(f"there is no part '{part}'; --only takes one of "
+                        f"{', '.join(Tests.PARTS)}")
+    name = args.base or args.base_option
+    if args.source and not name:
+        raise Fault('--source needs a --base that says which one it is')
+    bases = [get_base(n) for n in ([name] if name else base_names())]
+    check_space()
+    install_needed()
+    tests = Tests(bases, args.source)
+    with contextlib.ExitStack() as locks:
+        for tree in tests.trees:
+            locks.enter_context(tree.locked())
+        tests.prepare()
+        return tests.run(parts)

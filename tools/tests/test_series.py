@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""apply, refresh, emit and walk on made-up bases."""
+
+import glob
+import os
+import shutil
+import unittest
+
+from madeup import SIGNED, MadeUp, numbered, text
+
+
+class Apply(MadeUp):
+    def test_commits(self):
+        out, _ = self.on('apply')
+        self.assertEqual([x.split()[1] for x in out.splitlines()],
+                         ['first', 'only-one', 'last'])
+        tree = self.applied()
+        log = self.git('log', '--format=%s|%(trailers:key=Series-Id,'
+                       'valueonly,separator=)', where=tree).splitlines()
+        self.assertEqual(log[0], 'io: the last change|last')
+        self.assertEqual(len(log), 4)
+
+    def test_contents(self):
+        tree = self.applied()
+        self.assertIn('line 10\nqueue\nline 11\n',
+                      self.read('io/meson.build', tree))
+        self.assertIn('added by last', self.read('io/queue.c', tree))
+        self.assertEqual(self.read('io/late.c', tree), 'what 2.0 has\n')
+        # Before the last commit our own file is without the last one's edit
+        before = self.git('show', 'HEAD~1:io/queue.c', where=tree)
+        self.assertEqual(before, 'queue 1\nqueue 2\nqueue 3')
+
+    def test_marked_slugs_and_compat_are_for_one_base(self):
+        tree = self.applied('2.0')
+        self.assertEqual(self.read('io/late.c', tree), 'only here\n')
+        self.assertEqual(
+            self.git('rev-list', '--count', 'HEAD', where=tree), '3')
+
+    def test_same_commits_everywhere(self):
+        first, _ = self.on('apply')
+        other = os.path.join(self.top, 'other')
+        second, _ = self.on('apply', QDIO_CACHE=other,
+                            GIT_AUTHOR_NAME='Somebody', TZ='Asia/Tokyo')
+        self.assertEqual(first, second)
+
+    def test_unchanged_files_keep_their_times(self):
+        tree = self.applied()
+        names = ('io/channel.c', 'io/queue.c', 'include/io/queue.h')
+        for name in names:
+            os.utime(os.path.join(tree, name), (1e9, 1e9))
+        self.write('include/io/queue.h', 'another header\n')
+        self.applied()
+        times = [os.stat(os.path.join(tree, n)).st_mtime == 1e9
+                 for n in names]
+        self.assertEqual(times, [True, True, False])
+
+    def test_edits_are_not_lost(self):
+        tree = self.applied()
+        self.write('io/channel.c', 'mine\n', tree)
+        self.refused('apply', '1.0', '--source', self.source('1.0'),
+                     says="has edits \\('io/channel.c'.*refresh.*--discard")
+        self.assertEqual(self.read('io/channel.c', tree), 'mine\n')
+        self.on('apply', '1.0', '--discard')
+        self.assertNotEqual(self.read('io/channel.c', tree), 'mine\n')
+
+    def test_commits_are_not_lost(self):
+        tree = self.applied()
+        self.write('io/channel.c', 'mine\n', tree)
+        self.git('commit', '-qam', 'mine', where=tree)
+        self.refused('apply', '1.0', '--source', self.source('1.0'),
+                     says='has commits of its own')
+
+    def test_hook_that_does_not_apply(self):
+        self.write('series/last/hooks-1.0.patch',
+                   self.hook('io/channel.c', 20, 'x', '1.0').replace(
+                       ' line 20', ' line twenty'))
+        self.refused('apply', '1.0', '--source', self.source('1.0'),
+                     says='series/last/hooks-1.0.patch does not apply: .*'
+                     'io/channel.c')
+
+    def test_root_file_at_odds_with_edits(self):
+        self.write('io/queue.c', 'something else\n')
+        self.refused('apply', '1.0', '--source', self.source('1.0'),
+                     says="series/last/edits.patch can't be taken back")
+
+    def test_new_version_of_the_base(self):
+        tree = self.applied()
+        start = self.git('rev-parse', 'HEAD', where=tree)
+        self.write('io/channel.c', 'new in .6\n' + numbered(1, 40),
+                   self.source('1.0'))
+        self.write('VERSION', '1.0.6\n', self.source('1.0'))
+        tree = self.applied()
+        self.assertNotEqual(self.git('rev-parse', 'HEAD', where=tree), start)
+        self.assertIn('new in .6\n', self.read('io/channel.c', tree))
+        self.assertIn('line 20\nuse it\n', self.read('io/channel.c', tree))
+
+
+class Refresh(MadeUp):
+    def refreshed(self, base='1.0', *argv):
+        return self.on('refresh', base, *argv)[0].split()
+
+    def test_identity(self):
+        for base in ('1.0', '2.0'):
+            with self.subTest(base):
+                before, _ = self.on('apply', base)
+                self.assertEqual(self.refreshed(base), [])
+                self.assertEqual(self.changes(), '')
+                self.assertEqual(self.on('apply', base)[0], before)
+
+    def test_edits_flow_back(self):
+        tree = self.applied()
+        self.write('io/channel.c', self.read('io/channel.c', tree).replace(
+            'use it', 'use it well'), tree)
+        self.write('io/queue.c', self.read('io/queue.c', tree).replace(
+            'queue 2', 'queue two'), tree)
+        self.git('commit', '-qam', 'fix\n\nSeries-Id: last', where=tree)
+        changed = self.refreshed()
+        self.assertIn('series/last/hooks-1.0.patch', changed)
+        self.assertIn('+use it well', self.read('series/last/hooks-1.0.patch'))
+        self.assertIn('+queue two', self.read('series/last/edits.patch'))
+        self.assertIn('queue two', self.read('io/queue.c'))
+        self.assertNotIn('series/first/hooks-1.0.patch', changed)
+        # A commit on top with the slug of the one below it is part of that,
+        # and the message of the first one stays
+        self.assertNotIn('series/last/message', changed)
+        self.applied()
+        self.assertEqual(self.refreshed(), [])
+
+    def test_message_flows_back(self):
+        tree = self.applied()
+        self.git('commit', '-q', '--amend', '-m', 'io: better\n\nWhy.\n\n'
+                 + SIGNED + 'Series-Id: last', where=tree)
+        self.assertEqual(self.refreshed(), ['series/last/message'])
+        self.assertEqual(self.read('series/last/message'),
+                         'io: better\n\nWhy.\n\n' + SIGNED)
+
+    def test_new_slug(self):
+        tree = self.applied()
+        self.write('io/more.c', 'more\n', tree)
+        self.write('tests/unit/test-more.c', 'test\n', tree)
+        self.git('add', '-A', where=tree)
+        self.git('commit', '-qm', 'io: more\n\nWhy.\n\n' + SIGNED +
+                 'Series-Id: more', where=tree)
+        self.refreshed()
+        self.assertEqual(self.read('series/more/files').split(),
+                         ['io/more.c', 'tests/unit/test-more.c'])
+        self.assertEqual(self.read('series/more/tests'), 'unit test-more\n')
+        self.assertEqual(self.read('series/order').splitlines()[-1].split(),
+                         ['more', '1.0'])
+        self.assertEqual(self.read('io/more.c'), 'more\n')
+        self.run_it('lint')
+
+    def test_from_any_tree(self):
+        """A tree made by hand, with its series on a branch, from nothing."""
+        tree = self.applied()
+        hand = os.path.join(self.top, 'hand')
+        self.git('clone', '-q', tree, hand)
+        before, _ = self.on('apply')
+        for path in ('series', 'io', 'include', 'compat'):
+            shutil.rmtree(self.path(path))
+        self.run_it('refresh', '1.0', '--tree', hand, '--rev',
+                    self.git('rev-parse', 'HEAD', where=hand))
+        self.assertEqual(self.on('apply')[0], before)
+
+    def test_other_bases_are_left_alone(self):
+        self.write('series/order', text('first', 'only-one 1.0', 'last',
+                                        'late 2.0'))
+        self.write('series/late/message', 'io: late\n\nWhy.\n\n' + SIGNED)
+        self.write('series/late/edits.patch', text(
+            'diff --git a/io/queue.c b/io/queue.c', '--- a/io/queue.c',
+            '+++ b/io/queue.c', '@@ -2,3 +2,4 @@', ' queue 2', ' queue 3',
+            ' added by last', '+added by late'))
+        self.write('io/queue.c', text('queue 1', 'queue 2', 'queue 3',
+                                      'added by last', 'added by late'))
+        tree = self.applied()
+        self.assertNotIn('late', self.read('io/queue.c', tree))
+        self.write('io/queue.c', self.read('io/queue.c', tree).replace(
+            'queue 1\n', 'queue one\n'), tree)
+        self.git('commit', '-qam', 'fix\n\nSeries-Id: last', where=tree)
+        self.refreshed()
+        self.assertEqual(self.read('io/queue.c').splitlines(),
+                         ['queue one', 'queue 2', 'queue 3', 'added by last',
+                          'added by late'])
+        self.assertIn('added by late',
+                      self.read('io/queue.c', self.applied('2.0')))
+
+    def test_file_taken_out(self):
+        tree = self.applied()
+        self.git('rebase', '-q', '--exec', 'true', 'base', where=tree)
+        self.git('checkout', '-q', '--detach', 'HEAD~2', where=tree)
+        self.git('rm', '-q', 'include/io/queue.h', where=tree)
+        self.git('commit', '-q', '--amend', '--no-edit', where=tree)
+        self.git('cherry-pick', 'series~1', 'series', where=tree)
+        self.refreshed()
+        self.assertFalse(os.path.exists(self.path('include/io/queue.h')))
+        self.assertEqual(self.read('series/first/files'), 'io/queue.c\n')
+
+    def test_dirty_tree(self):
+        tree = self.applied()
+        self.write('io/channel.c', 'mine\n', tree)
+        self.refused('refresh', '1.0', '--source', self.source('1.0'),
+                     says="not committed, such as 'io/channel.c'; commit")
+        self.assertEqual(self.changes(), '')
+
+    def refuses_commit(self, change, says, message='x\n\nSeries-Id: last'):
+        tree = self.applied()
+        change(tree)
+        self.git('add', '-A', where=tree)
+        self.git('commit', '-qm', message, where=tree)
+        self.refused('refresh', '1.0', '--source', self.source('1.0'),
+                     says=says)
+        self.assertEqual(self.changes(), '')
+
+    def test_deleted_base_file(self):
+        self.refuses_commit(lambda t: os.unlink(os.path.join(
+            t, 'io/meson.build')), "last: 'io/meson.build' is deleted")
+
+    def test_changed_mode(self):
+        self.refuses_commit(lambda t: os.chmod(os.path.join(
+            t, 'io/meson.build'), 0o755), "last: 'io/meson.build' is deleted "
+            'or changes its type or mode')
+
+    def test_symbolic_link(self):
+        self.refuses_commit(lambda t: os.symlink('x', os.path.join(
+            t, 'io/link')), "last: 'io/link' is no plain file")
+
+    def test_place_of_the_house(self):
+        self.refuses_commit(lambda t: self.write('run', 'x', t),
+                            "the tree adds 'run'")
+
+    def test_commit_without_slug(self):
+        self.refuses_commit(lambda t: self.write('io/channel.c', 'x', t),
+                            'no commit with a line "Series-Id', message='x')
+
+    def test_slug_twice(self):
+        self.refuses_commit(lambda t: self.write('io/channel.c', 'x', t),
+                            "two commits name the slug 'first'",
+                            message='x\n\nSeries-Id: first')
+
+    def test_lost_slug(self):
+        tree = self.applied()
+        self.git('reset', '-q', '--hard', 'HEAD~1', where=tree)
+        self.refused('refresh', '1.0', '--source', self.source('1.0'),
+                     says="no commit for the slug 'last'; to drop it")
+
+    def test_no_tree(self):
+        self.refused('refresh', '1.0', says='no applied tree; "./run apply')
+        self.refused('refresh', '1.0', '--tree', '/nowhere',
+                     says='/nowhere: there is no such directory')
+
+
+class Emit(MadeUp):
+    def test_git_am(self):
+        out = os.path.join(self.top, 'out')
+        self.on('emit', '1.0', '--output', out)
+        patches = sorted(glob.glob(out + '/*.patch'))
+        self.assertEqual(len(patches), 3)
+        for path in patches:
+            self.assertNotIn('Series-Id', self.read(path))
+        cover = self.read('cover-letter.txt', out)
+        self.assertIn('[PATCH 1.0 0/3] The series', cover)
+        self.assertIn('What it is.', cover)
+        pristine = os.path.join(self.top, 'pristine')
+        shutil.copytree(self.source('1.0'), pristine)
+        for argv in (['init', '-q'], ['add', '-Af'], ['commit', '-qm', 'x'],
+                     ['am', '-q', *patches]):
+            self.git(*argv, where=pristine)
+        tree = self.applied()
+        self.assertEqual(self.git('rev-parse', 'HEAD^{tree}', where=pristine),
+                         self.git('rev-parse', 'HEAD^{tree}', where=tree))
+
+    def test_again_into_the_same_directory(self):
+        out = os.path.join(self.top, 'out')
+        self.on('emit', '1.0', '--output', out)
+        self.on('emit', '2.0', '--output', out)
+        self.assertEqual(len(glob.glob(out + '/*.patch')), 2)
+
+    def test_directory_with_other_files(self):
+        self.write('important', 'x', os.path.join(self.top, 'out'))
+        self.refused('emit', '1.0', '--source', self.source('1.0'),
+                     '--output', os.path.join(self.top, 'out'),
+                     says="has other files, such as 'important'")
+
+    def test_walk(self):
+        out, _ = self.on('walk', '1.0', '--no-build')
+        self.assertIn('ok - emit 1.0: git am takes 3 patches', out)
+        self.assertTrue(out.endswith('4 passed, 0 failed, 0 skipped\n'), out)
+
+    def test_walk_tells_what_checkpatch_says(self):
+        self.write('include/io/queue.h', '\tx\ty\n')
+        out, err = self.on('walk', '1.0', '--no-build', code=1)
+        self.assertIn('not ok - checkpatch 1.0 first', out)
+        self.assertIn('first: ERROR: code indent', err)
+        self.assertTrue(out.endswith('3 passed, 1 failed, 0 skipped\n'), out)
+
+
+if __name__ == '__main__':
+    unittest.main()
