@@ -90,8 +90,8 @@ class Demo:
 
     def facts(self, info):
         """What query-migrate says, without the empty and the odd."""
-        self.say(f"    status: {info['status']}, total-time: "
-                 f"{info.get('total-time', '?')} ms")
+        took = f", {info['total-time']} ms" if 'total-time' in info else ''
+        self.say(f"    status: {info['status']}{took}")
         ram = info.get('ram', {})
         if ram:
             self.say(f"    ram: {ram['total'] >> 20} MiB, "

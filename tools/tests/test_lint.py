@@ -208,8 +208,8 @@ class Refuses(MadeUp):
         self.says("series/first/tests: cannot read 'whatever'; write KIND")
 
     def test_addresses(self):
-        for line in ('see https://' 'deb.debian.org/debian',
-                     'http://' 'snapshot.example.org/x',
+        for line in ('see https://deb' '.debian.org/debian',
+                     'http:' '//snapshot.example.org/x',
                      'deb.' 'debian.org', 'https://' 'registry.npmjs.org'):
             with self.subTest(line):
                 self.write('README.md', line + '\n')
