@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The guests that the end-to-end tests save and restore."""
+
+import gzip
+import os
+import struct
+import subprocess
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+MAGIC = b'QDIOGST1'
+
+
+def build_checker(directory):
+    """Assembles the self-checking guest and returns its firmware image."""
+    obj = os.path.join(directory, 'checker.o')
+    rom = os.path.join(directory, 'checker.rom')
+    subprocess.run(['as', '--32', '-o', obj, os.path.join(HERE, 'checker.S')],
+                   check=True)
+    subprocess.run(['ld', '-m', 'elf_i386', '-Ttext=0xf0000',
+                    '--oformat', 'binary', '-o', rom, obj], check=True)
+    return rom
+
+
+def configure_checker(rom, target, dirty=0, check=256, pause=0):
+    """Writes to the file `target` a guest that in each round rewrites `dirty`
+    pages, checks `check` pages, and idles for `pause` loops."""
+    with open(rom, 'rb') as f:
+        image = bytearray(f.read())
+    where = image.index(MAGIC) + len(MAGIC)
+    struct.pack_into('<III', image, where, dirty, check, pause)
+    with open(target, 'wb') as f:
+        f.write(image)
+    return target
+
+
+def _cpio_entry(name, mode, data=b'', rdev=(0, 0), ino=[0]):
+    ino[0] += 1
+    fields = [ino[0], mode, 0, 0, 1, 0, len(data), 0, 0, rdev[0], rdev[1],
+              len(name) + 1, 0]
+    entry = b'070701' + b''.join(b'%08X' % field for field in fields)
+    entry += name.encode() + b'\0'
+    entry += b'\0' * (-len(entry) % 4)
+    entry += data
+    return entry + b'\0' * (-len(data) % 4)
+
+
+def build_initramfs(busybox, target):
+    """Packs busybox and our init, for a real Linux guest."""
+    with open(busybox, 'rb') as f:
+        binary = f.read()
+    with open(os.path.join(HERE, 'init'), 'rb') as f:
+        init = f.read()
+    archive = b''.join([
+        _cpio_entry('bin', 0o040755),
+        _cpio_entry('dev', 0o040755),
+        _cpio_entry('proc', 0o040755),
+        _cpio_entry('work', 0o040755),
+        _cpio_entry('dev/console', 0o020600, rdev=(5, 1)),
+        _cpio_entry('bin/busybox', 0o100755, binary),
+        _cpio_entry('init', 0o100755, init),
+        _cpio_entry('TRAILER!!!', 0),
+    ])
+    with gzip.open(target, 'wb', compresslevel=1) as f:
+        f.write(archive)
+    return target
