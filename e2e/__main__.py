@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Entry point: python3 -m e2e --help, from the root of the repository."""
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import tempfile
+
+from .guest import build_checker
+from .lib.harness import Config, run_all, selected
+from .lib.vm import Emulator
+from . import (test_descriptors, test_faults, test_images,  # noqa: F401
+               test_interop)
+
+
+def parse():
+    parser = argparse.ArgumentParser(
+        prog='python3 -m e2e',
+        description='End-to-end tests of saving virtual machines to files '
+                    'and restoring them, against a QEMU that is already '
+                    'built. Prints TAP; the last line counts.')
+    parser.add_argument('--qemu', metavar='PATH',
+                        help='the qemu-system-x86_64 under test')
+    parser.add_argument('--qemu-lib', metavar='DIRS', default='',
+                        help='LD_LIBRARY_PATH for it, if it needs one')
+    parser.add_argument('--firmware', metavar='DIRS', default='',
+                        help='directories with bios-256k.bin and, for the '
+                             'Linux guest, linuxboot_dma.bin, separated by '
+                             'colons')
+    parser.add_argument('--stock', metavar='PATH',
+                        help="a distribution's qemu-system-x86_64 with "
+                             'mapped-ram, to exchange images with')
+    parser.add_argument('--stock-lib', metavar='DIRS', default='',
+                        help='LD_LIBRARY_PATH for it')
+    parser.add_argument('--kernel', metavar='VMLINUZ',
+                        help="a Linux kernel, for example Debian's")
+    parser.add_argument('--busybox', metavar='PATH',
+                        help='a statically linked busybox')
+    parser.add_argument('--workdir', metavar='DIR',
+                        help='for images and logs; needs about 2 GiB '
+                             '(default: a temporary directory)')
+    parser.add_argument('-k', metavar='PATTERN', dest='pattern',
+                        help='run only the tests whose names match this '
+                             'regular expression')
+    parser.add_argument('--quick', action='store_true',
+                        help='only the most telling tests, at most 5 minutes')
+    parser.add_argument('--keep', action='store_true',
+                        help='keep the directories of failed tests')
+    parser.add_argument('--list', action='store_true',
+                        help='list the tests and do nothing')
+    args = parser.parse_args()
+    if not args.list and not args.qemu:
+        parser.error('--qemu is needed, the emulator to test')
+    for option in ('qemu', 'stock', 'kernel', 'busybox'):
+        path = getattr(args, option)
+        if path and not os.path.exists(path):
+            parser.error(f"--{option}: there is no '{path}'")
+    if args.pattern:
+        try:
+            re.compile(args.pattern)
+        except re.error as err:
+            parser.error(f'-k: not a regular expression: {err}')
+    return args
+
+
+def main():
+    args = parse()
+    if args.list:
+        for name, _, quick, _ in selected(args.pattern, args.quick):
+            print(name + (' (quick)' if quick else ''))
+        return 0
+    for tool in ('as', 'ld'):
+        if not shutil.which(tool):
+            sys.exit(f"e2e: there is no '{tool}' here; install binutils")
+    base = args.workdir and os.path.abspath(args.workdir)
+    if base:
+        os.makedirs(base, exist_ok=True)
+    workdir = tempfile.mkdtemp(prefix='e2e.', dir=base)
+    try:
+        ours = Emulator('ours', args.qemu, args.firmware, args.qemu_lib)
+        stock = args.stock and Emulator('stock', args.stock, args.firmware,
+                                        args.stock_lib)
+        config = Config(ours, stock, args.kernel, args.busybox,
+                        build_checker(workdir), workdir, args.quick)
+        print(f'# testing QEMU {ours.version}'
+              + (f', stock is {stock.version}' if stock else ''))
+        failed = run_all(config, args.pattern, args.keep)
+    finally:
+        if args.keep and os.path.isdir(workdir):
+            print(f'# kept: {workdir}')
+        else:
+            shutil.rmtree(workdir, ignore_errors=True)
+    return 1 if failed else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

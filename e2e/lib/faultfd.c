@@ -1,0 +1,346 @@
+/*
+ * Makes I/O on one file go wrong, for tests: an LD_PRELOAD library.
+ *
+ * FAULT_FILE   what the file's path ends with
+ * FAULT        OP:NTH:WHAT, several separated by commas
+ *
+ *   OP         write, read, sync or close
+ *   NTH        1 for the first such call on the file, and so on; 5+ for the
+ *              fifth and all later ones; d1 for the first on a descriptor
+ *              with O_DIRECT, b1 for the first on one without
+ *   WHAT       a number: fail with this errno
+ *              short: transfer only a part (of more than 4096 bytes, some
+ *              multiple of 4096)
+ *              stall=SECONDS: do it, but only after a while
+ *
+ * FAULT_HIDE   "io_uring", "aio" or both: these seem not to exist, so that
+ *              the program falls back on something else
+ *
+ * Transfers through io_uring and Linux AIO are caught when they are
+ * submitted, one at a time, through liburing and libaio.
+ *
+ * Copyright contributors of the direct-io series
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+#if __has_include(<liburing.h>)
+#include <liburing.h>
+#endif
+#if __has_include(<libaio.h>)
+#include <libaio.h>
+#endif
+
+enum { OP_WRITE, OP_READ, OP_SYNC, OP_CLOSE, OPS };
+
+struct fault {
+    int op;
+    char kind;                  /* 'd', 'b' or 0 */
+    unsigned nth;
+    int and_later;
+    int error, shorten, stall;
+};
+
+static struct fault faults[16];
+static int n_faults;
+static const char *file;
+static unsigned seen[OPS][3];   /* any, direct, buffered */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void __attribute__((constructor)) init(void)
+{
+    static const char *const names[] = { "write", "read", "sync", "close" };
+    char *text = getenv("FAULT"), *one, *save = NULL;
+
+    file = getenv("FAULT_FILE");
+    if (!file || !text) {
+        return;
+    }
+    for (one = strtok_r(strdup(text), ",", &save); one && n_faults < 16;
+         one = strtok_r(NULL, ",", &save)) {
+        struct fault *f = &faults[n_faults++];
+        char *nth = strchr(one, ':'), *what;
+
+        *nth++ = 0;
+        for (f->op = 0; strcmp(names[f->op], one); f->op++) {
+        }
+        if (*nth == 'd' || *nth == 'b') {
+            f->kind = *nth++;
+        }
+        f->nth = strtoul(nth, &what, 10);
+        if (*what == '+') {
+            f->and_later = 1;
+            what++;
+        }
+        what++;
+        if (!strcmp(what, "short")) {
+            f->shorten = 1;
+        } else if (!strncmp(what, "stall=", 6)) {
+            f->stall = atoi(what + 6);
+        } else {
+            f->error = atoi(what);
+        }
+    }
+}
+
+/* Whether @fd is the file; what is to happen to this call, or NULL. */
+static const struct fault *find(int fd, int op)
+{
+    char link[64], path[PATH_MAX];
+    const struct fault *found = NULL;
+    int saved = errno, direct, i;
+    ssize_t len;
+    size_t want;
+
+    if (!n_faults) {
+        return NULL;
+    }
+    want = strlen(file);
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+    len = readlink(link, path, sizeof(path));
+    if (len < (ssize_t)want || memcmp(path + len - want, file, want)) {
+        errno = saved;
+        return NULL;
+    }
+    direct = !!(fcntl(fd, F_GETFL) & O_DIRECT);
+    pthread_mutex_lock(&lock);
+    seen[op][0]++;
+    seen[op][direct ? 1 : 2]++;
+    for (i = 0; i < n_faults; i++) {
+        const struct fault *f = &faults[i];
+        unsigned count = seen[op][!f->kind ? 0 : f->kind == 'd' ? 1 : 2];
+
+        if (f->op == op && (!f->kind || (f->kind == 'd') == direct) &&
+            (count == f->nth || (f->and_later && count > f->nth))) {
+            found = f;
+            break;
+        }
+    }
+    pthread_mutex_unlock(&lock);
+    errno = saved;
+    if (found && found->stall) {
+        sleep(found->stall);
+    }
+    return found;
+}
+
+/* About half of @len, a multiple of 4096, at least that. */
+static size_t shorter(const struct fault *f, size_t len)
+{
+    size_t half = len / 2 & ~(size_t)4095;
+
+    return f && f->shorten && half ? half : len;
+}
+
+#define REAL(name) ({ \
+    static __typeof__(name) *real_; \
+    if (!real_) { \
+        real_ = dlsym(RTLD_NEXT, #name); \
+    } \
+    real_; })
+
+#define FAIL_IF_SO(f) do { \
+        if ((f) && (f)->error) { \
+            errno = (f)->error; \
+            return -1; \
+        } \
+    } while (0)
+
+#define PLAIN(name, op, type) \
+ssize_t name(int fd, type buf, size_t len) \
+{ \
+    const struct fault *f = find(fd, op); \
+    FAIL_IF_SO(f); \
+    return REAL(name)(fd, buf, shorter(f, len)); \
+}
+
+#define AT(name, op, type, off) \
+ssize_t name(int fd, type buf, size_t len, off pos) \
+{ \
+    const struct fault *f = find(fd, op); \
+    FAIL_IF_SO(f); \
+    return REAL(name)(fd, buf, shorter(f, len), pos); \
+}
+
+/* The vector that covers the first @want bytes of @iov; the caller frees. */
+static struct iovec *cut(const struct iovec *iov, int *n, size_t want)
+{
+    struct iovec *part = malloc(sizeof(*part) * (*n + 1));
+    int i;
+
+    for (i = 0; i < *n && want; i++) {
+        part[i] = iov[i];
+        if (part[i].iov_len > want) {
+            part[i].iov_len = want;
+        }
+        want -= part[i].iov_len;
+    }
+    *n = i;
+    return part;
+}
+
+static size_t total(const struct iovec *iov, int n)
+{
+    size_t sum = 0;
+
+    while (n--) {
+        sum += iov[n].iov_len;
+    }
+    return sum;
+}
+
+#define VECTOR(name, op, args, ...) \
+ssize_t name args \
+{ \
+    const struct fault *f = find(fd, op); \
+    struct iovec *part; \
+    ssize_t ret; \
+    FAIL_IF_SO(f); \
+    if (!f || !f->shorten) { \
+        return REAL(name)(fd, iov, n, ##__VA_ARGS__); \
+    } \
+    part = cut(iov, &n, shorter(f, total(iov, n))); \
+    ret = REAL(name)(fd, part, n, ##__VA_ARGS__); \
+    free(part); \
+    return ret; \
+}
+
+PLAIN(write, OP_WRITE, const void *)
+PLAIN(read, OP_READ, void *)
+AT(pwrite, OP_WRITE, const void *, off_t)
+AT(pwrite64, OP_WRITE, const void *, off64_t)
+AT(pread, OP_READ, void *, off_t)
+AT(pread64, OP_READ, void *, off64_t)
+VECTOR(writev, OP_WRITE, (int fd, const struct iovec *iov, int n))
+VECTOR(readv, OP_READ, (int fd, const struct iovec *iov, int n))
+VECTOR(pwritev, OP_WRITE,
+       (int fd, const struct iovec *iov, int n, off_t pos), pos)
+VECTOR(pwritev64, OP_WRITE,
+       (int fd, const struct iovec *iov, int n, off64_t pos), pos)
+VECTOR(preadv, OP_READ,
+       (int fd, const struct iovec *iov, int n, off_t pos), pos)
+VECTOR(preadv64, OP_READ,
+       (int fd, const struct iovec *iov, int n, off64_t pos), pos)
+
+int fsync(int fd)
+{
+    const struct fault *f = find(fd, OP_SYNC);
+
+    FAIL_IF_SO(f);
+    return REAL(fsync)(fd);
+}
+
+int fdatasync(int fd)
+{
+    const struct fault *f = find(fd, OP_SYNC);
+
+    FAIL_IF_SO(f);
+    return REAL(fdatasync)(fd);
+}
+
+int close(int fd)
+{
+    const struct fault *f = find(fd, OP_CLOSE);
+
+    if (f && f->error) {
+        REAL(close)(fd);
+        errno = f->error;
+        return -1;
+    }
+    return REAL(close)(fd);
+}
+
+static int hidden(const char *what)
+{
+    const char *list = getenv("FAULT_HIDE");
+
+    return list && strstr(list, what);
+}
+
+#if __has_include(<liburing.h>)
+
+/* Changes the requests that are about to be submitted. */
+static void change_requests(struct io_uring *ring)
+{
+    struct io_uring_sq *sq = &ring->sq;
+    unsigned i;
+
+    for (i = sq->sqe_head; i != sq->sqe_tail; i++) {
+        struct io_uring_sqe *sqe = &sq->sqes[i & sq->ring_mask];
+        const struct fault *f;
+
+        if (sqe->opcode != IORING_OP_WRITE && sqe->opcode != IORING_OP_READ) {
+            continue;
+        }
+        f = find(sqe->fd, sqe->opcode == IORING_OP_WRITE ? OP_WRITE : OP_READ);
+        if (f && f->error) {
+            /* IORING_NOP_INJECT_RESULT, Linux 6.13 */
+            sqe->opcode = IORING_OP_NOP;
+            sqe->rw_flags = 1;
+            sqe->len = -f->error;
+            sqe->fd = -1;
+        } else {
+            sqe->len = shorter(f, sqe->len);
+        }
+    }
+}
+
+int io_uring_submit(struct io_uring *ring)
+{
+    change_requests(ring);
+    return REAL(io_uring_submit)(ring);
+}
+
+int io_uring_submit_and_wait(struct io_uring *ring, unsigned wait)
+{
+    change_requests(ring);
+    return REAL(io_uring_submit_and_wait)(ring, wait);
+}
+
+int io_uring_queue_init(unsigned entries, struct io_uring *ring,
+                        unsigned flags)
+{
+    return hidden("io_uring") ? -ENOSYS :
+           REAL(io_uring_queue_init)(entries, ring, flags);
+}
+
+#endif
+
+#if __has_include(<libaio.h>)
+
+int io_submit(io_context_t context, long n, struct iocb *list[])
+{
+    if (n > 0) {
+        struct iocb *one = list[0];
+        int write = one->aio_lio_opcode == IO_CMD_PWRITE;
+        const struct fault *f = NULL;
+
+        if (write || one->aio_lio_opcode == IO_CMD_PREAD) {
+            f = find(one->aio_fildes, write ? OP_WRITE : OP_READ);
+        }
+        if (f && f->error) {
+            return -f->error;
+        }
+        if (f) {
+            one->u.c.nbytes = shorter(f, one->u.c.nbytes);
+        }
+    }
+    return REAL(io_submit)(context, n, list);
+}
+
+int io_setup(int depth, io_context_t *context)
+{
+    return hidden("aio") ? -ENOSYS : REAL(io_setup)(depth, context);
+}
+
+#endif

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""File systems and block devices to save to; all need root."""
+
+import contextlib
+import ctypes
+import os
+import subprocess
+import time
+
+
+def run(*argv):
+    done = subprocess.run(argv, capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(f'{" ".join(argv)}: {done.stderr.strip()}')
+    return done.stdout.strip()
+
+
+def private_mounts():
+    """From here on, what this process mounts is seen by itself and its
+    children only, and goes when the last of them goes."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(0x00020000):                        # CLONE_NEWNS
+        raise OSError(ctypes.get_errno(), 'unshare')
+    run('mount', '--make-rprivate', '/')
+
+
+def unmount(directory):
+    for _ in range(50):
+        if not subprocess.run(['umount', directory],
+                              capture_output=True).returncode:
+            return
+        time.sleep(0.1)
+    run('umount', '-l', directory)
+
+
+@contextlib.contextmanager
+def loop(path, sector_size=512):
+    """A loop device over the file `path`."""
+    device = run('losetup', '--find', '--show', '--sector-size',
+                 str(sector_size), path)
+    try:
+        yield device
+    finally:
+        run('losetup', '-d', device)
+
+
+@contextlib.contextmanager
+def mounted(kind, directory, size, backing=None, sector_size=512,
+            options='', mkfs=()):
+    """The file system `kind`, of `size` bytes, mounted on the new directory
+    `directory`; what needs a device gets a loop device over the sparse file
+    `backing`, which is made if it does not exist."""
+    os.makedirs(directory)
+    with contextlib.ExitStack() as stack:
+        if kind in ('tmpfs', 'ramfs'):
+            what = ['-t', kind, '-o',
+                    ','.join(filter(None, [f'size={size}', options])), 'none']
+        else:
+            backing = backing or directory + '.img'
+            with open(backing, 'ab') as f:
+                f.truncate(size)
+            device = stack.enter_context(loop(backing, sector_size))
+            run(f'mkfs.{kind}', '-q', *mkfs, device)
+            what = ['-t', kind, *(['-o', options] if options else []), device]
+        run('mount', *what, directory)
+        stack.callback(unmount, directory)
+        yield directory
+
+
+def free_bytes(directory):
+    stat = os.statvfs(directory)
+    return stat.f_bavail * stat.f_frsize

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Collecting tests and running them: each in a process of its own, with a
+time limit, leaving nothing behind."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+
+from . import fs, image
+from .vm import VM, Mode
+
+TESTS = []
+
+
+class Skip(Exception):
+    """The test can't be done here; says why."""
+
+
+def test(name, quick=False, timeout=120):
+    """Registers a function as a test.
+
+    quick       whether it belongs to the short run
+    timeout     in seconds, generous
+    """
+    def register(function):
+        TESTS.append((name, function, quick, timeout))
+        return function
+    return register
+
+
+class Config:
+    """What the command line says."""
+
+    def __init__(self, ours, stock, kernel, busybox, rom, workdir, quick):
+        self.ours = ours
+        self.stock = stock
+        self.kernel = kernel
+        self.busybox = busybox
+        self.rom = rom
+        self.workdir = workdir
+        self.quick = quick
+
+
+class Context:
+    """What a test gets: the configuration, a directory, and makers of things
+    that vanish at the end of the test."""
+
+    def __init__(self, config, directory, stack):
+        self.config = config
+        self.dir = directory
+        self.stack = stack
+        self.count = 0
+        self.notes = []
+
+    def note(self, text):
+        """Something to be shown with the result."""
+        print('# ' + text, flush=True)
+
+    def path(self, name):
+        return os.path.join(self.dir, name)
+
+    def checker(self, **config):
+        """The self-checking guest."""
+        from ..guest import configure_checker
+        name = '-'.join(f'{k}{v}' for k, v in sorted(config.items()))
+        target = self.path(f'guest-{name}.rom')
+        if not os.path.exists(target):
+            configure_checker(self.config.rom, target, **config)
+        return target
+
+    def vm(self, name=None, emulator=None, guest=None, incoming=False,
+           **kwargs):
+        """Starts a virtual machine.  `guest` is what checker() takes, or a
+        firmware file's name, or False for no firmware of ours."""
+        self.count += 1
+        name = f'{name or ("dst" if incoming else "src")}{self.count}'
+        if guest is not False and not isinstance(guest, str):
+            guest = self.checker(**(guest or {}))
+        vm = VM(emulator or self.config.ours, self.dir, name,
+                firmware=guest or None, incoming=incoming, **kwargs)
+        self.stack.callback(vm.kill)
+        return vm
+
+    def source(self, ready=True, **kwargs):
+        """A virtual machine whose guest has filled its memory."""
+        vm = self.vm(**kwargs)
+        if ready:
+            vm.wait_guest('tick', 2)
+        return vm
+
+    def filesystem(self, kind, size, name=None, **kwargs):
+        self.need_root()
+        directory = self.path(name or kind)
+        return self.stack.enter_context(
+            fs.mounted(kind, directory, size, **kwargs))
+
+    def loop(self, path, size=None, sector_size=512):
+        self.need_root()
+        if size is not None:
+            with open(path, 'ab') as f:
+                f.truncate(size)
+        return self.stack.enter_context(fs.loop(path, sector_size))
+
+    def open(self, path, flags, mode=0o600):
+        fd = os.open(path, flags, mode)
+        self.stack.callback(os.close, fd)
+        return fd
+
+    @staticmethod
+    def need_root():
+        if os.getuid():
+            raise Skip('needs root, to mount file systems')
+
+    def restores(self, uri, want_hash, mode=None, emulator=None, sweeps=1,
+                 **kwargs):
+        """Restores from `uri`; insists that RAM is as it was, and that the
+        guest goes on and is content with its memory."""
+        dst = self.vm(incoming=True, emulator=emulator, **kwargs)
+        dst.load(uri, mode or Mode())
+        have = dst.ram_hash()
+        if want_hash and have != want_hash:
+            raise AssertionError('restored RAM is not what was saved')
+        dst.command('cont')
+        dst.ticks_on()
+        dst.wait_guest('sweep', sweeps)
+        return dst
+
+
+class _Terminated(Exception):
+    """The time is over."""
+
+
+def _child(config, entry, directory):
+    """Runs one test, reports through the exit code: 0 passed, 1 failed,
+    77 skipped; the reason is in the file 'reason'."""
+    name, function, _, timeout = entry
+
+    def on_signal(number, _):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise _Terminated('interrupted' if number == signal.SIGINT else
+                          f'still not done after {timeout} s')
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    code, reason = 0, ''
+    try:
+        if os.getuid() == 0:
+            fs.private_mounts()
+        with contextlib.ExitStack() as stack:
+            function(Context(config, directory, stack))
+    except Skip as err:
+        code, reason = 77, str(err)
+    except BaseException as err:            # whatever it is, it is a result
+        code = 1
+        kind = type(err).__name__
+        reason = str(err) if kind in ('AssertionError', '_Terminated') \
+            else f'{kind}: {err}'
+        where = [f for f in traceback.extract_tb(err.__traceback__)
+                 if os.path.basename(f.filename).startswith('test_')]
+        if where:
+            reason += f' [{os.path.basename(where[-1].filename)}:' \
+                      f'{where[-1].lineno}]'
+    with open(os.path.join(directory, 'reason'), 'w') as f:
+        f.write(' '.join(reason.split()))
+    return code
+
+
+def _left_loops(workdir):
+    out = subprocess.run(['losetup', '-l', '-n', '-O', 'NAME,BACK-FILE'],
+                         capture_output=True, text=True).stdout
+    for line in out.splitlines():
+        device, _, backing = line.partition(' ')
+        if backing.strip().startswith(workdir + os.sep):
+            yield device
+
+
+def clean(workdir, directory):
+    """Takes away what a killed test may have left."""
+    for device in _left_loops(workdir):
+        subprocess.run(['losetup', '-d', device], capture_output=True)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _run_one(config, number, entry, keep):
+    directory = os.path.join(config.workdir, f't{number}')
+    shutil.rmtree(directory, ignore_errors=True)
+    os.makedirs(directory)
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        os.setpgid(0, 0)
+        code = 1
+        try:
+            code = _child(config, entry, directory)
+            sys.stdout.flush()
+        finally:
+            os._exit(code)
+
+    def wait(seconds):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.02)
+        return None
+
+    interrupted = False
+    try:
+        code = wait(entry[3])
+    except KeyboardInterrupt:
+        interrupted, code = True, None
+    if code is None:
+        os.kill(pid, signal.SIGINT if interrupted else signal.SIGTERM)
+        code = wait(60)
+        if code is None:
+            os.killpg(pid, signal.SIGKILL)
+            code = wait(30)
+            code = 1 if code is None else code
+    try:
+        with open(os.path.join(directory, 'reason')) as f:
+            reason = f.read()
+    except OSError:
+        reason = 'the test died'
+    if not (keep and code not in (0, 77)):
+        clean(config.workdir, directory)
+    if interrupted:
+        raise KeyboardInterrupt
+    return code, reason
+
+
+def selected(pattern, quick):
+    return [entry for entry in TESTS
+            if (entry[2] or not quick) and
+            (not pattern or re.search(pattern, entry[0]))]
+
+
+def run_all(config, pattern, keep=False):
+    """Runs the selected tests; returns how many failed."""
+    tests = selected(pattern, config.quick)
+    passed = failed = skipped = 0
+    print(f'1..{len(tests)}')
+    try:
+        for number, entry in enumerate(tests, 1):
+            start = time.monotonic()
+            code, reason = _run_one(config, number, entry, keep)
+            took = f' ({time.monotonic() - start:.1f} s)'
+            if code == 0:
+                passed += 1
+                print(f'ok {number} - {entry[0]}{took}', flush=True)
+            elif code == 77:
+                skipped += 1
+                print(f'ok {number} - {entry[0]} # SKIP {reason}', flush=True)
+            else:
+                failed += 1
+                print(f'not ok {number} - {entry[0]}{took}\n#   {reason}',
+                      flush=True)
+    except KeyboardInterrupt:
+        print('Bail out! interrupted', flush=True)
+        failed += 1
+    print(f'{passed} passed, {failed} failed, {skipped} skipped', flush=True)
+    return failed
+
+
+__all__ = ['Config', 'Context', 'Mode', 'Skip', 'TESTS', 'fs', 'image',
+           'run_all', 'selected', 'test']

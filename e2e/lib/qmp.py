@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A QMP client: commands, events, descriptors, time limits."""
+
+import array
+import json
+import socket
+import time
+
+
+class QMPError(Exception):
+    """The answer was an error."""
+
+    def __init__(self, command, error):
+        super().__init__(f"{command}: {error.get('desc')}")
+        self.desc = error.get('desc', '')
+        self.error_class = error.get('class')
+
+
+class QMPClosed(Exception):
+    """QEMU closed the connection: most likely it died."""
+
+
+class QMP:
+    def __init__(self, path, timeout=30):
+        self.events = []
+        self._buffer = b''
+        deadline = time.monotonic() + timeout
+        self._sock = socket.socket(socket.AF_UNIX)
+        while True:
+            try:
+                self._sock.connect(path)
+                break
+            except (FileNotFoundError, ConnectionRefusedError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        self._read(deadline)            # the greeting
+        self.command('qmp_capabilities')
+
+    def close(self):
+        self._sock.close()
+
+    def _read(self, deadline):
+        while b'\n' not in self._buffer:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError('QMP does not answer')
+            self._sock.settimeout(left)
+            try:
+                data = self._sock.recv(65536)
+            except socket.timeout:
+                raise TimeoutError('QMP does not answer') from None
+            except ConnectionError as err:
+                raise QMPClosed('QMP connection lost') from err
+            if not data:
+                raise QMPClosed('QMP connection closed')
+            self._buffer += data
+        line, self._buffer = self._buffer.split(b'\n', 1)
+        return json.loads(line)
+
+    def command(self, name, arguments=None, fds=(), timeout=60):
+        message = {'execute': name}
+        if arguments:
+            message['arguments'] = arguments
+        data = json.dumps(message).encode()
+        deadline = time.monotonic() + timeout
+        try:
+            if fds:
+                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS,
+                          array.array('i', fds))
+                self._sock.sendmsg([data], [rights])
+            else:
+                self._sock.sendall(data)
+        except ConnectionError as err:
+            raise QMPClosed('QMP connection lost') from err
+        while True:
+            answer = self._read(deadline)
+            if 'event' in answer:
+                self.events.append(answer)
+            elif 'error' in answer:
+                raise QMPError(name, answer['error'])
+            else:
+                return answer['return']

@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Virtual machines under test."""
+
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+
+from .qmp import QMP, QMPClosed, QMPError
+
+FINAL = ('completed', 'failed', 'cancelled')
+
+
+class Crashed(Exception):
+    """QEMU was killed by a signal."""
+
+
+class Exited(Exception):
+    """QEMU exited, with an exit code."""
+
+    def __init__(self, message, code):
+        super().__init__(message)
+        self.code = code
+
+
+class Hung(Exception):
+    """Something did not happen in time."""
+
+
+class Emulator:
+    """One build of QEMU, how to start it, and what to expect of it."""
+
+    def __init__(self, name, path, firmware, libs=''):
+        self.name = name
+        self.path = path
+        self.firmware = [d for d in firmware.split(os.pathsep) if d]
+        self.env = dict(os.environ)
+        if libs:
+            self.env['LD_LIBRARY_PATH'] = libs
+        out = subprocess.run([path, '--version'], env=self.env, check=True,
+                             capture_output=True, text=True).stdout
+        self.version = re.search(r'version ([\d.]+)', out).group(1)
+
+    def argv(self):
+        argv = [self.path]
+        for directory in self.firmware:
+            argv += ['-L', directory]
+        return argv
+
+
+class Mode:
+    """How a migration moves RAM: `channels` of multifd or none, and whether
+    with direct I/O."""
+
+    def __init__(self, channels=0, direct=False):
+        self.channels = channels
+        self.direct = direct
+
+    def __str__(self):
+        how = 'direct' if self.direct else 'buffered'
+        return f'{how}, {self.channels or "no"} channels'
+
+
+class Latency:
+    """Asks query-status over a monitor of its own, all the time, and notes
+    how long the answers take."""
+
+    def __init__(self, path):
+        self.samples = []
+        self._qmp = QMP(path)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self):
+        while not self._stop.is_set():
+            start = time.monotonic()
+            try:
+                self._qmp.command('query-status', timeout=120)
+            except (QMPClosed, QMPError, TimeoutError, OSError):
+                self.samples.append(time.monotonic() - start)
+                return
+            self.samples.append(time.monotonic() - start)
+            self._stop.wait(0.02)
+
+    def stop(self):
+        self._stop.set()
+        self._thread.join(130)
+        self._qmp.close()
+        return sorted(self.samples)
+
+    def check(self, limit=1.0):
+        """QMP answered in time.  One slow answer is forgiven, if it is not
+        very slow: these machines are shared."""
+        samples = self.stop()
+        if len(samples) > 1 and (samples[-2] > limit or
+                                 samples[-1] > 3 * limit):
+            raise AssertionError(
+                f'QMP took {samples[-1]:.2f} s to answer '
+                f'(next {samples[-2]:.2f} s, {len(samples)} samples)')
+
+
+def _die_with_parent(rlimit_fsize):
+    import ctypes
+    import resource
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)      # PR_SET_PDEATHSIG
+    if rlimit_fsize is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (rlimit_fsize, rlimit_fsize))
+
+
+class VM:
+    """One QEMU process.
+
+    emulator    which QEMU
+    directory   for its sockets and logs
+    name        tells it from others in messages
+    ram         size of RAM in MiB
+    firmware    image of the self-checking guest, or None
+    incoming    whether it waits to be restored; then it does not run on its
+                own after that
+    args        more arguments
+    """
+
+    def __init__(self, emulator, directory, name, ram=128, firmware=None,
+                 incoming=False, args=(), rlimit_fsize=None, wrapper=()):
+        self.emulator = emulator
+        self.name = name
+        self.ram = ram
+        prefix = os.path.join(directory, name)
+        self._sockets = [prefix + '.qmp0', prefix + '.qmp1']
+        self.serial_path = prefix + '.serial'
+        self.stderr_path = prefix + '.stderr'
+        self._dump = prefix + '.ram'
+        open(self.serial_path, 'w').close()
+        argv = [*wrapper, *emulator.argv(),
+                '-machine', 'pc-q35-7.2', '-accel', 'tcg', '-m', str(ram),
+                '-nodefaults', '-no-user-config', '-display', 'none',
+                '-vga', 'none', '-name', name,
+                '-chardev',
+                f'file,id=serial0,path={self.serial_path},append=on',
+                '-serial', 'chardev:serial0']
+        for i, path in enumerate(self._sockets):
+            argv += ['-chardev',
+                     f'socket,id=qmp{i},path={path},server=on,wait=off',
+                     '-mon', f'chardev=qmp{i},mode=control']
+        if firmware:
+            argv += ['-bios', firmware]
+        if incoming:
+            argv += ['-S', '-incoming', 'defer']
+        argv += args
+        with open(self.stderr_path, 'wb') as err:
+            self.process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=err, stderr=err,
+                env=emulator.env,
+                preexec_fn=lambda: _die_with_parent(rlimit_fsize))
+        try:
+            self.qmp = QMP(self._sockets[0])
+        except (OSError, QMPClosed, TimeoutError):
+            self.raise_if_dead()
+            self.kill()
+            raise
+
+    # The process
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def stderr(self):
+        with open(self.stderr_path, errors='replace') as f:
+            return f.read()
+
+    def errors(self):
+        """What QEMU said on stderr, without what is always there."""
+        return [line for line in self.stderr().splitlines()
+                if line.strip() and 'terminating on signal' not in line]
+
+    def raise_if_dead(self, wait=0):
+        try:
+            code = self.process.wait(wait) if wait else self.process.poll()
+        except subprocess.TimeoutExpired:
+            return
+        if code is None:
+            return
+        said = ' | '.join(self.errors()[-3:]) or 'nothing on stderr'
+        # strace and prlimit pass a signal on as 128 + signal
+        if code < 0 or 128 < code < 160:
+            number = -code if code < 0 else code - 128
+            raise Crashed(f'{self.name} ({self.emulator.name}) was killed by '
+                          f'{signal.Signals(number).name}: {said}')
+        raise Exited(f'{self.name} ({self.emulator.name}) exited with code '
+                     f'{code}: {said}', code)
+
+    def command(self, name, arguments=None, fds=(), timeout=60):
+        try:
+            return self.qmp.command(name, arguments, fds, timeout)
+        except QMPClosed:
+            self.raise_if_dead(wait=20)
+            raise
+
+    def open_descriptors(self):
+        return len(os.listdir(f'/proc/{self.pid}/fd'))
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.qmp_close()
+        if os.path.exists(self._dump):
+            os.unlink(self._dump)
+
+    def qmp_close(self):
+        if hasattr(self, 'qmp'):
+            self.qmp.close()
+
+    def latency(self):
+        return Latency(self._sockets[1])
+
+    # The guest
+
+    def serial(self):
+        with open(self.serial_path, errors='replace') as f:
+            text = f.read()
+        return text[:text.rfind('\n') + 1].splitlines()
+
+    def last_number(self, word, base=16):
+        for line in reversed(self.serial()):
+            fields = line.split()
+            if len(fields) > 1 and fields[0] == word:
+                return int(fields[1], base)
+        return 0
+
+    def check_guest(self):
+        for line in self.serial():
+            if line.startswith('BAD'):
+                raise AssertionError(f'guest of {self.name}: {line}')
+
+    def wait_guest(self, word, more=1, timeout=90, base=16):
+        """Waits until the number after `word` on the console has grown by
+        `more`, and lets no complaint of the guest pass."""
+        start = self.last_number(word, base)
+        deadline = time.monotonic() + timeout
+        while self.last_number(word, base) < start + more:
+            self.check_guest()
+            self.raise_if_dead()
+            if time.monotonic() > deadline:
+                raise Hung(f'guest of {self.name} does not go on: no '
+                           f'"{word}" in {timeout} s')
+            time.sleep(0.01)
+        self.check_guest()
+
+    def ticks_on(self, more=3):
+        """The guest runs, and QEMU says so too."""
+        status = self.command('query-status')
+        if status['status'] != 'running':
+            raise AssertionError(f'{self.name} is {status["status"]}, '
+                                 'not running')
+        self.wait_guest('tick', more)
+
+    def ram_hash(self):
+        """SHA-256 of guest RAM; the guest must be stopped."""
+        self.command('pmemsave', {'val': 0, 'size': self.ram << 20,
+                                  'filename': self._dump})
+        digest = hashlib.sha256()
+        with open(self._dump, 'rb') as f:
+            while chunk := f.read(1 << 20):
+                digest.update(chunk)
+        os.unlink(self._dump)
+        return digest.hexdigest()
+
+    # Migration
+
+    def setup(self, mode, **params):
+        self.command('migrate-set-capabilities', {'capabilities': [
+            {'capability': 'events', 'state': True},
+            {'capability': 'mapped-ram', 'state': True},
+            {'capability': 'multifd', 'state': mode.channels > 0}]})
+        values = {'max-bandwidth': 1 << 40, 'direct-io': mode.direct}
+        if mode.channels:
+            values['multifd-channels'] = mode.channels
+        values.update(params)
+        self.command('migrate-set-parameters',
+                     {k.replace('_', '-'): v for k, v in values.items()})
+
+    def add_fds(self, fdset, *fds):
+        for fd in fds:
+            self.command('add-fd', {'fdset-id': fdset}, fds=[fd])
+
+    def migration(self):
+        return self.command('query-migrate')
+
+    def wait_migration(self, timeout=120):
+        """Waits for the end, returns what query-migrate said."""
+        deadline = time.monotonic() + timeout
+        while True:
+            info = self.migration()
+            if info.get('status') in FINAL:
+                return info
+            if time.monotonic() > deadline:
+                raise Hung(f'{self.name}: migration is still '
+                           f'{info.get("status")} after {timeout} s')
+            time.sleep(0.01)
+
+    def start_save(self, uri):
+        self.command('migrate', {'uri': uri})
+
+    def save(self, uri, mode=None, timeout=120, **params):
+        """Saves, and insists that this succeeds."""
+        info = self.try_save(uri, mode, timeout, **params)
+        if info['status'] != 'completed':
+            raise AssertionError(f'save by {self.name} {info["status"]}: '
+                                 f'{info.get("error-desc")}')
+        return info
+
+    def try_save(self, uri, mode=None, timeout=120, **params):
+        """Saves, and returns the final state.  A refusal by the migrate
+        command looks like a failure: status and error-desc."""
+        if mode:
+            self.setup(mode, **params)
+        latency = self.latency()
+        try:
+            self.start_save(uri)
+        except QMPError as err:
+            latency.stop()
+            return {'status': 'failed', 'error-desc': err.desc,
+                    'refused': True}
+        try:
+            info = self.wait_migration(timeout)
+        except Exception:
+            latency.stop()
+            raise
+        latency.check()
+        return info
+
+    def try_load(self, uri, mode=None, timeout=120, **params):
+        """Restores.  Returns None on success, else what QEMU said; death by
+        a signal, a hang, or an exit without a word are errors."""
+        try:
+            if mode:
+                self.setup(mode, **params)
+            try:
+                self.command('migrate-incoming', {'uri': uri})
+            except QMPError as err:
+                return err.desc
+            info = self.wait_migration(timeout)
+            if info['status'] == 'completed':
+                return None
+            # 7.2 exits right after this, later versions too by default
+            self.raise_if_dead(wait=20)
+            return info.get('error-desc') or ' | '.join(self.errors())
+        except QMPClosed:
+            self.raise_if_dead(wait=20)
+            raise
+        except Exited as err:
+            if err.code != 1 or not self.errors():
+                raise
+            return ' | '.join(self.errors())
+        except TimeoutError as err:
+            raise Hung(f'{self.name}: {err}') from None
+
+    def load(self, uri, mode=None, timeout=120, **params):
+        """Restores, and insists that this succeeds."""
+        said = self.try_load(uri, mode, timeout, **params)
+        if said is not None:
+            raise AssertionError(f'restore by {self.name} '
+                                 f'({self.emulator.name}) failed: {said}')
