@@ -15,6 +15,9 @@
 #include "qemu/error-report.h"
 #include "trace.h"
 
+/* RAM_EXTENT_ALIGN_MAX of the smallest pages there are, of 4 KiB. */
+#define DIRECT_ALIGN_MAX (32 * 4096)
+
 static int direct_fd = -1;
 static DirectIOLimits direct_limits;
 
@@ -89,6 +92,15 @@ bool file_direct_open(const char *path, int fd, int access, Error **errp)
         return false;
     }
     if (!direct_io_probe(direct_fd, path, &direct_limits, errp)) {
+        file_direct_close();
+        return false;
+    }
+    if (MAX(direct_limits.mem_align, direct_limits.offset_align) >
+        DIRECT_ALIGN_MAX) {
+        error_setg(errp, "%s: its device wants direct I/O in units of %" PRIu32
+                   " bytes, and QEMU can do up to %d; set direct-io=off", path,
+                   MAX(direct_limits.mem_align, direct_limits.offset_align),
+                   DIRECT_ALIGN_MAX);
         file_direct_close();
         return false;
     }

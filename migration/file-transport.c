@@ -13,6 +13,7 @@
 #include "file-transport.h"
 #include "io/channel-file.h"
 #include "migration.h"
+#include "ram.h"
 #include "savevm.h"
 #include "qapi/error.h"
 #include "qemu/cutils.h"
@@ -32,8 +33,10 @@ typedef struct FileTransport {
     char *name;
     uint64_t offset;
     bool outgoing;
-    /* Regular file, so it can be cut; otherwise a block device */
+    /* A regular file; otherwise a block device */
     bool regular;
+    /* Passed by fd:, so what lies behind the image is not ours to cut */
+    bool adopted;
     bool locked;
     /* Whether the file may contain an unfinished image */
     bool begun;
@@ -98,6 +101,8 @@ static bool file_check_capabilities(bool outgoing, Error **errp)
         name = "Multifd without mapped-ram";
     } else if (migrate_use_tls()) {
         name = "TLS";
+    } else if (migrate_postcopy_preempt()) {
+        name = "Postcopy preemption";
     } else if (outgoing && migrate_postcopy_ram()) {
         name = "Postcopy";
     } else if (outgoing && migrate_use_return_path()) {
@@ -209,6 +214,14 @@ static bool file_check_size(int fd, Error **errp)
                    transport.name, (uint64_t)size);
         return false;
     }
+    if (transport.outgoing && !transport.regular && migrate_mapped_ram() &&
+        size - transport.offset < ram_bytes_total()) {
+        error_setg(errp, "'%s' has %" PRIu64 " bytes behind offset %" PRIu64
+                   ", but RAM alone needs %" PRIu64, transport.name,
+                   (uint64_t)(size - transport.offset), transport.offset,
+                   ram_bytes_total());
+        return false;
+    }
     if (lseek(fd, transport.offset, SEEK_SET) < 0) {
         error_setg_errno(errp, errno, "Unable to seek to offset %" PRIu64
                          " of '%s'", transport.offset, transport.name);
@@ -291,7 +304,8 @@ static bool file_transport_setup(int fd, char *name, uint64_t offset,
         goto fail;
     }
     if (!file_lock()) {
-        error_setg(errp, "'%s' is in use by another migration", name);
+        error_setg(errp, "'%s' is locked: another migration is using it, or "
+                   "it is the disk of a virtual machine", name);
         goto fail;
     }
     if (!file_direct_open(name, fd, outgoing ? O_WRONLY : O_RDONLY, errp)) {
@@ -387,18 +401,72 @@ void file_start_incoming_migration(const char *spec, Error **errp)
                                NULL, NULL, g_main_context_get_thread_default());
 }
 
+bool file_transport_adopt(QIOChannel *ioc, const char *fdname, bool outgoing,
+                          Error **errp)
+{
+    off_t offset = qio_channel_io_seek(ioc, 0, SEEK_CUR, errp);
+    char *name;
+
+    if (offset < 0) {
+        return false;
+    }
+    name = g_strdup_printf("fd:%s", fdname);
+    if (!file_transport_setup(QIO_CHANNEL_FILE(ioc)->fd, name, offset,
+                              outgoing, errp)) {
+        return false;
+    }
+    transport.adopted = true;
+    qio_channel_set_name(ioc, transport.name);
+    return true;
+}
+
 bool file_transport_begin(Error **errp)
 {
     if (!transport.outgoing) {
         return true;
     }
     trace_migration_file_begin(transport.name, transport.offset);
-    if (transport.regular && ftruncate(transport.fd, transport.offset) < 0) {
+    if (transport.regular && !transport.adopted &&
+        ftruncate(transport.fd, transport.offset) < 0) {
         error_setg_errno(errp, errno, "Unable to set the size of '%s' to %"
                          PRIu64 " bytes", transport.name, transport.offset);
         return false;
     }
     transport.begun = true;
+    return true;
+}
+
+/* As fdatasync() or, if the file is new and @all is needed, fsync() */
+static int file_sync_fd(int fd, bool all)
+{
+    int ret;
+
+    do {
+#ifdef _WIN32
+        ret = qemu_fdatasync(fd);
+#else
+        ret = all ? fsync(fd) : qemu_fdatasync(fd);
+#endif
+    } while (ret < 0 && errno == EINTR);
+    return ret;
+}
+
+static bool file_sync_to_storage(Error **errp)
+{
+    bool created = transport.dir_fd >= 0;
+
+    if (file_sync_fd(transport.fd, created) < 0) {
+        error_setg_errno(errp, errno, "Unable to bring '%s' to stable storage",
+                         transport.name);
+        return false;
+    }
+    /* Some file systems do not know how to sync a directory: EINVAL */
+    if (created && file_sync_fd(transport.dir_fd, true) < 0 &&
+        errno != EINVAL) {
+        error_setg_errno(errp, errno, "Unable to bring the directory of '%s' "
+                         "to stable storage", transport.name);
+        return false;
+    }
     return true;
 }
 
@@ -424,22 +492,9 @@ bool file_transport_hold(Error **errp)
         return false;
     }
     transport.held = true;
-    return true;
-}
-
-/* As fdatasync() or, if the file is new and @all is needed, fsync() */
-static int file_sync_fd(int fd, bool all)
-{
-    int ret;
-
-    do {
-#ifdef _WIN32
-        ret = qemu_fdatasync(fd);
-#else
-        ret = all ? fsync(fd) : qemu_fdatasync(fd);
-#endif
-    } while (ret < 0 && errno == EINTR);
-    return ret;
+    /* Where an old image has not been cut off, it must be gone before pages */
+    return (transport.regular && !transport.adopted) ||
+           file_sync_to_storage(errp);
 }
 
 /* Makes the file an image, which it is not before all else is stored */
@@ -453,25 +508,6 @@ static bool file_release(Error **errp)
         return false;
     }
     transport.held = false;
-    return true;
-}
-
-static bool file_sync_to_storage(Error **errp)
-{
-    bool created = transport.dir_fd >= 0;
-
-    if (file_sync_fd(transport.fd, created) < 0) {
-        error_setg_errno(errp, errno, "Unable to bring '%s' to stable storage",
-                         transport.name);
-        return false;
-    }
-    /* Some file systems do not know how to sync a directory: EINVAL */
-    if (created && file_sync_fd(transport.dir_fd, true) < 0 &&
-        errno != EINVAL) {
-        error_setg_errno(errp, errno, "Unable to bring the directory of '%s' "
-                         "to stable storage", transport.name);
-        return false;
-    }
     return true;
 }
 
@@ -507,11 +543,12 @@ bool file_transport_sync(Error **errp)
          file_check_close(errp);
     trace_migration_file_sync(transport.name, sync, ok,
                               qemu_clock_get_ms(QEMU_CLOCK_REALTIME) - start);
-    if (ok) {
-        /* Whoever sees that the migration is completed may use the file */
-        file_unlock();
-    }
     return ok;
+}
+
+void file_transport_unlock(void)
+{
+    file_unlock();
 }
 
 /* Give back what lies behind the offset, but never make the file longer */
@@ -519,7 +556,8 @@ static bool file_cut(void)
 {
     struct stat st;
 
-    if (!transport.regular || fstat(transport.fd, &st) < 0) {
+    if (!transport.regular || transport.adopted ||
+        fstat(transport.fd, &st) < 0) {
         return false;
     }
     return st.st_size <= transport.offset ||
@@ -545,13 +583,6 @@ void file_transport_discard(void)
     transport.begun = false;
     trace_migration_file_discard(transport.name, transport.offset);
 
-    /*
-     * If the migration was cancelled while file_transport_sync() ran, it is
-     * unlocked; if somebody else has it since then it is not ours to cut.
-     */
-    if (!file_lock()) {
-        return;
-    }
     if (!file_cut() && !file_invalidate()) {
         warn_report("Unable to discard the incomplete image in '%s', "
                     "do not use it", transport.name);
@@ -576,11 +607,6 @@ void file_transport_cleanup(void)
 bool file_transport_active(void)
 {
     return transport.fd >= 0;
-}
-
-int file_transport_fd(void)
-{
-    return transport.fd;
 }
 
 const char *file_transport_name(void)

@@ -12,6 +12,8 @@
 #ifndef QEMU_MIGRATION_FILE_TRANSPORT_H
 #define QEMU_MIGRATION_FILE_TRANSPORT_H
 
+#include "io/channel.h"
+
 /**
  * file_start_outgoing_migration: open a file and connect @s to it
  * @s: the migration
@@ -33,6 +35,22 @@ void file_start_outgoing_migration(MigrationState *s, const char *spec,
  * Loading starts from the main loop. Main thread.
  */
 void file_start_incoming_migration(const char *spec, Error **errp);
+
+/**
+ * file_transport_adopt: take a file that was passed by fd:
+ * @ioc: the channel of the descriptor, a file channel at its offset
+ * @fdname: the name of the descriptor
+ * @outgoing: whether to save to it
+ * @errp: where to put errors
+ *
+ * For mapped-ram, which needs all that the file: transport does. Only, the
+ * file is not cut: nothing is known of what is behind the image. Main
+ * thread.
+ *
+ * Returns: true on success
+ */
+bool file_transport_adopt(QIOChannel *ioc, const char *fdname, bool outgoing,
+                          Error **errp);
 
 /**
  * file_transport_begin: make room for the new image
@@ -70,12 +88,21 @@ bool file_transport_hold(Error **errp);
  * To be called when all has been written and before the migration is
  * reported to be completed. Brings the file to stable storage, which may
  * take long, unless this is switched off by the property x-file-sync of
- * the migration object. Lets other processes use the file. Does nothing
- * when the migration goes elsewhere. Migration thread, BQL not held.
+ * the migration object. Does nothing when the migration goes elsewhere.
+ * Migration thread, BQL not held.
  *
  * Returns: true on success. On failure the image must not be trusted.
  */
 bool file_transport_sync(Error **errp);
+
+/**
+ * file_transport_unlock: let other processes use the file
+ *
+ * To be called right before the migration is reported to be completed, when
+ * it can no longer be cancelled: whoever sees that may use the file. BQL
+ * held.
+ */
+void file_transport_unlock(void);
 
 /**
  * file_transport_discard: undo a save that has failed or was cancelled
@@ -92,8 +119,7 @@ void file_transport_discard(void);
 /**
  * file_transport_cleanup: forget about the file
  *
- * Releases the lock on the file and the descriptor that
- * file_transport_fd() returns. May be called again, and when there is no
+ * Releases the lock on the file and its descriptors. May be called again, and when there is no
  * migration to or from a file. Main thread, all other users must have
  * stopped.
  */
@@ -108,17 +134,6 @@ void file_transport_cleanup(void);
  * file_transport_active: whether there is a migration to or from a file
  */
 bool file_transport_active(void);
-
-/**
- * file_transport_fd: the buffered descriptor of the file
- *
- * It is open for writing or for reading, depending on the direction, and
- * shares its position with the main stream, so use it for positioned I/O
- * only. It stays the property of the transport.
- *
- * Returns: the descriptor, or -1 when not active
- */
-int file_transport_fd(void);
 
 /**
  * file_transport_name: what to call the file in messages

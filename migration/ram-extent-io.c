@@ -155,13 +155,22 @@ void ram_extent_plan(unsigned long *plan, const unsigned long *wanted,
     }
 }
 
+/*
+ * Requests are multiples of this many bytes, in memory and in the file, which
+ * are aligned alike: pages start at a multiple of MAPPED_RAM_PAGES_ALIGN.
+ */
+static uint32_t unit_of(const RamExtentChannel *c)
+{
+    return MAX(c->limits.mem_align, c->limits.offset_align);
+}
+
 /* How many pages make one unit of the device; 1 for the page cache. */
 static unsigned long align_pages(RamExtentChannel *c, const RamExtentBlock *b)
 {
     if (!c->direct) {
         return 1;
     }
-    return MAX(c->limits.offset_align / b->layout.page_size, 1);
+    return MAX(unit_of(c) / b->layout.page_size, 1);
 }
 
 /*
@@ -178,9 +187,8 @@ static bool transfer(RamExtentChannel *c, const RamExtentBlock *b,
     uint8_t *buf = b->host + first * b->layout.page_size;
 
     if (c->direct && QEMU_PTR_IS_ALIGNED(b->host, c->limits.mem_align)) {
-        direct_start = MIN(ROUND_UP(start, c->limits.offset_align), end);
-        direct_end = MAX(ROUND_DOWN(end, c->limits.offset_align),
-                         direct_start);
+        direct_start = MIN(ROUND_UP(start, unit_of(c)), end);
+        direct_end = MAX(ROUND_DOWN(end, unit_of(c)), direct_start);
     }
     trace_ram_extent_transfer(b->name, first, pages, start);
     counts->direct_bytes += direct_end - direct_start;
@@ -257,23 +265,50 @@ bool ram_extent_channel_save(RamExtentChannel *c, const RamExtent *extent,
     return transfer_plan(c, extent, plan, do_write, counts, errp);
 }
 
+/*
+ * Returns the first page from @page on, but below @end, that may be other
+ * than zero; @end if there is none.
+ */
+static unsigned long next_allocated(const RamExtentBlock *b,
+                                    unsigned long page, unsigned long end)
+{
+#ifdef SEEK_DATA
+    if (b->shared_fd >= 0) {
+        off_t data = lseek(b->shared_fd, page * b->layout.page_size,
+                           SEEK_DATA);
+
+        if (data >= 0) {
+            return MIN(MAX(data / b->layout.page_size, page), end);
+        } else if (errno == ENXIO) {
+            return end;
+        }
+    }
+#endif
+    return page;
+}
+
 /* Makes the pages zero that are not in the file. */
 static void zero_absent(const RamExtent *extent, RamExtentCounts *counts)
 {
     const RamExtentBlock *b = extent->block;
     uint64_t page_size = b->layout.page_size;
     unsigned long end = extent->first + extent->pages;
-    unsigned long page;
+    unsigned long page, allocated = 0;
 
+    counts->zero += extent->pages -
+                    bitmap_count_one_with_offset(b->present, extent->first,
+                                                 extent->pages);
     for (page = find_next_zero_bit(b->present, end, extent->first);
          page < end; page = find_next_zero_bit(b->present, end, page + 1)) {
         uint8_t *host = b->host + page * page_size;
 
-        /* Look before writing: untouched memory shall stay unallocated. */
-        if (!buffer_is_zero(host, page_size)) {
+        if (page >= allocated) {
+            allocated = next_allocated(b, page, end);
+        }
+        /* Look before writing: anonymous memory shall stay unallocated. */
+        if (page >= allocated && !buffer_is_zero(host, page_size)) {
             memset(host, 0, page_size);
         }
-        counts->zero++;
     }
 }
 

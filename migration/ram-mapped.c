@@ -143,7 +143,23 @@ static RamExtentBlock *extent_block_new(RAMBlock *rb,
     b->present = g_malloc0(mapped_ram_layout_bitmap_size(layout));
     /* Reading unplugged memory, to see if it is zero, would populate it. */
     b->keep_absent = memory_region_has_ram_discard_manager(rb->mr);
+    b->shared_fd = qemu_ram_is_shared(rb) ? rb->fd : -1;
     return b;
+}
+
+/* Passes an error of the stream on. */
+static bool stream_ok(QEMUFile *f, Error **errp)
+{
+    Error *err = NULL;
+
+    if (!qemu_file_get_error_obj(f, &err)) {
+        return true;
+    }
+    if (!err) {
+        error_setg(&err, "%s: the stream has failed", stream_name(f));
+    }
+    error_propagate(errp, err);
+    return false;
 }
 
 bool ram_mapped_save_begin(QEMUFile *f, Error **errp)
@@ -166,10 +182,11 @@ bool ram_mapped_save_block(QEMUFile *f, RAMBlock *rb, Error **errp)
 {
     uint8_t header[MAPPED_RAM_HEADER_SIZE];
     MappedRamLayout layout;
+    off_t offset = qemu_get_offset(f);
 
-    if (!mapped_ram_layout_init(&layout, rb->idstr, qemu_get_offset(f),
-                                rb->used_length, qemu_target_page_size(),
-                                errp)) {
+    if (!stream_ok(f, errp) ||
+        !mapped_ram_layout_init(&layout, rb->idstr, offset, rb->used_length,
+                                qemu_target_page_size(), errp)) {
         return false;
     }
     trace_ram_mapped_block(rb->idstr, layout.bitmap_offset,
@@ -186,8 +203,7 @@ bool ram_mapped_save_ready(QEMUFile *f, Error **errp)
     off_t end = qemu_get_offset(f);
     struct stat st;
 
-    if (qemu_file_get_error(f)) {
-        qemu_file_get_error_obj(f, errp);
+    if (!stream_ok(f, errp)) {
         return false;
     }
     if (fstat(stream_fd(f), &st) == 0 && S_ISREG(st.st_mode) &&
@@ -251,11 +267,7 @@ bool ram_mapped_save_end(QEMUFile *f, Error **errp)
                            mapped_ram_layout_bitmap_size(&b->layout),
                            b->layout.bitmap_offset);
     }
-    if (qemu_file_get_error(f)) {
-        qemu_file_get_error_obj(f, errp);
-        return false;
-    }
-    return true;
+    return stream_ok(f, errp);
 }
 
 void ram_mapped_save_cancel(void)
@@ -321,6 +333,22 @@ static bool load_layout(QEMUFile *f, RAMBlock *rb, MappedRamLayout *layout,
     return true;
 }
 
+/*
+ * Loads the pages of a block.  The main loop goes on meanwhile, and somebody
+ * there may wait for all readers of RCU, of which our caller is one.
+ */
+static bool load_pages(RAMBlock *rb, RamExtentBlock *b, Error **errp)
+{
+    bool ok;
+
+    memory_region_ref(rb->mr);
+    rcu_read_unlock();
+    ok = ram_extent_load_block(loading->pool, b, errp);
+    rcu_read_lock();
+    memory_region_unref(rb->mr);
+    return ok;
+}
+
 bool ram_mapped_load_block(QEMUFile *f, RAMBlock *rb, Error **errp)
 {
     MappedRamLayout layout;
@@ -350,7 +378,7 @@ bool ram_mapped_load_block(QEMUFile *f, RAMBlock *rb, Error **errp)
         error_prepend(errp, "%s: ", stream_name(f));
         return false;
     }
-    if (!ram_extent_load_block(loading->pool, b, errp)) {
+    if (!load_pages(rb, b, errp)) {
         error_prepend(errp, "RAM block '%s': ", rb->idstr);
         return false;
     }
@@ -378,7 +406,8 @@ MigrationDirectIO *ram_mapped_info(bool of_load)
     info->active = !reason && (!record->valid || record->alignment);
     info->has_reason = !info->active;
     if (info->has_reason) {
-        info->reason = g_strdup(reason ?: "it was set after the migration");
+        info->reason = g_strdup(reason ?:
+                                "the settings were changed after the start");
     }
     info->has_engine = info->has_channels = record->valid;
     if (record->valid) {

@@ -124,7 +124,8 @@ void ram_mapped_save_cleanup(void);
  * @errp: pointer to a NULL-initialized error object
  *
  * Reads the block's header and bitmap, checks them, loads the block's pages,
- * and moves @f to behind them.
+ * and moves @f to behind them.  Called by a reader of RCU, which it is not
+ * while pages are loaded.
  *
  * Returns: true, or false with @errp set.
  */

@@ -33,6 +33,9 @@
 #define RAM_EXTENT_PAGES 1024
 QEMU_BUILD_BUG_ON(RAM_EXTENT_PAGES % BITS_PER_LONG);
 
+/* Extents start at multiples of this many pages of their block. */
+#define RAM_EXTENT_ALIGN_MAX BITS_PER_LONG
+
 typedef struct RamExtentPool RamExtentPool;
 
 /**
@@ -44,6 +47,9 @@ typedef struct RamExtentPool RamExtentPool;
  *           channels while saving, read by them while loading.
  * @keep_absent: when loading, leave pages alone that are not in the file.
  *               For memory whose absent pages must not even be touched.
+ * @shared_fd: when the memory is a shared mapping of a file from its start
+ *             on, that file; its holes are known to be zero, and reading
+ *             them, to see that, would allocate them.  Else -1.
  *
  * A RAM block as the channels see it.  Owned by the caller, and not to be
  * changed while a pool works on it.
@@ -54,6 +60,7 @@ typedef struct RamExtentBlock {
     MappedRamLayout layout;
     unsigned long *present;
     bool keep_absent;
+    int shared_fd;
 } RamExtentBlock;
 
 /**
@@ -78,7 +85,8 @@ typedef struct RamExtent {
  * @fd: descriptor of the file without O_DIRECT
  * @direct_fd: descriptor of the same file with O_DIRECT, or -1 to move
  *             everything through @fd
- * @direct_limits: what @direct_fd needs
+ * @direct_limits: what @direct_fd needs; no alignment may be larger than
+ *                 RAM_EXTENT_ALIGN_MAX pages
  * @channels: how many threads, 1 or more
  * @engine: how the queues do their I/O
  * @depth: how many requests each queue keeps in flight, 0 for the default

@@ -15,12 +15,20 @@
 #include "qapi/error.h"
 #include "../../io/direct-queue-int.h"
 
+#include <dlfcn.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+
+#ifdef CONFIG_LINUX_IO_URING
+#include <liburing.h>
+#endif
+#ifdef CONFIG_LINUX_AIO
+#include <libaio.h>
+#endif
 
 #include "direct-io-dirs.h"
 
@@ -614,11 +622,142 @@ static void test_free_in_flight(gconstpointer data)
     qemu_vfree(buf);
 }
 
+/* Write and read back 8 MiB in small requests. */
+static void busy_transfer(const Bench *b)
+{
+    const size_t len = 8 * MiB;
+    uint8_t *buf = qemu_memalign(BUF_ALIGN, len);
+
+    fill(buf, len, 0);
+    g_assert(direct_queue_write(b->q, buf, len, 0, &error_abort));
+    g_assert(direct_queue_drain(b->q, &error_abort));
+    check_file(b->buffered, len, 0);
+    memset(buf, 0, len);
+    g_assert(direct_queue_read(b->q, buf, len, 0, &error_abort));
+    g_assert(direct_queue_drain(b->q, &error_abort));
+    check(buf, len, 0);
+    qemu_vfree(buf);
+}
+
+static void on_alarm(int signal)
+{
+}
+
+/* Signals rain on the thread: waits are interrupted, transfers are not. */
+static void test_signals(gconstpointer data)
+{
+    const Where *where = data;
+    const struct itimerval often = { { 0, 200 }, { 0, 200 } }, never = { };
+    struct sigaction action = { .sa_handler = on_alarm }, old;
+    Bench b;
+
+    if (bench_open(&b, where, O_RDWR, 4, 64 * KiB)) {
+        sigaction(SIGALRM, &action, &old);
+        setitimer(ITIMER_REAL, &often, NULL);
+        busy_transfer(&b);
+        setitimer(ITIMER_REAL, &never, NULL);
+        sigaction(SIGALRM, &old, NULL);
+        bench_close(&b);
+    }
+}
+
+/*
+ * The libraries' functions to submit, taken over like statx() elsewhere: with
+ * @refuse_every n every n-th call is refused, and the first @refuse_first.
+ */
+static unsigned refuse_every, refuse_first, submit_calls, submit_refused;
+
+static G_GNUC_UNUSED bool refused(void)
+{
+    submit_calls++;
+    if (submit_calls <= refuse_first ||
+        (refuse_every && submit_calls % refuse_every == 0)) {
+        submit_refused++;
+        return true;
+    }
+    return false;
+}
+
+#ifdef CONFIG_LINUX_IO_URING
+int io_uring_submit(struct io_uring *ring)
+{
+    int (*next)(struct io_uring *) = dlsym(RTLD_NEXT, "io_uring_submit");
+
+    return refused() ? -EAGAIN : next(ring);
+}
+#endif
+
+#ifdef CONFIG_LINUX_AIO
+int io_submit(io_context_t context, long n, struct iocb **list)
+{
+    int (*next)(io_context_t, long, struct iocb **) =
+        dlsym(RTLD_NEXT, "io_submit");
+
+    return n > 0 && refused() ? -EAGAIN : next(context, n, list);
+}
+#endif
+
+/* The kernel is out of requests, now and then or for a while. */
+static void test_refused(gconstpointer data)
+{
+    const Where *where = data;
+    const struct {
+        unsigned every, first;
+    } cases[] = { { 1, 0 }, { 2, 0 }, { 3, 0 }, { 7, 0 }, { 0, 40 } };
+    Bench b;
+    int i;
+
+    for (i = 0; i < ARRAY_SIZE(cases); i++) {
+        if (cases[i].every == 1 &&
+            where->engine == DIRECT_QUEUE_ENGINE_IO_URING) {
+            /* Its submissions can't be taken back, only made to wait. */
+            continue;
+        }
+        if (!bench_open(&b, where, O_RDWR, 4, 64 * KiB)) {
+            break;
+        }
+        submit_calls = submit_refused = 0;
+        refuse_every = cases[i].every;
+        refuse_first = cases[i].first;
+        busy_transfer(&b);
+        g_assert_cmpuint(submit_refused, >, 0);
+        refuse_every = refuse_first = 0;
+        bench_close(&b);
+    }
+}
+
+static unsigned count_descriptors(void)
+{
+    g_autoptr(GDir) dir = g_dir_open("/proc/self/fd", 0, NULL);
+    unsigned n = 0;
+
+    while (g_dir_read_name(dir)) {
+        n++;
+    }
+    return n;
+}
+
+/* More queues one after the other than the system allows at once. */
+static void test_many_queues(gconstpointer data)
+{
+    const Where *where = data;
+    unsigned i, descriptors = count_descriptors();
+    Bench b;
+
+    for (i = 0; i < 100; i++) {
+        if (!bench_open(&b, where, O_RDWR, DIRECT_QUEUE_DEPTH_MAX, 0)) {
+            break;
+        }
+        bench_close(&b);
+    }
+    g_assert_cmpuint(count_descriptors(), ==, descriptors);
+}
+
 /* A file system or device that is full: says so, and nothing is invented. */
 static void test_full(gconstpointer data)
 {
     const Where *where = data;
-    const size_t len = 256 * MiB;
+    const size_t len = 96 * MiB;        /* more than any of them holds */
     uint8_t *buf = qemu_memalign(BUF_ALIGN, len);
     DirectQueueStats stats;
     unsigned depth;
@@ -1359,6 +1498,7 @@ static void check_choice(int fd, const Forbidden *uring, const Forbidden *aio,
     DirectQueueConfig config = { .fd = fd, .name = "the-file" };
     DirectQueue *q;
     Error *err = NULL;
+    unsigned descriptors = count_descriptors();
 
     if (!forbid(uring->number, uring->err) ||
         (aio && !forbid(aio->number, aio->err))) {
@@ -1386,6 +1526,7 @@ static void check_choice(int fd, const Forbidden *uring, const Forbidden *aio,
     config.engine = DIRECT_QUEUE_ENGINE_IO_URING;
     g_assert_null(direct_queue_new(&config, &err));
     assert_error(err, pattern);
+    g_assert_cmpuint(count_descriptors(), ==, descriptors);
     _exit(0);
 }
 
@@ -1482,6 +1623,10 @@ static void add_dir(const Where *where)
     add(place, where, "nothing", test_nothing);
     add(place, where, "cancel", test_cancel);
     add(place, where, "free-in-flight", test_free_in_flight);
+    add(place, where, "signals", test_signals);
+    if (where->engine != DIRECT_QUEUE_ENGINE_SYNC) {
+        add(place, where, "refused", test_refused);
+    }
     if (!where->direct) {
         add(place, where, "alignment", test_alignment);
     }
@@ -1549,7 +1694,12 @@ int main(int argc, char **argv)
 
     g_test_init(&argc, &argv, NULL);
     for (i = DIRECT_QUEUE_ENGINE_AUTO + 1; i < DIRECT_QUEUE_ENGINE__MAX; i++) {
+        Where where = { .path = g_get_tmp_dir(), .engine = i };
+
         works[i] = engine_works(i);
+        if (works[i]) {
+            add("any", &where, "many-queues", test_many_queues);
+        }
     }
     for_all(dirs, false, add_dir);
     for_all(small, false, add_small_dir);
