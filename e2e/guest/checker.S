@@ -16,11 +16,10 @@
  *
  * All numbers are hexadecimal with 8 digits.
  *
- * The guest has no stack and no variables in memory: whatever is written all
- * the time meets a race in TCG, which does not always notice a store to a page
- * whose dirty bit is being cleared (it looks at the bit, and fills its TLB a
- * little later). Functions return through %esp, the counters live in the
- * debug registers.
+ * The counters live in the debug registers, and functions return through
+ * %esp, so that it is known what is written how often: one page, HOT, all the
+ * time, the others now and then.  A save that misses the last writes to HOT is
+ * noticed, because it has to agree with a register.
  *
  * Copyright contributors of the direct-io series
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -29,6 +28,7 @@
         .set    COM1, 0x3f8
         .set    GENS, 0x100000          /* generation of each page, u32 */
         .set    FIRST, 0x200            /* number of the first page we use */
+        .set    HOT, 0x5000             /* ticks; number of a page */
 
 /* dr0: ticks; dr1: sweeps; dr2: next page to check; dr3: random number.
    %ebp: number of the first page behind the last */
@@ -150,6 +150,7 @@ protected_mode:
         xorl    %eax, %eax
         movl    %eax, %dr0
         movl    %eax, %dr1
+        movl    %eax, HOT
         movl    $FIRST, %eax
         movl    %eax, %dr2
         movl    $0x2545f491, %eax
@@ -177,7 +178,8 @@ main_loop:
 
 2:      movl    c_check, %esi
         movl    %dr2, %ebx
-3:      CALL    check_page
+3:      movl    %ebx, HOT + 4
+        CALL    check_page
         incl    %ebx
         cmpl    %ebp, %ebx
         jb      4f
@@ -194,8 +196,11 @@ main_loop:
         movl    %ebx, %dr2
 
         movl    %dr0, %eax
+        cmpl    %eax, HOT
+        jne     bad_hot
         incl    %eax
         movl    %eax, %dr0
+        movl    %eax, HOT
         TELL    s_tick, %eax
         NEWLINE
 
@@ -274,6 +279,10 @@ dirty_one:
         leal    FIRST(, %edx, 4), %ebx
         incl    GENS(, %ebx, 4)
         jmp     write_page
+
+bad_hot:
+        movl    $HOT, %edi
+        movl    $HOT >> 12, %ebx
 
 /* Page %ebx at %edi is not %eax: the counters are not needed any more. */
 bad_page:

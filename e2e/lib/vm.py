@@ -253,11 +253,15 @@ class VM:
         self.check_guest()
 
     def ticks_on(self, more=3):
-        """The guest runs, and QEMU says so too."""
-        status = self.command('query-status')
-        if status['status'] != 'running':
-            raise AssertionError(f'{self.name} is {status["status"]}, '
-                                 'not running')
+        """The guest runs, and QEMU says so too, if not at once: a failure may
+        be told while the guest is about to be started again."""
+        deadline = time.monotonic() + 5
+        while (status := self.command('query-status'))['status'] != 'running':
+            if status['status'] != 'finish-migrate' or \
+                    time.monotonic() > deadline:
+                raise AssertionError(f'{self.name} is {status["status"]}, '
+                                     'not running')
+            time.sleep(0.01)
         self.wait_guest('tick', more)
 
     def ram_hash(self):

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What went through which descriptor, and that none is left behind."""
+
+import os
+import re
+
+from .lib.harness import Mode, image, test
+from .test_faults import need_strace, strace, faulty
+
+MIB = 1 << 20
+
+CALLS = ('open,openat,dup,dup2,dup3,fcntl,close,read,write,pread64,pwrite64,'
+         'readv,writev,preadv,pwritev,preadv2,pwritev2,fdatasync,fsync')
+LINE = re.compile(r'^(\d+)\s+(\w+)\((?:(\d+)<([^>]*)>)?(.*)\)\s*='
+                  r'\s*(-?\d+)(?:<([^>]*)>)?')
+
+
+def joined(log):
+    """The lines of a trace, interrupted calls put together again."""
+    pending = {}
+    with open(log, errors='replace') as f:
+        for line in f:
+            line = line.rstrip('\n')
+            pid = line.split(None, 1)[0]
+            if line.endswith('<unfinished ...>'):
+                pending[pid] = line[:-len('<unfinished ...>')].rstrip()
+                continue
+            resumed = re.match(r'^\d+\s+<\.\.\. \w+ resumed>(.*)', line)
+            if resumed:
+                line = pending.pop(pid, pid) + resumed.group(1)
+            yield line
+
+
+class Trace:
+    """The transfers to or from one file: (direct, offset, length)."""
+
+    def __init__(self, log, path):
+        self.transfers = []
+        self.synced = 0
+        self.opens = 0
+        direct, position = {}, {}
+        for line in joined(log):
+            match = LINE.match(line)
+            if not match:
+                continue
+            _, call, fd, name, rest, result, new = match.groups()
+            result = int(result)
+            if call in ('open', 'openat') and result >= 0 and new == path:
+                direct[result] = 'O_DIRECT' in rest
+                position[result] = 0
+                self.opens += 1
+                continue
+            if call == 'fcntl' and result >= 0 and new == path and \
+                    'F_DUPFD' in rest:
+                direct[result] = direct.get(int(fd), False)
+                position[result] = 0
+                continue
+            if name != path or fd is None:
+                continue
+            fd = int(fd)
+            if call == 'fcntl' and 'F_SETFL' in rest:
+                direct[fd] = 'O_DIRECT' in rest
+            elif call in ('fdatasync', 'fsync') and result == 0:
+                self.synced += 1
+            elif call in ('pread64', 'pwrite64', 'preadv', 'pwritev',
+                          'preadv2', 'pwritev2') and result > 0:
+                numbers = rest.split(', ')
+                at = numbers[-2] if call.endswith('v2') else numbers[-1]
+                self.transfers.append((direct.get(fd, False), int(at),
+                                       result))
+            elif call in ('read', 'write', 'readv', 'writev') and result > 0:
+                at = position.get(fd, 0)
+                self.transfers.append((direct.get(fd, False), at, result))
+                position[fd] = at + result
+
+    def total(self, direct):
+        return sum(t[2] for t in self.transfers if t[0] == direct)
+
+
+def check_split(trace, blocks, reading=False):
+    """RAM through the direct descriptor, everything else through the other
+    one."""
+    regions = [(b.pages_offset, b.pages_offset + b.length) for b in blocks]
+
+    def inside(start, end):
+        return any(a <= start and end <= b for a, b in regions)
+
+    def touches(start, end):
+        return any(start < b and a < end for a, b in regions)
+    assert trace.total(True) > 10 * MIB, 'hardly anything was direct'
+    for direct, at, length in trace.transfers:
+        where = f'{length} bytes at {at:#x}'
+        if direct:
+            assert inside(at, at + length), f'{where}, direct, are not RAM'
+            assert at % 4096 == 0 and length % 4096 == 0, where
+        elif not reading:
+            assert not touches(at, at + length), f'{where}, buffered, are RAM'
+    # a buffered reader may read a little ahead, into the pages
+    limit = 8 * MIB if reading else 2 * MIB
+    assert trace.total(False) < limit, \
+        f'{trace.total(False)} bytes were buffered'
+
+
+@test('descriptors: RAM is written directly, and nothing else is', quick=True)
+def test_save_split(t):
+    need_strace()
+    path = t.path('image')
+    for channels in (1, 4):
+        for offset in (0, 0x3000):
+            vm = t.source(guest={'dirty': 16}, emulator=sync_engine(t))
+            vm.setup(Mode(channels, True))
+            tracer = strace(vm, t.path('log'), CALLS)
+            vm.save(f'file:{path},offset={offset}')
+            tracer.stop()
+            vm.kill()
+            trace = Trace(t.path('log'), path)
+            check_split(trace, image.blocks(path, offset))
+            t.note(f'{channels} channels: {trace.total(True)} bytes direct, '
+                   f'{trace.total(False)} buffered, {trace.synced} syncs')
+            assert trace.synced, 'nothing was synced'
+            os.unlink(path)
+
+
+@test('descriptors: RAM is read directly', quick=True)
+def test_load_split(t):
+    need_strace()
+    path = t.path('image')
+    src = t.source()
+    src.save(f'file:{path}', Mode(4, True))
+    src.kill()
+    for channels in (1, 4):
+        dst = t.vm(incoming=True, emulator=sync_engine(t))
+        dst.setup(Mode(channels, True))
+        tracer = strace(dst, t.path('log'), CALLS)
+        dst.load(f'file:{path}')
+        tracer.stop()
+        dst.kill()
+        trace = Trace(t.path('log'), path)
+        check_split(trace, image.blocks(path), reading=True)
+        t.note(f'{channels} channels: {trace.total(True)} bytes direct, '
+               f'{trace.total(False)} buffered')
+
+
+def sync_engine(t):
+    """An emulator whose transfers are system calls, which strace sees."""
+    return faulty(t, 'no-such-file', engine='sync')
+
+
+@test('descriptors: the page cache holds no RAM after a direct save',
+      quick=True)
+def test_page_cache(t):
+    """Whatever the engine: what was written directly is not in memory."""
+    path = t.path('image')
+    vm = t.source()
+    for direct in (False, True):
+        vm.save(f'file:{path}', Mode(4, direct))
+        vm.command('cont')
+        cached = cached_bytes(path)
+        written = os.stat(path).st_blocks * 512
+        t.note(f'{"direct" if direct else "buffered"}: {cached >> 20} of '
+               f'{written >> 20} MiB in the page cache')
+        if direct:
+            assert cached < 8 * MIB, 'a direct save went to the page cache'
+        else:
+            assert cached > 8 * MIB, 'this measurement cannot fail'
+        os.unlink(path)
+
+
+def cached_bytes(path):
+    """How much of a file is in the page cache."""
+    import ctypes
+    import mmap
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int,
+                          ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t,
+                             ctypes.c_char_p]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    with open(path, 'rb') as f:
+        size = os.fstat(f.fileno()).st_size
+        at = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED,
+                       f.fileno(), 0)
+        vector = ctypes.create_string_buffer((size + 4095) // 4096)
+        failed = libc.mincore(at, size, vector)
+        libc.munmap(at, size)
+    if failed:
+        raise OSError(ctypes.get_errno(), 'mincore')
+    return 4096 * sum(b & 1 for b in vector.raw)
+
+
+@test('descriptors: none is left open', quick=True)
+def test_leaks(t):
+    """Saves, failures, refusals and cancels, and at the end as many
+    descriptors as after the first round."""
+    path = t.path('image')
+    small = t.filesystem('tmpfs', 8 * MIB)
+    refusing = t.filesystem('ramfs', MIB)
+    vm = t.source(guest={'dirty': 16})
+    counts = []
+    for _ in range(4 if t.config.quick else 12):
+        for mode in (Mode(0), Mode(1, True), Mode(4), Mode(4, True)):
+            vm.save(f'file:{path}', mode)
+            vm.command('cont')
+            vm.try_save(f'file:{small}/image', mode)
+            if mode.direct:
+                vm.try_save(f'file:{refusing}/image', mode)
+            vm.try_save('file:/no/such/dir', mode)
+            for flags in (os.O_WRONLY, os.O_WRONLY | os.O_DIRECT):
+                fd = os.open(path, flags)
+                vm.add_fds(5, fd)
+                os.close(fd)
+            vm.save('file:/dev/fdset/5', mode)
+            vm.command('cont')
+            vm.command('remove-fd', {'fdset-id': 5})
+            vm.start_save(f'file:{path}')
+            vm.command('migrate_cancel')
+            if vm.wait_migration()['status'] == 'completed':
+                vm.command('cont')
+            vm.ticks_on(1)
+        counts.append(vm.open_descriptors())
+    t.note(f'open descriptors after each round: {counts}')
+    assert counts[-1] <= counts[1], f'descriptors leak: {counts}'

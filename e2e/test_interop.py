@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Images go from any emulator to any other, saved and restored in any way."""
+
+import hashlib
+import os
+import time
+
+from .lib.harness import Mode, Skip, image, test
+
+MODES = [Mode(0), Mode(1), Mode(4), Mode(1, True), Mode(4, True)]
+
+
+def emulator(t, name):
+    found = getattr(t.config, name)
+    if not found:
+        raise Skip('no stock QEMU: give --stock')
+    return found
+
+
+def exchange(t, saver, loader, live):
+    """One save in each mode, each restored in each mode."""
+    saver, loader = emulator(t, saver), emulator(t, loader)
+    guest = {'dirty': 64, 'pause': 20000} if live else {}
+    for mode in MODES:
+        src = t.source(emulator=saver, guest=guest)
+        if not live:
+            src.command('stop')
+        uri = f'file:{t.path("image")}'
+        src.save(uri, mode)
+        want = src.ram_hash()
+        src.kill()
+        loads = MODES if not t.config.quick else [Mode(0), Mode(4, True)]
+        for load_mode in loads:
+            try:
+                dst = t.restores(uri, want, load_mode, emulator=loader,
+                                 guest=guest)
+            except Exception as err:
+                err.args = (f'saved {mode}, restored {load_mode}: {err}',)
+                raise
+            dst.kill()
+        os.unlink(t.path('image'))
+
+
+def register_exchanges():
+    for saver in ('ours', 'stock'):
+        for loader in ('ours', 'stock'):
+            for live in (False, True):
+                if saver == loader == 'stock':
+                    continue
+                how = 'live' if live else 'paused'
+
+                def function(t, saver=saver, loader=loader, live=live):
+                    exchange(t, saver, loader, live)
+                test(f'interop: {saver} to {loader}, {how}, all modes',
+                     quick=saver != loader or not live,
+                     timeout=300)(function)
+
+
+register_exchanges()
+
+
+@test('guest: notices a wrong page, a stale one and a lost one', quick=True)
+def test_guest_notices(t):
+    """The self-checking guest can fail: without this, its silence would mean
+    nothing."""
+    path = t.path('image')
+    src = t.source(guest={'dirty': 16})
+    src.save(f'file:{path}', Mode(2))
+    src.kill()
+    ram = next(b for b in image.blocks(path) if b.name == b'pc.ram')
+    page = 0x300                    # in the part that has no zero pages
+    where = ram.pages_offset + page * 4096
+    bit = ram.bitmap_offset + page // 8
+    with open(path, 'rb') as f:
+        f.seek(where)
+        good = f.read(4096)
+        f.seek(bit)
+        bits = f.read(1)[0]
+    changes = {
+        'one wrong byte': (where + 100, bytes([good[100] ^ 1])),
+        "another page's contents": (where, good[4:] + good[:4]),
+        'zeros instead of data': (bit, bytes([bits & ~1])),
+    }
+    for name, (at, data) in changes.items():
+        with open(path, 'r+b') as f:
+            f.seek(at)
+            before = f.read(len(data))
+            f.seek(at)
+            f.write(data)
+            f.flush()
+            dst = t.vm(incoming=True)
+            dst.load(f'file:{path}', Mode(2))
+            dst.command('cont')
+            try:
+                dst.wait_guest('sweep', 2)
+            except AssertionError as err:
+                assert f'BAD page {page:08x}' in str(err), str(err)
+            else:
+                raise AssertionError(f'{name} is not noticed')
+            dst.kill()
+            f.seek(at)
+            f.write(before)
+
+
+@test('interop: image at an offset, both ways', quick=True)
+def test_offset(t):
+    for saver, loader in (('ours', 'stock'), ('stock', 'ours'),
+                          ('ours', 'ours')):
+        src = t.source(emulator=emulator(t, saver), guest={'dirty': 16})
+        uri = f'file:{t.path("image")},offset=0x180200'
+        with open(t.path('image'), 'wb') as f:
+            f.write(b'header' * 1000)
+        src.save(uri, Mode(2, True))
+        want = src.ram_hash()
+        src.kill()
+        with open(t.path('image'), 'rb') as f:
+            assert f.read(6000) == b'header' * 1000, \
+                'what lies before offset= was overwritten'
+        t.restores(uri, want, Mode(2, True), emulator=emulator(t, loader),
+                   guest={'dirty': 16}).kill()
+        os.unlink(t.path('image'))
+
+
+def fd_pair(t, path, access):
+    """As libvirt passes them: one buffered, one direct."""
+    flags = access | (os.O_CREAT if access == os.O_WRONLY else 0)
+    return t.open(path, flags), t.open(path, access | os.O_DIRECT)
+
+
+@test('interop: fdset with two descriptors, both ways', quick=True,
+      timeout=180)
+def test_fdset(t):
+    for saver, loader in (('ours', 'stock'), ('stock', 'ours'),
+                          ('ours', 'ours')):
+        for swap in (False, True):
+            for offset in ('', ',offset=4096'):
+                path = t.path('image')
+                uri = f'file:/dev/fdset/7{offset}'
+                src = t.source(emulator=emulator(t, saver),
+                               guest={'dirty': 16})
+                fds = fd_pair(t, path, os.O_WRONLY)
+                src.add_fds(7, *(reversed(fds) if swap else fds))
+                src.save(uri, Mode(4, True))
+                want = src.ram_hash()
+                src.kill()
+                dst = t.vm(incoming=True, emulator=emulator(t, loader),
+                           guest={'dirty': 16})
+                fds = fd_pair(t, path, os.O_RDONLY)
+                dst.add_fds(7, *(reversed(fds) if swap else fds))
+                dst.load(uri, Mode(4, True))
+                assert dst.ram_hash() == want, 'restored RAM differs'
+                dst.command('cont')
+                dst.wait_guest('sweep')
+                dst.kill()
+                os.unlink(path)
+
+
+@test('interop: a guest saved and restored again and again', timeout=240)
+def test_generations(t):
+    """The second save begins where the first one ended, in an emulator that
+    was itself restored."""
+    guest = {'dirty': 64, 'pause': 20000}
+    vm = t.source(guest=guest)
+    for generation in range(4):
+        mode = MODES[generation % len(MODES)]
+        uri = f'file:{t.path(f"image{generation}")}'
+        vm.save(uri, mode)
+        want = vm.ram_hash()
+        vm.kill()
+        vm = t.restores(uri, want, Mode(4, generation % 2 == 0), guest=guest)
+        os.unlink(t.path(f'image{generation}'))
+
+
+@test('interop: the source goes on after a completed save', quick=True)
+def test_source_goes_on(t):
+    src = t.source(guest={'dirty': 16})
+    for i in range(3):
+        src.save(f'file:{t.path("image")}', Mode(2, True))
+        want = src.ram_hash()
+        src.command('cont')
+        src.ticks_on()
+        src.wait_guest('sweep')
+        t.restores(f'file:{t.path("image")}', want, Mode(),
+                   guest={'dirty': 16}).kill()
+
+
+def chain_of(n):
+    """What the Linux guest must have computed after round n."""
+    chain = '0'
+    for i in range(1, n + 1):
+        chain = hashlib.sha256(f'{i} {chain}'.encode()).hexdigest()
+    return chain
+
+
+def check_chain(vm):
+    good = 0
+    for line in vm.serial():
+        fields = line.split()
+        if fields[:1] == ['BAD']:
+            raise AssertionError(line)
+        if fields[:1] == ['count'] and len(fields) == 4:
+            assert fields[3] == chain_of(int(fields[1])), \
+                f'the Linux guest computes wrong: {line}'
+            good += 1
+    assert good, 'the Linux guest said nothing'
+
+
+@test('interop: Linux is saved while busy and computes on', quick=True,
+      timeout=400)
+def test_linux(t):
+    if not (t.config.kernel and t.config.busybox):
+        raise Skip('no Linux guest: give --kernel and --busybox')
+    from .guest import build_initramfs
+    initramfs = build_initramfs(t.config.busybox, t.path('initramfs.gz'))
+    args = ['-kernel', t.config.kernel, '-initrd', initramfs, '-append',
+            'console=ttyS0 quiet panic=1 tsc=unstable no_timer_check '
+            'mitigations=off random.trust_bootloader=on']
+    vm = t.vm(guest=False, ram=256, args=args)
+    start = time.monotonic()
+    vm.wait_guest('count', 2, timeout=240, base=10)
+    t.note(f'booted and computing after {time.monotonic() - start:.0f} s')
+    uri = f'file:{t.path("linux")}'
+    stages = [('ours', Mode(4, True)), ('ours', Mode(1))]
+    if t.config.stock:
+        stages += [('stock', Mode(2, True)), ('ours', Mode(1, True))]
+    for who, mode in stages:
+        before = vm.last_number('count', 10)
+        vm.save(uri, mode)
+        want = vm.ram_hash()
+        check_chain(vm)
+        vm.kill()
+        vm = t.vm(guest=False, ram=256, args=args, incoming=True,
+                  emulator=getattr(t.config, who))
+        vm.load(uri, mode)
+        assert vm.ram_hash() == want, 'restored RAM differs'
+        vm.command('cont')
+        vm.wait_guest('count', 3, timeout=120, base=10)
+        check_chain(vm)
+        assert vm.last_number('count', 10) > before, 'the guest began anew'
