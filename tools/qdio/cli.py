@@ -251,6 +251,10 @@ def help_text():
 def main(argv):
     # A pipe such as "| head" that closes early is no error
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    # Being ended lets steps end what they started, also in the background,
+    # where shells start programs with interrupts ignored
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         if not argv or argv[0] in ('help', '-h', '--help'):
             print(help_text(), end='')

@@ -3,7 +3,7 @@
 
 import time
 
-from .say import duration, tail
+from .say import Failure, duration, tail
 
 
 def _excerpt(log):
@@ -52,11 +52,13 @@ class Report:
         print(f'ok - {name} # SKIP {why}', flush=True)
 
     def part(self, name, run):
-        """Run one part; what it raises is a failure of it."""
+        """Run one part; a step of it that fails does not end the others."""
         start = time.monotonic()
         print(f'# {name}', flush=True)
         try:
             run()
+        except Failure as err:
+            self(False, f'{name}: {err}')
         finally:
             took = duration(time.monotonic() - start)
             self._parts.append((name, took))

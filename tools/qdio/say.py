@@ -80,6 +80,17 @@ def tail(path, lines=25):
         return str(err)
 
 
+def _end(process, patience=30):
+    """End a program and all that it started.  It may clean up first: tests
+    have file systems to unmount."""
+    for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 5)):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(seconds)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            pass
+
+
 def step(name, argv, log, cwd=None, env=None, check=True, append=False,
          timeout=None):
     """Run a long command with its output in the file `log`, and show that it
@@ -100,9 +111,7 @@ def step(name, argv, log, cwd=None, env=None, check=True, append=False,
         try:
             code = process.wait(timeout)
         except BaseException as err:
-            # The whole group, so that no compiler or emulator stays behind
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _end(process)
             ticker.stop('stopped,')
             if isinstance(err, subprocess.TimeoutExpired):
                 raise Failure(f'{name}: not done after {duration(timeout)}; '

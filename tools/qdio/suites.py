@@ -8,7 +8,7 @@ import subprocess
 
 from . import build as building
 from .config import ROOT, log_path
-from .say import note, step, tail
+from .say import Failure, note, step, tail
 
 SKIPPED = 77            # the exit code that test harnesses take for that
 _CASE = re.compile(r'^(not )?ok\b[^#\n]*(# *SKIP)?', re.M | re.I)
@@ -64,14 +64,15 @@ def run_program(name, argv, log, report, env=None, cwd=None, timeout=1800,
                     check=False, timeout=timeout)
 
     wrapper = os.path.join(ROOT, 'tools', 'with-filesystems')
-    code = SKIPPED
-    if filesystems and os.path.exists(wrapper):
-        code = run([wrapper])
+    try:
+        code = run([wrapper]) if filesystems else SKIPPED
+        if filesystems and code == SKIPPED:
+            note(f'{name}: without file systems of its own: {tail(log, 1)}')
         if code == SKIPPED:
-            note(f'{name}: without file systems of its own: '
-                 f'{tail(log, 1)}')
-    if code == SKIPPED:
-        code = run([])
+            code = run([])
+    except Failure as err:
+        report(False, str(err), log=log)
+        return
     passed, failed, skipped = count_cases(log)
     if code == 0 and passed + skipped == 0:
         report(False, f'{name}: it ran nothing; see {log}')
@@ -98,14 +99,14 @@ def run_unit_tests(build, series, tests, report):
                     cwd=build.directory, filesystems=True)
 
 
-def run_qtest(build, name, report, timeout=2400):
+def run_qtest(build, name, report, timeout=2400, filesystems=False):
     """One program of tests/qtest with the built emulator."""
     env = dict(building.environment(), QTEST_QEMU_BINARY=build.emulator)
     run_program(f'qtest {build.base.name} {name}',
                 [os.path.join(build.directory, 'tests', 'qtest', name),
                  '--tap', '-k'],
                 log_path(f'qtest-{build.name}-{name}'), report, env=env,
-                cwd=build.directory, timeout=timeout, filesystems=True)
+                cwd=build.directory, timeout=timeout, filesystems=filesystems)
 
 
 def run_suite(build, suite, report):

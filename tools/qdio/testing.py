@@ -148,7 +148,7 @@ class Tests:
     def part_qtest(self):
         def action(build, tests):
             for _, name in tests:
-                run_qtest(build, name, self.report)
+                run_qtest(build, name, self.report, filesystems=True)
 
         self._on_builds('qtests', action,
                         lambda tree: self._tests(tree, ('qtest',)))
