@@ -16,12 +16,13 @@ from .say import Fault, Failure, step
 KEYRING = '/usr/share/keyrings/debian-archive-keyring.gpg'
 RELEASE = 'bookworm'
 BACKPORTS = 'bookworm-backports'
+SUITES = (RELEASE, f'{RELEASE}-updates', f'{RELEASE}-security')
 
 # The programs and libraries that the steps need, by suite
 PACKAGES = ('build-essential ccache ninja-build pkg-config libglib2.0-dev '
             'zlib1g-dev libzstd-dev libaio-dev liburing-dev libfdt-dev '
             'dpkg-dev git python3-venv bison flex btrfs-progs xfsprogs '
-            'e2fsprogs cpio strace mount util-linux').split()
+            'e2fsprogs strace mount util-linux').split()
 BACKPORTED = 'meson python3-pycotap'.split()
 
 
@@ -45,8 +46,10 @@ def check_system():
                     'in a container for example')
 
 
-def _archive():
-    """(address, keyring) of the Debian archive that the system uses."""
+def _archives():
+    """{suite: (address, keyring)} of the Debian archive that the system uses:
+    the release, and its updates, from which packages that are installed
+    already may come."""
     try:
         out = subprocess.run(
             ['apt-get', 'indextargets', '--format',
@@ -54,16 +57,21 @@ def _archive():
             capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         out = ''
+    found = {}
     for line in out.splitlines():
         kind, uri, codename, signed = line.split('|', 3)
-        if kind == 'Packages' and codename == RELEASE:
-            return uri, _keyring(uri, signed)
-    uri = _configured()
-    if uri:
-        return uri, _keyring(uri, '')
-    raise Fault(f"apt's sources name no Debian archive with {RELEASE}; add "
-                'the one you use to /etc/apt/sources.list.d and run '
-                '"apt-get update"')
+        if kind == 'Packages' and codename in SUITES:
+            found.setdefault(codename, (uri, _keyring(uri, signed)))
+    # apt itself knows its sources only after an "apt-get update"
+    for uri, suites, signed in _stanzas():
+        for suite in suites:
+            if suite in SUITES:
+                found.setdefault(suite, (uri, _keyring(uri, signed)))
+    if RELEASE not in found:
+        raise Fault(f"apt's sources name no Debian archive with {RELEASE}; "
+                    'add the one you use to /etc/apt/sources.list.d and run '
+                    '"apt-get update"')
+    return found
 
 
 def _files():
@@ -96,13 +104,6 @@ def _stanzas():
                 yield uri, [suite], key.group(1) if key else ''
 
 
-def _configured():
-    """The archive as the sources name it; apt itself knows it only after an
-    "apt-get update"."""
-    return next((uri for uri, suites, _ in _stanzas() if RELEASE in suites),
-                None)
-
-
 def _keyring(uri, signed):
     """The keyring for an archive: what the sources say, else Debian's."""
     candidates = [signed] + [key for where, _, key in _stanzas()
@@ -112,6 +113,19 @@ def _keyring(uri, signed):
             return path
     raise Fault(f'there is no {KEYRING}; install it with '
                 '"apt-get install debian-archive-keyring"')
+
+
+def _sources(archives):
+    """The private sources: the system's, with backports and sources too."""
+    uri, keyring = archives[RELEASE]
+    wanted = [('deb deb-src', uri, f'{RELEASE} {BACKPORTS}', keyring),
+              ('deb-src', uri, 'trixie', keyring)]
+    wanted += [('deb', where, suite, key)
+               for suite, (where, key) in sorted(archives.items())
+               if suite != RELEASE]
+    return ''.join(f'Types: {types}\nURIs: {where}\nSuites: {suites}\n'
+                   f'Components: main\nSigned-By: {key}\n\n'
+                   for types, where, suites, key in wanted)
 
 
 class Apt:
@@ -132,7 +146,7 @@ class Apt:
         if self.options:
             return
         check_system()
-        uri, keyring = _archive()
+        archives = _archives()
         parts = self._private('parts')
         lists = self._private('lists', 'partial')
         self.options = ['-o', 'Dir::Etc::sourcelist=/dev/null',
@@ -144,11 +158,7 @@ class Apt:
                         '-o', 'Acquire::Languages=none']
         path = os.path.join(parts, 'private.sources')
         stamp = os.path.join(self.directory, 'updated')
-        text = ''.join(
-            f'Types: {types}\nURIs: {uri}\nSuites: {suites}\n'
-            f'Components: main\nSigned-By: {keyring}\n\n'
-            for types, suites in (('deb deb-src', f'{RELEASE} {BACKPORTS}'),
-                                  ('deb-src', 'trixie')))
+        text = _sources(archives)
         try:
             with open(path, encoding='utf-8') as f:
                 same = f.read() == text

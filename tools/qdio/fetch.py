@@ -15,7 +15,7 @@ import tempfile
 
 from .apt import BACKPORTS, Apt
 from .config import cache, check_space, log_path
-from .say import Failure, step
+from .say import Failure
 
 # Always unpacked, even if the system has them installed
 STOCK = ['qemu-system-x86', 'qemu-system-common', 'qemu-system-data',
