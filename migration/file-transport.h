@@ -119,9 +119,9 @@ void file_transport_discard(void);
 /**
  * file_transport_cleanup: forget about the file
  *
- * Releases the lock on the file and its descriptors. May be called again, and when there is no
- * migration to or from a file. Main thread, all other users must have
- * stopped.
+ * Releases the lock on the file and its descriptors. May be called again,
+ * and when there is no migration to or from a file. Main thread, all other
+ * users must have stopped.
  */
 void file_transport_cleanup(void);
 
