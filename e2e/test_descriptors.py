@@ -198,7 +198,7 @@ def test_leaks(t):
     refusing = t.filesystem('ramfs', MIB)
     vm = t.source(guest={'dirty': 16})
     counts = []
-    for _ in range(4 if t.config.quick else 12):
+    for _ in range(3 if t.config.quick else 10):
         for mode in (Mode(0), Mode(1, True), Mode(4), Mode(4, True)):
             vm.save(f'file:{path}', mode)
             vm.command('cont')

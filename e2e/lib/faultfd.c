@@ -13,6 +13,9 @@
  *              multiple of 4096)
  *              stall=SECONDS: do it, but only after a while
  *
+ * FAULT_LOG    file that gets a line "stall" when a stall begins, and "done"
+ *              when it ends
+ *
  * FAULT_HIDE   "io_uring", "aio" or both: these seem not to exist, so that
  *              the program falls back on something else
  *
@@ -93,6 +96,17 @@ static void __attribute__((constructor)) init(void)
     }
 }
 
+static void tell(const char *text)
+{
+    const char *name = getenv("FAULT_LOG");
+    FILE *log = name ? fopen(name, "a") : NULL;
+
+    if (log) {
+        fputs(text, log);
+        fclose(log);
+    }
+}
+
 /* Whether @fd is the file; what is to happen to this call, or NULL. */
 static const struct fault *find(int fd, int op)
 {
@@ -129,7 +143,9 @@ static const struct fault *find(int fd, int op)
     pthread_mutex_unlock(&lock);
     errno = saved;
     if (found && found->stall) {
+        tell("stall\n");
         sleep(found->stall);
+        tell("done\n");
     }
     return found;
 }

@@ -3,6 +3,7 @@
 time limit, leaving nothing behind."""
 
 import contextlib
+import ctypes
 import os
 import re
 import shutil
@@ -149,6 +150,7 @@ def _child(config, entry, directory):
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     code, reason = 0, ''
     try:
         if os.getuid() == 0:
@@ -196,6 +198,7 @@ def _run_one(config, number, entry, keep):
     pid = os.fork()
     if pid == 0:
         os.setpgid(0, 0)
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)      # PR_SET_PDEATHSIG
         code = 1
         try:
             code = _child(config, entry, directory)
@@ -245,6 +248,8 @@ def selected(pattern, quick):
 def run_all(config, pattern, keep=False):
     """Runs the selected tests; returns how many failed."""
     tests = selected(pattern, config.quick)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.default_int_handler)
     passed = failed = skipped = 0
     print(f'1..{len(tests)}')
     try:
