@@ -20,7 +20,6 @@
 #define TMPFS_MAGIC 0x01021994
 
 static char *test_dir;
-static bool test_dir_is_ours;
 
 /* Starts the boot block as the BIOS would. */
 static void make_firmware(const char *path)
@@ -75,20 +74,15 @@ void file_test_init(void)
         test_dir = g_dir_make_tmp("migration-file-XXXXXX", NULL);
         g_assert_nonnull(test_dir);
     }
-    test_dir_is_ours = true;
     firmware = file_test_path("firmware");
     make_firmware(firmware);
 }
 
 void file_test_cleanup(void)
 {
+    GDir *dir = g_dir_open(test_dir, 0, NULL);
     const char *name;
-    GDir *dir;
 
-    if (!test_dir_is_ours) {
-        return;
-    }
-    dir = g_dir_open(test_dir, 0, NULL);
     while (dir && (name = g_dir_read_name(dir))) {
         g_autofree char *path = file_test_path(name);
 
