@@ -26,9 +26,10 @@ def parse():
     parser.add_argument('--stock', help='stock QEMU to compare with')
     parser.add_argument('--stock-lib', default='',
                         help='LD_LIBRARY_PATH for it')
-    parser.add_argument('--dir', default='.', metavar='DIR',
+    parser.add_argument('--dir', default=os.getcwd(), metavar='DIR',
                         help='where to save: this measures its disk')
-    parser.add_argument('--ram', type=int, default=4096, help='MiB (%(default)s)')
+    parser.add_argument('--ram', type=int, default=4096,
+                        help='MiB (%(default)s)')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--channels', default='1,4',
                         help='comma-separated (%(default)s)')

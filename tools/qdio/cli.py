@@ -5,6 +5,7 @@ import argparse
 import errno
 import os
 import signal
+import subprocess
 import sys
 
 from . import config
@@ -17,6 +18,9 @@ usage: ./run COMMAND [OPTION...]
            direct-io=on through two descriptors, restore it, show it going on
   test     build both bases and run all tests
            [--base B] [--only PART] [--list]
+
+  bench    compare saves and restores with stock QEMU and fio
+           [--quick] [OPTION...]; "./run bench --help" lists them
 
   build    build one base with the series         --base B
   where    print the path of the built emulator   --base B
@@ -238,6 +242,23 @@ def cmd_demo(args):
     return demo(args)
 
 
+def cmd_bench(options):
+    """The benchmark has options of its own, which it is given as they are."""
+    from . import fetch
+    from .bases import Tree
+    from .build import environment, of_tree
+    if {'-h', '--help'} & set(options):
+        needs = []
+    else:
+        build = of_tree(Tree(config.get_base('7.2')))
+        needs = ['--qemu', build.where(), '--stock', fetch.stock_emulator(),
+                 '--stock-lib', fetch.stock_libraries(),
+                 '--firmware', ':'.join(fetch.firmware_directories()),
+                 '--dir', os.getcwd()]
+    return subprocess.run([sys.executable, '-m', 'bench', *needs, *options],
+                          cwd=config.ROOT, env=environment()).returncode
+
+
 def cmd_test(args):
     from .testing import main as test
     return test(args)
@@ -262,6 +283,8 @@ def main(argv):
         if 'cmd_' + argv[0] not in globals():
             raise Fault(f"there is no command '{argv[0]}'; './run help' lists "
                         'them')
+        if argv[0] == 'bench':
+            return cmd_bench(argv[1:])
         args = _parser().parse_args(argv)
         if args.help:
             print(help_text(), end='')
