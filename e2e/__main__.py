@@ -10,7 +10,7 @@ import tempfile
 
 from .guest import build_checker
 from .lib.harness import Config, run_all, selected
-from .lib.vm import Emulator
+from .lib.vm import Emulator, NotQEMU
 from . import (test_descriptors, test_faults, test_images,  # noqa: F401
                test_interop)
 
@@ -87,6 +87,8 @@ def main():
         print(f'# testing QEMU {ours.version}'
               + (f', stock is {stock.version}' if stock else ''))
         failed = run_all(config, args.pattern, args.keep)
+    except (NotQEMU, OSError) as err:
+        sys.exit(f'e2e: {err}')
     finally:
         if args.keep and os.path.isdir(workdir):
             print(f'# kept: {workdir}')

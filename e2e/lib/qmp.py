@@ -21,7 +21,9 @@ class QMPClosed(Exception):
 
 
 class QMP:
-    def __init__(self, path, timeout=30):
+    def __init__(self, path, timeout=30, alive=lambda: None):
+        """Connects to the socket `path`, waiting for it; `alive` raises an
+        exception when there is nothing to wait for any more."""
         self.events = []
         self._buffer = b''
         deadline = time.monotonic() + timeout
@@ -31,6 +33,7 @@ class QMP:
                 self._sock.connect(path)
                 break
             except (FileNotFoundError, ConnectionRefusedError):
+                alive()
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)

@@ -30,6 +30,10 @@ class Hung(Exception):
     """Something did not happen in time."""
 
 
+class NotQEMU(Exception):
+    """A program is not an emulator, or does not start."""
+
+
 class Emulator:
     """One build of QEMU, how to start it, and what to expect of it."""
 
@@ -40,9 +44,13 @@ class Emulator:
         self.env = dict(os.environ)
         if libs:
             self.env['LD_LIBRARY_PATH'] = libs
-        out = subprocess.run([path, '--version'], env=self.env, check=True,
-                             capture_output=True, text=True).stdout
-        self.version = re.search(r'version ([\d.]+)', out).group(1)
+        done = subprocess.run([path, '--version'], env=self.env,
+                              capture_output=True, text=True)
+        found = re.search(r'QEMU emulator version ([\d.]+)', done.stdout)
+        if not found:
+            raise NotQEMU(f"'{path}' does not say that it is QEMU: "
+                          f'{(done.stderr or done.stdout).strip()[:200]}')
+        self.version = found.group(1)
 
     def argv(self):
         argv = [self.path]
@@ -157,7 +165,7 @@ class VM:
                 env=emulator.env,
                 preexec_fn=lambda: _die_with_parent(rlimit_fsize))
         try:
-            self.qmp = QMP(self._sockets[0])
+            self.qmp = QMP(self._sockets[0], alive=self.raise_if_dead)
         except (OSError, QMPClosed, TimeoutError):
             self.raise_if_dead()
             self.kill()
