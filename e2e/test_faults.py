@@ -53,11 +53,11 @@ def never_stopped(vm):
         raise AssertionError('the guest was stopped before the error')
 
 
-def check_leftover(t, path, mode=Mode(2)):
+def check_leftover(t, path, mode=Mode(2), ram=128):
     """What a failed save left restores nowhere."""
     if not os.path.exists(path):
         return
-    dst = t.vm(incoming=True)
+    dst = t.vm(incoming=True, ram=ram)
     if dst.try_load(f'file:{path}', mode) is None:
         raise AssertionError('what the failed save left can be restored')
     dst.kill()
@@ -69,7 +69,7 @@ def good_save(t, vm, mode=Mode(4, True)):
     vm.save(f'file:{path}', mode)
     want = vm.ram_hash()
     vm.command('cont')
-    t.restores(f'file:{path}', want, mode).kill()
+    t.restores(f'file:{path}', want, mode, ram=vm.ram).kill()
     os.unlink(path)
 
 
@@ -88,7 +88,8 @@ def each(modes, function):
 def cancel_often(t, mode, count):
     """One QEMU, many saves, each cancelled at a random moment."""
     rng = random.Random(mode.channels)
-    vm = t.source(guest=DIRTY)
+    # with less RAM, what stock QEMU does wrong here hardly ever shows
+    vm = t.source(ram=256, guest={'dirty': 128})
     path = t.path('image')
     uri = f'file:{path}'
     vm.setup(mode)
@@ -126,7 +127,7 @@ def cancel_often(t, mode, count):
         if vm.wait_migration()['status'] == 'cancelled':
             break
         vm.command('cont')
-    check_leftover(t, path, mode)
+    check_leftover(t, path, mode, vm.ram)
     vm.wait_guest('sweep')
     good_save(t, vm, mode)
 
@@ -169,6 +170,8 @@ def test_cancel_stalled(t):
             vm.command('cont')
         good_save(t, vm)
         vm.kill()
+        if os.path.exists(t.path('fault-log')):
+            os.unlink(t.path('fault-log'))
 
 
 # I/O errors made by an LD_PRELOAD library

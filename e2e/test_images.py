@@ -51,7 +51,7 @@ class Checker:
                 os.unlink(path)
 
     def done(self):
-        self.t.note(f'{self.refused} refused, {self.right} restored right, '
+        self.t.note(f'{self.refused} refused, {self.right} restored, '
                     f'{len(self.wrong)} wrong')
         for line in self.wrong[:40]:
             self.t.note('  ' + line)
@@ -215,7 +215,10 @@ def test_fuzz(t):
         with patched(path, (at, bytes([rng.randrange(256)]))):
             dst = t.vm(incoming=True, ram=RAM)
             try:
-                dst.try_load(f'file:{path}', LOADS[i % 2], timeout=30)
+                if dst.try_load(f'file:{path}', LOADS[i % 2], timeout=30):
+                    checker.refused += 1
+                else:
+                    checker.right += 1
             except Exception as err:
                 # device code of the base asserts on some bad states; what
                 # comes before it is ours
