@@ -165,7 +165,11 @@ static bool uring_reap(void *state, bool wait, DirectRequest **req,
         uring_wait(s);
     }
     *req = io_uring_cqe_get_data(cqe);
-    *result = cqe->res;
+    /*
+     * Nobody cancels requests here but the kernel, when it can't start a
+     * thread for them: a signal came in between, or a limit is reached.
+     */
+    *result = cqe->res == -ECANCELED ? -EAGAIN : cqe->res;
     io_uring_cqe_seen(&s->ring, cqe);
     return true;
 }
