@@ -29,6 +29,9 @@ def parse():
                         help='directories with bios-256k.bin and, for the '
                              'Linux guest, linuxboot_dma.bin, separated by '
                              'colons')
+    parser.add_argument('--other', metavar='PATH',
+                        help='a qemu-system-x86_64 with the series on another '
+                             'version of QEMU, to exchange images with')
     parser.add_argument('--stock', metavar='PATH',
                         help="a distribution's qemu-system-x86_64 with "
                              'mapped-ram, to exchange images with')
@@ -46,6 +49,9 @@ def parse():
                              'regular expression')
     parser.add_argument('--quick', action='store_true',
                         help='only the most telling tests, at most 5 minutes')
+    parser.add_argument('--all-modes', action='store_true',
+                        help='exchange images in every mode of saving and '
+                             'restoring; else each mode meets each once')
     parser.add_argument('--keep', action='store_true',
                         help='keep the directories of failed tests')
     parser.add_argument('--list', action='store_true',
@@ -53,7 +59,7 @@ def parse():
     args = parser.parse_args()
     if not args.list and not args.qemu:
         parser.error('--qemu is needed, the emulator to test')
-    for option in ('qemu', 'stock', 'kernel', 'busybox'):
+    for option in ('qemu', 'other', 'stock', 'kernel', 'busybox'):
         path = getattr(args, option)
         if path and not os.path.exists(path):
             parser.error(f"--{option}: there is no '{path}'")
@@ -82,9 +88,12 @@ def main():
         ours = Emulator('ours', args.qemu, args.firmware, args.qemu_lib)
         stock = args.stock and Emulator('stock', args.stock, args.firmware,
                                         args.stock_lib)
-        config = Config(ours, stock, args.kernel, args.busybox,
-                        build_checker(workdir), workdir, args.quick)
+        other = args.other and Emulator('other', args.other, args.firmware)
+        config = Config(ours, other, stock, args.kernel, args.busybox,
+                        build_checker(workdir), workdir, args.quick,
+                        args.all_modes)
         print(f'# testing QEMU {ours.version}'
+              + (f', other is {other.version}' if other else '')
               + (f', stock is {stock.version}' if stock else ''))
         failed = run_all(config, args.pattern, args.keep)
     except (NotQEMU, OSError) as err:

@@ -38,14 +38,17 @@ def test(name, quick=False, timeout=120):
 class Config:
     """What the command line says."""
 
-    def __init__(self, ours, stock, kernel, busybox, rom, workdir, quick):
+    def __init__(self, ours, other, stock, kernel, busybox, rom, workdir,
+                 quick, all_modes):
         self.ours = ours
+        self.other = other
         self.stock = stock
         self.kernel = kernel
         self.busybox = busybox
         self.rom = rom
         self.workdir = workdir
         self.quick = quick
+        self.all_modes = all_modes
 
 
 class Context:

@@ -130,10 +130,12 @@ class VM:
     incoming    whether it waits to be restored; then it does not run on its
                 own after that
     args        more arguments
+    machine     its type; by default one that every version has
     """
 
     def __init__(self, emulator, directory, name, ram=128, firmware=None,
-                 incoming=False, args=(), rlimit_fsize=None, wrapper=()):
+                 incoming=False, args=(), rlimit_fsize=None, wrapper=(),
+                 machine=None):
         self.emulator = emulator
         self.name = name
         self.ram = ram
@@ -144,7 +146,7 @@ class VM:
         self._dump = prefix + '.ram'
         open(self.serial_path, 'w').close()
         argv = [*wrapper, *emulator.argv(),
-                '-machine', 'pc-q35-7.2', '-accel', 'tcg', '-m', str(ram),
+                '-machine', machine or 'pc-q35-7.2', '-accel', 'tcg', '-m', str(ram),
                 '-nodefaults', '-no-user-config', '-display', 'none',
                 '-vga', 'none', '-name', name,
                 '-chardev',
