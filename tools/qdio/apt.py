@@ -115,9 +115,13 @@ def _keyring(uri, signed):
                 '"apt-get install debian-archive-keyring"')
 
 
-def _sources(archives):
-    """The private sources: the system's, with backports and sources too."""
+def _sources(archives, suites=()):
+    """The private sources: the system's, with backports and sources too.  Or,
+    if `suites` are named, only their source packages."""
     uri, keyring = archives[RELEASE]
+    if suites:
+        return (f'Types: deb-src\nURIs: {uri}\nSuites: {" ".join(suites)}\n'
+                f'Components: main\nSigned-By: {keyring}\n')
     wanted = [('deb deb-src', uri, f'{RELEASE} {BACKPORTS}', keyring),
               ('deb-src', uri, 'trixie', keyring)]
     wanted += [('deb', where, suite, key)
@@ -129,10 +133,13 @@ def _sources(archives):
 
 
 class Apt:
-    """apt-get with the private configuration, made anew when needed."""
+    """apt-get with the private configuration, made anew when needed.  With
+    `suites` it knows only those releases' source packages, and keeps that
+    knowledge apart: what the rest needs does not depend on them."""
 
-    def __init__(self):
-        self.directory = os.path.join(cache(), 'apt')
+    def __init__(self, suites=()):
+        self.suites = tuple(suites)
+        self.directory = os.path.join(cache(), '-'.join(('apt', *suites)))
         self.options = []
 
     def _private(self, name, *parts):
@@ -158,7 +165,7 @@ class Apt:
                         '-o', 'Acquire::Languages=none']
         path = os.path.join(parts, 'private.sources')
         stamp = os.path.join(self.directory, 'updated')
-        text = _sources(archives)
+        text = _sources(archives, self.suites)
         try:
             with open(path, encoding='utf-8') as f:
                 same = f.read() == text

@@ -66,33 +66,37 @@ class Tree:
             with tempfile.TemporaryDirectory(dir=self.directory) as top:
                 self._import(*self._fetch(top))
 
+    def source_package(self):
+        """The .dsc of the Debian source package that the tree was made
+        from."""
+        if self.source:
+            path = _packed(self.source)
+            if not path.endswith('.dsc'):
+                raise Fault(f'--source {self.source}: is no Debian source '
+                            'package; name its .dsc file')
+            return path
+        line = Git(self.src)('log', '-1', '--format=%b', 'base').split()
+        path = os.path.join(self._sources(), f'{line[0]}_{line[1]}.dsc')
+        if not os.path.exists(path):
+            raise Fault(f'there is no {path} any more; "./run base '
+                        f'{self.base.name} --update" fetches what Debian has '
+                        'now')
+        return path
+
+    def _sources(self):
+        return os.path.join(cache(), 'sources', self.base.name)
+
     def _import_own(self):
-        kind = 'a source tree of QEMU, a tarball, or a directory with one'
-        path = self.source
-        if os.path.isdir(path) and not os.path.exists(
-                os.path.join(path, 'VERSION')):
-            found = glob.glob(os.path.join(path, '*.tar.*'))
-            found = [p for p in found if not p.endswith(('.sig', '.asc'))]
-            if len(found) != 1:
-                raise Fault(f'--source {path}: is not {kind}; there is no '
-                            f'VERSION in it and {len(found)} tarballs')
-            path = found[0]
         with tempfile.TemporaryDirectory(dir=self.directory) as top:
-            if os.path.isfile(path):
-                _unpack_tarball(path, top)
-                inner = [e.path for e in os.scandir(top) if e.is_dir()]
-                where = inner[0] if len(inner) == 1 else top
-            elif os.path.isdir(path):
-                where = _copy_tree(path, os.path.join(top, 'src'))
-            else:
-                raise Fault(f'--source {path}: there is no such directory; '
-                            f'name {kind}')
+            where = unpack_source(self.source, top, self.name)
+            if where == self.source:
+                where = _copy_tree(where, os.path.join(top, 'src'))
             self._import(where, self.source)
 
     def _fetch(self, top):
         """Debian's source package, with Debian's patches."""
         base = self.base
-        sources = os.path.join(cache(), 'sources', base.name)
+        sources = self._sources()
         os.makedirs(sources, exist_ok=True)
         Apt().fetch(f'fetch {base.package} of {base.suite}', 'source', '-q',
                     '--download-only', '--only-source',
@@ -102,24 +106,14 @@ class Tree:
         if not newest:
             raise Fault(f'no {base.package} source package arrived in '
                         f'{sources}; look at {log_path("apt-source")}')
-        where = os.path.join(top, 'src')
-        step(f'unpack {os.path.basename(newest)}',
-             ['dpkg-source', '--no-check', '-x', newest, where],
-             log_path(f'unpack-{self.name}'))
-        # What dpkg-source notes for itself is no part of the source
-        shutil.rmtree(os.path.join(where, '.pc'), ignore_errors=True)
+        where = unpack_package(newest, os.path.join(top, 'src'), self.name)
         version = os.path.basename(newest)[len(base.package) + 1:-4]
         return where, f'{base.package} {version} of {base.suite}'
 
     def _import(self, where, name):
         """Commit a directory as the branch `base`.  The work tree is only
         moved, so what did not change keeps its times."""
-        try:
-            with open(os.path.join(where, 'VERSION'), encoding='utf-8') as f:
-                version = f.read().strip()
-        except OSError:
-            raise Fault(f'{name}: there is no VERSION in it, so it is no '
-                        'source of QEMU; name another one') from None
+        version = version_of(where, name)
         if not self.base.is_version(version):
             raise Fault(f'{name} has QEMU {version}, but the base is '
                         f'{self.base.family}; name a source of '
@@ -146,12 +140,57 @@ class Tree:
             plain('update-ref', 'refs/qdio/applied', new)
 
 
-def _unpack_tarball(path, top):
+def version_of(where, name):
+    """The version of the source in `where`, which people call `name`."""
+    try:
+        with open(os.path.join(where, 'VERSION'), encoding='utf-8') as f:
+            return f.read().strip()
+    except OSError:
+        raise Fault(f'{name}: there is no VERSION in it, so it is no source '
+                    'of QEMU; name another one') from None
+
+
+def _packed(path):
+    """What a user's --source stands for: a source tree, or a file to unpack.
+    A directory may hold a source package or a tarball."""
+    if not os.path.isdir(path) or os.path.exists(os.path.join(path,
+                                                              'VERSION')):
+        return path
+    found = glob.glob(os.path.join(path, '*.dsc')) or \
+        [p for p in glob.glob(os.path.join(path, '*.tar.*'))
+         if not p.endswith(('.sig', '.asc'))]
+    if len(found) != 1:
+        raise Fault(f'--source {path}: is not a source tree of QEMU, a '
+                    'tarball, a .dsc, or a directory with one of these; '
+                    f'there is no VERSION in it and {len(found)} tarballs')
+    return found[0]
+
+
+def unpack_source(source, top, name):
+    """The source tree that a user's --source stands for, unpacked in `top`,
+    unless it is a directory; `name` is for logs."""
+    path = _packed(source)
+    if os.path.isdir(path):
+        return path
+    if path.endswith('.dsc'):
+        return unpack_package(path, os.path.join(top, 'src'), name)
     done = subprocess.run(['tar', '-xf', path, '-C', top],
                           capture_output=True, text=True)
     if done.returncode:
         raise Fault(f'cannot unpack {path}: '
                     f'{done.stderr.strip().splitlines()[-1]}')
+    inner = [e.path for e in os.scandir(top) if e.is_dir()]
+    return inner[0] if len(inner) == 1 else top
+
+
+def unpack_package(dsc, where, name):
+    """Unpack a source package with its patches applied; returns `where`."""
+    step(f'unpack {os.path.basename(dsc)}',
+         ['dpkg-source', '--no-check', '-x', dsc, where],
+         log_path(f'unpack-{name}'))
+    # What dpkg-source notes for itself is no part of the source
+    shutil.rmtree(os.path.join(where, '.pc'), ignore_errors=True)
+    return where
 
 
 def _copy_tree(path, where):

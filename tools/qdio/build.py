@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Configure and build an applied tree."""
 
+import json
 import os
+import subprocess
 
 from . import fetch
 from .config import cache, log_path, short_hash
 from .say import Failure, step
 
 EMULATOR = 'qemu-system-x86_64'
+FIRMWARE_AT = 'share/qemu'              # below the prefix
 
 
 def environment():
@@ -26,12 +29,13 @@ def environment():
 
 class Build:
     """The build of one tree, in `directory`, next to the sources as ../src;
-    `name` is for its logs."""
+    `name` is for its logs; `options` are added to the base's own."""
 
-    def __init__(self, base, directory, name):
+    def __init__(self, base, directory, name, options=()):
         self.base = base
         self.directory = directory
         self.name = name
+        self.options = [*base.configure, *options]
 
     @property
     def emulator(self):
@@ -39,9 +43,8 @@ class Build:
 
     def configure(self):
         """Run configure, unless it was run with the same options."""
-        options = self.base.configure
         stamp = os.path.join(self.directory, '.configured')
-        wanted = short_hash('\0'.join(options))
+        wanted = short_hash('\0'.join(self.options))
         try:
             with open(stamp, encoding='utf-8') as f:
                 if f.read() == wanted:
@@ -50,7 +53,7 @@ class Build:
             pass
         os.makedirs(self.directory, exist_ok=True)
         step(f'configure QEMU {self.base.name}',
-             ['../src/configure', *options], log_path('configure-' + self.name),
+             ['../src/configure', *self.options], log_path('configure-' + self.name),
              cwd=self.directory, env=environment())
         with open(stamp, 'w', encoding='utf-8') as f:
             f.write(wanted)
@@ -60,6 +63,13 @@ class Build:
         step(f'{what} QEMU {self.base.name}', ['ninja', *targets],
              log_path('build-' + self.name), cwd=self.directory,
              env=environment())
+
+    def introspect(self, what):
+        """What `meson introspect --WHAT` knows of the configured build."""
+        out = subprocess.run(['meson', 'introspect', '--' + what,
+                              self.directory], capture_output=True, check=True,
+                             env=environment()).stdout
+        return json.loads(out)
 
     def where(self):
         if not os.path.exists(self.emulator):
@@ -81,19 +91,38 @@ def built(tree, targets):
     return build
 
 
-def _link_firmware(build):
-    """Debian's source has no firmware.  Link that of its packages to where an
-    emulator that runs from its build directory looks, unless the source
-    brought its own."""
-    where = os.path.join(build.directory, 'qemu-bundle', 'usr', 'local',
-                         'share', 'qemu')
-    if os.path.exists(os.path.join(where, 'bios-256k.bin')) or \
-            os.path.exists(os.path.join(build.directory, '..', 'src',
-                                        'pc-bios', 'bios-256k.bin')):
-        return
-    os.makedirs(where, exist_ok=True)
+def _own_firmware(build):
+    """Where the source keeps firmware; None if it has none."""
+    path = os.path.join(build.directory, '..', 'src', 'pc-bios')
+    return path if os.path.exists(os.path.join(path, 'bios-256k.bin')) \
+        else None
+
+
+def firmware_files(build):
+    """(path, name) of the firmware that guests start with: what the source
+    brought, or else, as Debian's source has none, that of its packages."""
+    own = _own_firmware(build)
+    if own:
+        return sorted((e.path, e.name) for e in os.scandir(own)
+                      if e.is_file() and e.name not in ('README',
+                                                        'meson.build'))
+    found = {}
     for directory in fetch.firmware_directories():
         for name in os.listdir(directory):
-            link = os.path.join(where, name)
-            if not os.path.lexists(link):
-                os.symlink(os.path.join(directory, name), link)
+            found.setdefault(name, os.path.join(directory, name))
+    return sorted((path, name) for name, path in found.items())
+
+
+def _link_firmware(build):
+    """Link firmware to where an emulator that runs from its build directory
+    looks, unless meson did so with the source's own."""
+    where = os.path.join(build.directory, 'qemu-bundle', 'usr', 'local',
+                         FIRMWARE_AT)
+    if _own_firmware(build) or \
+            os.path.exists(os.path.join(where, 'bios-256k.bin')):
+        return
+    os.makedirs(where, exist_ok=True)
+    for path, name in firmware_files(build):
+        link = os.path.join(where, name)
+        if not os.path.lexists(link):
+            os.symlink(path, link)

@@ -4,6 +4,7 @@
 import argparse
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,10 @@ usage: ./run COMMAND [OPTION...]
 
   build    build one base with the series         --base B
   where    print the path of the built emulator   --base B
+  install  install the emulator and its firmware  --base B --prefix DIR
+           [--destdir DIR]
+  deb      make Debian's source package with the series in debian/patches,
+           ready for dpkg-buildpackage            --base B [--output DIR]
   fetch    fetch and unpack stock | kernel | firmware, and print where it is
 
   base B       fetch and import the source of a base   [--update]
@@ -32,11 +37,12 @@ usage: ./run COMMAND [OPTION...]
   emit B       write mails that git am takes           [--output DIR]
   walk B       build and test each commit alone        [--no-build] [SLUG...]
   lint         check the repository's rules
+  canary       tell which hooks fit on a QEMU that is no base yet
 
   help     print this
 
-Everywhere: --source DIR takes your own source of QEMU (a checkout, a tarball,
-or a directory with one) for the base in place of Debian's package.
+Everywhere: --source PATH takes your own source of QEMU (a checkout or another
+directory, a tarball, a .dsc) for the base in place of Debian's package.
 B is one of: {bases}.
 Sources, trees, builds and logs are kept in {cache}
 (QDIO_CACHE, XDG_CACHE_HOME).
@@ -72,6 +78,10 @@ def _parser():
     test.add_argument('--list', action='store_true')
     command('build', 'option')
     command('where', 'option')
+    command('deb', 'option').add_argument('--output')
+    install = command('install', 'option')
+    install.add_argument('--prefix')
+    install.add_argument('--destdir', default='')
     command('base', 'name').add_argument('--update', action='store_true')
     command('apply', 'name').add_argument('--discard', action='store_true')
     refresh = command('refresh', 'name')
@@ -82,6 +92,7 @@ def _parser():
     walk.add_argument('slugs', nargs='*')
     walk.add_argument('--no-build', action='store_true')
     command('lint')
+    command('canary').add_argument('name', nargs='?')
     command('fetch').add_argument('what', choices=('stock', 'kernel',
                                                    'firmware'))
     return parser
@@ -214,6 +225,17 @@ def cmd_lint(args):
     return 1 if complaints else 0
 
 
+def cmd_canary(args):
+    from . import canary
+    names = canary.canary_names(config.ROOT)
+    name = args.name or (names[-1] if names else '')
+    if name not in names:
+        raise Fault(f"there is no canary '{name}'; bases/*.canary are: "
+                    f"{', '.join(names)}")
+    config.usable_cache()
+    return canary.run(config.ROOT, _series(), name, args.source)
+
+
 def cmd_build(args):
     from .apply import applied_tree
     from .build import EMULATOR, built
@@ -227,6 +249,35 @@ def cmd_build(args):
 def cmd_where(args):
     from .build import of_tree
     print(of_tree(_tree_of(args)).where())
+
+
+def cmd_install(args):
+    from .apply import applied_tree
+    from .install import install, writable
+    tree = _tree_of(args)
+    if not args.prefix:
+        raise Fault('install where? --prefix DIR names the directory that '
+                    'gets bin/ and share/, such as /opt/qemu-direct-io')
+    where = writable(args.prefix, args.destdir)
+    _ready(args)
+    applied_tree(tree)
+    with tree.locked():
+        print(install(tree, where))
+
+
+def cmd_deb(args):
+    from .deb import check_empty, make_package
+    tree = _tree_of(args)
+    output = os.path.abspath(args.output or os.path.join(
+        config.cache(), 'deb', tree.name))
+    if not args.output:
+        shutil.rmtree(output, ignore_errors=True)
+    check_empty(output)
+    with tree.locked():
+        tree = _prepared(args)
+        unpacked, dsc = make_package(_series(), tree, output)
+    print(dsc)
+    note(f'to build it: cd {unpacked} && dpkg-buildpackage -us -uc -b')
 
 
 def cmd_fetch(args):

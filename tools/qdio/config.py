@@ -53,6 +53,28 @@ def check_space():
                     'set QDIO_CACHE to a directory on a larger disk')
 
 
+def read_conf(root, where, keys):
+    """{key: value} of a file with lines KEY = VALUE, which must have all
+    `keys` and no others.  A key may come again, so that long values can be
+    split."""
+    values = {}
+    with open(os.path.join(root, where), encoding='utf-8') as f:
+        for line in f:
+            line = line.partition('#')[0].strip()
+            if not line:
+                continue
+            key, equals, value = line.partition('=')
+            key = key.strip()
+            if not equals or key not in keys:
+                raise Fault(f"{where}: cannot read '{line}'; write KEY = "
+                            f"VALUE, KEY one of {', '.join(keys)}")
+            values[key] = f'{values.get(key, "")} {value.strip()}'.strip()
+    for key in keys:
+        if key not in values:
+            raise Fault(f"{where} lacks '{key}'; add a line {key} = ...")
+    return values
+
+
 class Base:
     """A version of QEMU that the series is for, as bases/NAME.conf says:
 
@@ -65,23 +87,7 @@ class Base:
 
     def __init__(self, root, name):
         self.name = name
-        where = f'bases/{name}.conf'
-        values = {}
-        with open(os.path.join(root, where), encoding='utf-8') as f:
-            for line in f:
-                line = line.partition('#')[0].strip()
-                if not line:
-                    continue
-                key, equals, value = line.partition('=')
-                key = key.strip()
-                if not equals or key not in self.KEYS:
-                    raise Fault(f"{where}: cannot read '{line}'; write KEY = "
-                                f"VALUE, KEY one of {', '.join(self.KEYS)}")
-                # A key may come again, so that long values can be split
-                values[key] = f'{values.get(key, "")} {value.strip()}'.strip()
-        for key in self.KEYS:
-            if key not in values:
-                raise Fault(f"{where} lacks '{key}'; add a line {key} = ...")
+        values = read_conf(root, f'bases/{name}.conf', self.KEYS)
         self.package = values['package']
         self.suite = values['suite']
         self.family = values['family']

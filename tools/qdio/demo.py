@@ -46,13 +46,11 @@ def follows(last, lines):
 class Demo:
     """The run in `directory`, with the image in `image`."""
 
-    def __init__(self, emulator_path, libraries, directory, image):
+    def __init__(self, emulator_path, firmware, libraries, directory, image):
         self.VM, emulator, self.Mode, build_initramfs, self.errors = \
             _library()
         self.directory = directory
-        self.emulator = emulator('demo', emulator_path,
-                                 ':'.join(fetch.firmware_directories()),
-                                 libraries)
+        self.emulator = emulator('demo', emulator_path, firmware, libraries)
         initramfs = build_initramfs(fetch.busybox(),
                                     os.path.join(directory, 'initramfs.gz'))
         self.args = ['-kernel', fetch.kernel_image(), '-initrd', initramfs,
@@ -165,27 +163,30 @@ class Demo:
 
 
 def _emulator(args):
-    """(path, libraries) of what to show."""
+    """(path, directories with firmware, libraries) of what to show.  What is
+    built or installed here finds its firmware without being told."""
     if args.emulator == 'stock':
-        return fetch.stock_emulator(), fetch.stock_libraries()
+        return (fetch.stock_emulator(),
+                ':'.join(fetch.firmware_directories()),
+                fetch.stock_libraries())
     if args.emulator:
-        return args.emulator, ''
+        return args.emulator, '', ''
     tree = applied_tree(Tree(get_base(args.base or args.base_option),
                              args.source))
     with tree.locked():
-        return built(tree, [EMULATOR]).emulator, ''
+        return built(tree, [EMULATOR]).emulator, '', ''
 
 
 def demo(args):
     check_space()
     install_needed()
     start = time.monotonic()
-    path, libraries = _emulator(args)
+    emulator = _emulator(args)
     # The image lies where direct I/O works, which /tmp need not; sockets lie
     # in /tmp, because their names must be short.
     with tempfile.TemporaryDirectory(dir=cache(), prefix='demo.') as where, \
             tempfile.TemporaryDirectory(prefix='demo.') as directory:
-        show = Demo(path, libraries, directory,
+        show = Demo(*emulator, directory,
                     os.path.join(where, 'guest.img'))
         try:
             show.run()

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Run the tests that a build has: unit programs, qtests, meson's suites."""
 
-import json
 import os
 import re
-import subprocess
 
 from . import build as building
 from .config import ROOT, log_path
@@ -25,21 +23,14 @@ def targets_of(build, tests):
     return targets
 
 
-def _introspect(build, what):
-    out = subprocess.run(['meson', 'introspect', '--' + what,
-                          build.directory], capture_output=True, check=True,
-                         env=building.environment()).stdout
-    return json.loads(out)
-
-
 def suite_targets(build, suites):
     """The files that the tests of some of meson's suites need.  `meson test`
     would build everything."""
     files = {}
-    for target in _introspect(build, 'targets'):
+    for target in build.introspect('targets'):
         files[target['id']] = target['filename']
     needed = set()
-    for test in _introspect(build, 'tests'):
+    for test in build.introspect('tests'):
         if any(s.split(':')[-1] in suites for s in test['suite']):
             for one in test['depends']:
                 needed.update(files.get(one, ()))

@@ -11,15 +11,17 @@ from . import fetch
 from .apply import apply, make_commits
 from .apt import install_needed
 from .bases import Tree
-from .build import EMULATOR, built, environment, of_tree
+from .build import EMULATOR, Build, built, environment, of_tree
 from .config import ROOT, base_names, cache, check_space, get_base, log_path
+from .deb import check_package, make_package
+from .install import install
 from .lint import Lint
 from .refresh import refresh
 from .report import Report
-from .say import Failure, Fault, step
+from .say import Failure, Fault, step, tail
 from .series import Series
-from .suites import run_program, run_qtest, run_suite, run_unit_tests, \
-    targets_of
+from .suites import SKIPPED, run_program, run_qtest, run_suite, \
+    run_unit_tests, targets_of
 from .walk import walk_patches
 
 # What the base itself brings, and must still pass, on the base that we add
@@ -34,7 +36,7 @@ class Tests:
     such as a build, is made by the first of them."""
 
     PARTS = ('tools', 'lint', 'refresh', 'patches', 'build', 'unit', 'qtest',
-             'own', 'e2e', 'demo')
+             'own', 'e2e', 'demo', 'deb', 'canary')
 
     def __init__(self, bases, source):
         self.report = Report()
@@ -178,9 +180,11 @@ class Tests:
                 self.report.skip(f'end to end {tree.base.name}',
                                  'it could not be built')
                 continue
-            self._e2e(build)
+            others = [self._built(t) for t in self.trees if t is not tree]
+            self._e2e(build, others[0] if others else None)
 
-    def _e2e(self, build):
+    def _e2e(self, build, other):
+        """`other`: the build to exchange images with, or None."""
         work = os.path.join(cache(), 'e2e')
         env = dict(environment(), PYTHONPATH=ROOT,
                    PYTHONDONTWRITEBYTECODE='1')
@@ -191,22 +195,70 @@ class Tests:
              '--stock', fetch.stock_emulator(),
              '--stock-lib', fetch.stock_libraries(),
              '--kernel', fetch.kernel_image(), '--busybox', fetch.busybox(),
-             '--workdir', work],
+             '--workdir', work,
+             *(['--other', other.emulator] if other else [])],
             log_path(f'e2e-{build.name}'), self.report, env=env, cwd=ROOT,
             timeout=3000)
 
     def part_demo(self):
-        if not any(t.base.name == '7.2' for t in self.trees):
+        """The demo, with each emulator as `./run install` puts it."""
+        for tree in self.trees:
+            if not self._built(tree):
+                self.report.skip(f'demo {tree.base.name}',
+                                 'it could not be built')
+                continue
+            with tempfile.TemporaryDirectory(dir=cache()) as prefix:
+                self._demo(tree, install(tree, prefix))
+
+    def _demo(self, tree, emulator):
+        log = log_path(f'demo-{tree.name}')
+        code = step(f'demo {tree.base.name}',
+                    [os.path.join(ROOT, 'run'), 'demo', '--emulator',
+                     emulator], log, check=False, timeout=1200)
+        self.report(code == 0, f'install and demo {tree.base.name}', log=log)
+
+
+    def part_deb(self):
+        for tree in self.trees:
+            if self.series.of(tree.base.name):
+                self._deb(tree)
+
+    def _deb(self, tree):
+        """What ./run deb makes unpacks to the applied tree, and builds: the
+        emulator alone, since all that the package builds takes hours and
+        wants some hundred packages."""
+        base = tree.base.name
+        directory = os.path.join(cache(), 'trees', tree.name + '-deb')
+        src = os.path.join(directory, 'src')
+        shutil.rmtree(src, ignore_errors=True)
+        os.makedirs(directory, exist_ok=True)
+        tip = make_commits(self.series, base, tree.src,
+                           tree.base_commit())[-1][1]
+        with tempfile.TemporaryDirectory(dir=directory) as output:
+            _, dsc = make_package(self.series, tree, output)
+            differs = check_package(tree, tip, dsc, src)
+        self.report(not differs, f'deb {base}: dpkg-source -x makes the '
+                    'applied tree')
+        for path in differs[:10]:
+            print(f'  {path} differs')
+        # Without a .git, configure would leave -Werror out, and ccache would
+        # find nothing
+        build = Build(tree.base, os.path.join(directory, 'build'),
+                      tree.name + '-deb', ['--enable-werror'])
+        build.ninja([EMULATOR], 'build the package of')
+        self.report(True, f'deb {base}: its emulator builds')
+
+
+    def part_canary(self):
+        """What will be to do for the next line is no failure."""
+        log = log_path('canary')
+        code = step('canary', [os.path.join(ROOT, 'run'), 'canary'], log,
+                    check=False, timeout=600)
+        if code == SKIPPED:
+            self.report.skip('canary', tail(log, 1))
             return
-        tree = next(t for t in self.trees if t.base.name == '7.2')
-        build = self._built(tree)
-        if not build:
-            self.report.skip('demo', 'it could not be built')
-            return
-        log = log_path('demo')
-        code = step('demo', [os.path.join(ROOT, 'run'), 'demo', '--emulator',
-                             build.emulator], log, check=False, timeout=1200)
-        self.report(code == 0, 'demo', log=log)
+        self.report(code == 0, 'canary', log=log)
+        print('  ' + tail(log, 100).replace('\n', '\n  '))
 
 
 def _copy_series(series, where):

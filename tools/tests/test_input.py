@@ -43,6 +43,18 @@ class BadInput(MadeUp):
         self.refused('where', '--base', '1.0', code=1,
                      says='not built yet; run "./run build --base 1.0"')
 
+    def test_install(self):
+        def refused(*argv, says):
+            self.refused('install', '--base', '1.0', '--source',
+                         self.source('1.0'), *argv, says=says)
+
+        refused(says='install where\\? --prefix DIR names')
+        refused('--prefix', 'opt', says="--prefix opt: name a directory from")
+        refused('--prefix', '/proc/opt',
+                says='cannot make /proc/opt: .*name another --prefix')
+        refused('--prefix', '/opt', '--destdir', '/proc/d',
+                says='cannot make /proc/d/opt')
+
     def test_conf(self):
         self.write('bases/1.0.conf', 'colour = red\n')
         self.refused('apply', '1.0', says="bases/1.0.conf: cannot read "

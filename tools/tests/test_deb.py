@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""./run deb on a made-up source package."""
+
+import os
+import re
+import shutil
+import subprocess
+import unittest
+
+from madeup import MadeUp, text
+
+CONTROL = text('Source: madeup', 'Maintainer: T <t@example.org>',
+               'Build-Depends: nothing', '', 'Package: madeup',
+               'Architecture: any', 'Description: made up')
+CHANGELOG = text('madeup (2:1.0.5+ds-3) none; urgency=medium', '', '  * New.',
+                 '', ' -- T <t@example.org>  Thu, 01 Jan 2026 00:00:00 +0000')
+DEBIANS = text('--- a/io/channel.c', '+++ b/io/channel.c', '@@ -36,5 +36,5 @@',
+               ' line 36', ' line 37', ' line 38', '-line 39',
+               "+Debian's 39", ' line 40')
+
+
+@unittest.skipUnless(shutil.which('dpkg-source'), 'there is no dpkg-source')
+class Deb(MadeUp):
+    def setUp(self):
+        super().setUp()
+        self.debs = os.path.join(self.top, 'debs')
+        where = os.path.join(self.debs, 'madeup-1.0.5+ds')
+        shutil.copytree(self.source('1.0'), where)
+        subprocess.run(['tar', '-cJf', '../madeup_1.0.5+ds.orig.tar.xz', '.'],
+                       cwd=where, check=True)
+        for name, content in (('control', CONTROL), ('changelog', CHANGELOG),
+                              ('source/format', '3.0 (quilt)\n'),
+                              ('patches/series', 'debians.diff\n'),
+                              ('patches/debians.diff', DEBIANS)):
+            self.write('debian/' + name, content, where)
+        self.build(where)
+        shutil.rmtree(where)
+        self.dsc = os.path.join(self.debs, 'madeup_1.0.5+ds-3.dsc')
+
+    def build(self, where):
+        done = subprocess.run(['dpkg-source', '-b', where], cwd=self.debs,
+                              capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def deb(self, output, **kw):
+        return self.run_it('deb', '--base', '1.0', '--source', self.dsc,
+                           '--output', output, **kw)
+
+    def unpack(self, dsc):
+        where = os.path.join(self.top, 'unpacked')
+        subprocess.run(['dpkg-source', '--no-check', '-x', dsc, where],
+                       check=True, capture_output=True)
+        return where
+
+    def test_package(self):
+        output = os.path.join(self.top, 'out')
+        dsc = self.deb(output)[0].strip()
+        self.assertEqual(os.path.basename(dsc),
+                         'madeup_1.0.5+ds-3+directio1.dsc')
+        self.assertIn('Version: 2:1.0.5+ds-3+directio1\n', self.read(dsc))
+        where = self.unpack(dsc)
+        self.assertEqual(self.read('debian/patches/series', where).split(), [
+            'debians.diff', 'direct-io/0001-io-the-first-change.patch',
+            'direct-io/0002-io-the-only-one-change.patch',
+            'direct-io/0003-io-the-last-change.patch'])
+        # Debian's patch and ours, on one file
+        channel = self.read('io/channel.c', where)
+        self.assertIn("Debian's 39\n", channel)
+        self.assertIn('use it\n', channel)
+        self.assertIn('added by last\n', self.read('io/queue.c', where))
+        self.assertRegex(self.read('debian/changelog', where),
+                         r'\Amadeup \(2:1\.0\.5\+ds-3\+directio1\) none; ')
+        # The other copy, unpacked, is ready to be built again
+        self.build(os.path.join(output, 'madeup-1.0.5+ds'))
+
+    def test_date(self):
+        dsc = self.deb(os.path.join(self.top, 'out'),
+                       SOURCE_DATE_EPOCH='86400')[0].strip()
+        where = self.unpack(dsc)
+        date = re.search(r'^ -- .*>  (.*)$',
+                         self.read('debian/changelog', where), re.M)
+        self.assertEqual(date.group(1), 'Fri, 02 Jan 1970 00:00:00 +0000')
+
+    def test_default_output_is_made_anew(self):
+        for _ in range(2):
+            out, _ = self.run_it('deb', '--base', '1.0', '--source', self.dsc)
+        self.assertTrue(os.path.exists(out.strip()))
+
+    def test_output_with_files(self):
+        output = os.path.join(self.top, 'out')
+        self.write('mine', 'x', output)
+        self.refused('deb', '--base', '1.0', '--source', self.dsc, '--output',
+                     output, says="is not empty, it has 'mine'; .*--output")
+        self.assertEqual(os.listdir(output), ['mine'])
+
+    def test_source_that_is_no_package(self):
+        self.refused('deb', '--base', '1.0', '--source', self.source('1.0'),
+                     says='is no Debian source package; name its .dsc')
+
+    def test_broken_package(self):
+        self.write(self.dsc, 'Nothing\n')
+        _, err = self.run_it('deb', '--base', '1.0', '--source', self.dsc,
+                             code=1)
+        self.assertRegex(err, 'unpack madeup_1.0.5.*failed')
+
+
+if __name__ == '__main__':
+    unittest.main()
