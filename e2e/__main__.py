@@ -12,7 +12,7 @@ from .guest import build_checker
 from .lib.harness import Config, run_all, selected
 from .lib.vm import Emulator, NotQEMU
 from . import (test_descriptors, test_faults, test_images,  # noqa: F401
-               test_interop)
+               test_interop, test_mapped_ram_tool)
 
 
 def parse():

@@ -1,0 +1,545 @@
+#!/usr/bin/env python3
+#
+# Look at, check, compare and take apart mapped-ram migration files
+#
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""See EPILOG, and mapped_ram_image.py beside this file, which reads them."""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from xml.sax.saxutils import escape, quoteattr
+
+from mapped_ram_image import (GROUP_PAGES, NO_PAGES, NOT_ZERO,
+                              Image, ImageError, count_bits, count_range,
+                              printable, runs)
+
+EXIT_GOOD, EXIT_DIFFERENT, EXIT_ERROR, EXIT_UNFINISHED = 0, 1, 2, 3
+
+EPILOG = '''
+IMAGE is the name of a file or block device, or file:NAME as QEMU has it;
+NAME,offset=N (N may end in k, M, G or T) says where the image begins.  A
+header of libvirt's is skipped without being told.
+
+exit codes:
+  0  all is well; with compare: guest RAM is the same
+  1  verify: the image is damaged; compare: guest RAM differs
+  2  it can't be done: wrong usage, no image, a damaged image, a failing disk
+  3  the image is one that was never finished
+'''
+
+
+def size_text(size):
+    for unit, name in ((1 << 40, 'TiB'), (1 << 30, 'GiB'), (1 << 20, 'MiB'),
+                       (1 << 10, 'KiB')):
+        if size >= unit:
+            return f'{size / unit:.1f} {name}'
+    return f'{size} B'
+
+
+def percent(part, whole):
+    return f'{100 * part / whole:.1f} %' if whole else '-'
+
+
+# Commands.  Each returns an exit code, and what --json prints.
+
+def describe(image):
+    """What info says of the image as a whole."""
+    return {'file': printable(image.path), 'file-size': image.file.size,
+            'offset': image.offset, 'finished': not image.unfinished,
+            'unfinished-because': image.unfinished,
+            'libvirt': image.libvirt, 'machine': image.machine,
+            'uuid': image.uuid, 'capabilities': image.capabilities,
+            'page-size': image.blocks[0].page_size if image.blocks else None,
+            'ram-size': image.total,
+            'device-state-offset': image.state_at,
+            'description-offset': image.description_at,
+            'devices': [{'name': printable(n), 'instance': i, 'version': v}
+                        for n, i, v in image.devices],
+            'notes': image.notes}
+
+
+def print_table(rows):
+    """The first column is text, the others are numbers."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print('  ' + row[0].ljust(widths[0]) + ''.join(
+            '  ' + cell.rjust(width)
+            for cell, width in zip(row[1:], widths[1:])))
+
+
+def print_info(found, blocks):
+    libvirt = found['libvirt']
+    print(f"{found['file']}: mapped-ram image at offset {found['offset']}, "
+          f"{'finished' if found['finished'] else 'NOT FINISHED'}")
+    if not found['finished']:
+        print(f"  not finished: {found['unfinished-because']}")
+    if libvirt:
+        print(f"  saved by libvirt, header version {libvirt['version']}, "
+              f"guest was {'running' if libvirt['running'] else 'paused'}")
+    print(f"  machine type: {found['machine'] or 'not in the image'}")
+    print(f"  capabilities: {', '.join(found['capabilities']) or 'none told'}")
+    present = sum(b['pages-present'] * b['page-size'] for b in blocks)
+    stored = sum(b['bytes-in-file'] for b in blocks)
+    print(f"  RAM: {size_text(found['ram-size'])} in {len(blocks)} blocks, "
+          f"pages of {found['page-size']} bytes, {size_text(present)} "
+          f"({percent(present, found['ram-size'])}) present, "
+          f'{size_text(stored)} of the file')
+    rows = [('RAM block', 'length', 'pages', 'present', 'bitmap at',
+             'pages at', 'in file', 'holes')]
+    for b in blocks:
+        rows.append((b['name'], size_text(b['length']), str(b['pages']),
+                     percent(b['pages-present'], b['pages']),
+                     str(b['bitmap-offset']), str(b['pages-offset']),
+                     size_text(b['bytes-in-file']),
+                     size_text(b['bytes-of-holes'])))
+    print_table(rows)
+    end = found['description-offset'] or found['file-size']
+    print(f"  device state: at {found['device-state-offset']}, "
+          f"{size_text(end - found['device-state-offset'])}, "
+          f"{len(found['devices']) or 'unknown'} devices")
+    for note in found['notes']:
+        print(f'  note: {note}')
+
+
+def command_info(args):
+    with args.image(args.IMAGE) as image:
+        blocks = [image.summary(block) for block in image.blocks]
+        found = dict(describe(image), blocks=blocks)
+    if not args.json:
+        print_info(found, blocks)
+    return EXIT_UNFINISHED if image.unfinished else EXIT_GOOD, found
+
+
+def verify_bitmaps(image):
+    """Reads all bitmaps; returns the summaries of the blocks."""
+    blocks = []
+    for block in image.blocks:
+        found = image.summary(block)
+        blocks.append(found)
+        lost = found['pages-present-in-holes']
+        if lost:
+            image.notes.append(
+                f"RAM block '{block.label}': {lost} of "
+                f"{found['pages-present']} pages in the bitmap are holes of "
+                'the file, and restore as zeroes: was it copied sparsely, or '
+                'did it lose data?')
+    return blocks
+
+
+def command_verify(args):
+    with args.image(args.IMAGE, collect=True) as image:
+        blocks = []
+        try:
+            blocks = verify_bitmaps(image)
+            image.check_devices()
+        except ImageError as err:
+            image.problems.append(err)
+        found = dict(describe(image), blocks=blocks, problems=[
+            p.as_dict() for p in image.problems])
+    unfinished = image.unfinished or any(p.unfinished for p in image.problems)
+    found['finished'] = not unfinished
+    if not args.json:
+        for problem in image.problems:
+            print(problem)
+        for note in image.notes:
+            print(f'{printable(image.path)}: note: {note}')
+        if unfinished:
+            print(f'{printable(image.path)}: not finished: '
+                  f"{image.unfinished or 'there is no image'}")
+        else:
+            result = f'{len(image.problems)} problems' if image.problems \
+                else 'no problem'
+            pages = sum(b['pages-present'] for b in blocks)
+            print(f'{printable(image.path)}: {result} ({len(blocks)} RAM '
+                  f'blocks, {pages} pages present, '
+                  f"{len(found['devices'])} devices)")
+    if unfinished:
+        return EXIT_UNFINISHED, found
+    return EXIT_DIFFERENT if image.problems else EXIT_GOOD, found
+
+
+def finished(image, args):
+    """Refuses an image that isn't finished, unless that was asked for."""
+    if image.unfinished and not args.unfinished:
+        raise image.error(f'the image is not finished: {image.unfinished}; '
+                          '--unfinished takes what is there', image.offset,
+                          unfinished=True)
+    return image
+
+
+def merged(first, second):
+    """(number, bitmap, bitmap) of the groups that are in either."""
+    none = (None, NO_PAGES)
+    a, b = next(first, none), next(second, none)
+    while a[0] is not None or b[0] is not None:
+        number = min(g[0] for g in (a, b) if g[0] is not None)
+        yield (number, a[1] if a[0] == number else NO_PAGES,
+               b[1] if b[0] == number else NO_PAGES)
+        if a[0] == number:
+            a = next(first, none)
+        if b[0] == number:
+            b = next(second, none)
+
+
+class Comparison:
+    """Compares images block by block; keeps the first `limit` differences."""
+
+    def __init__(self, a, b, limit):
+        self.a, self.b, self.limit = a, b, limit
+        self.pages = 0
+        self.differences, self.of_blocks = [], []
+
+    def run(self):
+        theirs = {block.name: block for block in self.b.blocks}
+        for block in self.a.blocks:
+            other = theirs.pop(block.name, None)
+            if other is None:
+                self._differ(block, 'is only in the first image')
+            elif other.page_size != block.page_size:
+                self._differ(block, f'has pages of {block.page_size} and of '
+                             f'{other.page_size} bytes')
+            else:
+                if other.length != block.length:
+                    self._differ(block, f'has {block.length} and '
+                                 f'{other.length} bytes')
+                self._block(block, other)
+        for block in theirs.values():
+            self._differ(block, 'is only in the second image')
+        return bool(self.pages or self.of_blocks)
+
+    def _differ(self, block, how):
+        self.of_blocks.append({'block': block.label, 'how': how})
+
+    def _block(self, block, other):
+        common = min(block.length, other.length)
+        size = GROUP_PAGES * block.page_size
+        for number, bits, other_bits in merged(self.a.groups(block),
+                                               self.b.groups(other)):
+            length = min(size, common - number * size)
+            if length <= 0:
+                return
+            x, y = (image.read_group(which, number, mask)[:length]
+                    if mask != NO_PAGES else bytes(length)
+                    for image, which, mask in ((self.a, block, bits),
+                                               (self.b, other, other_bits)))
+            if x != y:
+                self._pages(block, number * GROUP_PAGES, x, y)
+
+    def _pages(self, block, first, x, y):
+        size = block.page_size
+        for at in range(0, len(x), size):
+            p, q = x[at:at + size], y[at:at + size]
+            if p == q:
+                continue
+            self.pages += 1
+            if len(self.differences) < self.limit:
+                byte = next(i for i in range(size) if p[i] != q[i])
+                self.differences.append({
+                    'block': block.label, 'page': first + at // size,
+                    'address': first * size + at + byte, 'byte': byte,
+                    'values': [p[byte], q[byte]]})
+
+
+def command_compare(args):
+    with args.image(args.A) as a, args.image(args.B) as b:
+        comparison = Comparison(finished(a, args), finished(b, args),
+                                args.limit)
+        different = comparison.run()
+        found = {'files': [printable(a.path), printable(b.path)],
+                 'same': not different, 'blocks': comparison.of_blocks,
+                 'pages-different': comparison.pages,
+                 'differences': comparison.differences}
+    if not args.json:
+        for d in comparison.of_blocks:
+            print(f"RAM block '{d['block']}' {d['how']}")
+        for d in comparison.differences:
+            print(f"RAM block '{d['block']}', page {d['page']}: differs from "
+                  f"byte {d['byte']} on, address {d['address']:#x}: "
+                  f"{d['values'][0]:#04x} and {d['values'][1]:#04x}")
+        if comparison.pages > len(comparison.differences):
+            print('... and {} more pages'.format(
+                comparison.pages - len(comparison.differences)))
+        print('guest RAM is the same' if not different else
+              f'guest RAM differs, in {comparison.pages} pages'
+              + (f' and {len(comparison.of_blocks)} blocks'
+                 if comparison.of_blocks else ''))
+    return EXIT_DIFFERENT if different else EXIT_GOOD, found
+
+
+@contextlib.contextmanager
+def new_file(path, force, binary=True):
+    """A file that appears under its name when it is complete.  What has that
+    name already is kept, or with `force` replaced if it is a plain file."""
+    if os.path.lexists(path):
+        if not force:
+            raise ImageError(path, 'exists; --force replaces it')
+        if os.path.islink(path) or not os.path.isfile(path):
+            raise ImageError(path, 'is no plain file, so it is not replaced')
+    directory = os.path.dirname(path) or '.'
+    try:
+        fd, part = tempfile.mkstemp('.part', os.path.basename(path)[:64] + '.',
+                                    directory)
+    except OSError as err:
+        raise ImageError(path, err.strerror) from None
+    try:
+        with open(fd, 'wb' if binary else 'w',
+                  encoding=None if binary else 'utf-8') as f:
+            yield f
+        if force:
+            os.replace(part, path)
+        else:
+            # Unlike a rename, this fails if somebody has made that file
+            os.link(part, path)
+            os.unlink(part)
+    except OSError as err:
+        raise ImageError(path, err.strerror) from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+
+
+def write_block(image, block, f, from_file):
+    """Writes memory and leaves holes; returns how many bytes were written."""
+    size = block.page_size
+    written = 0
+    for number, bits in image.groups(block, from_file):
+        data = image.read_group(block, number, bits)
+        if not NOT_ZERO.search(data):
+            continue
+        at = number * GROUP_PAGES * size
+        for first, count in runs(bits):
+            part = data[first * size:(first + count) * size]
+            if part and (len(part) > size or NOT_ZERO.search(part)):
+                f.seek(at + first * size)
+                f.write(part)
+                written += len(part)
+    f.truncate(block.length)
+    return written
+
+
+def command_extract(args):
+    with args.image(args.IMAGE) as image:
+        finished(image, args)
+        block = next((b for b in image.blocks
+                      if args.BLOCK in (b.label, os.fsdecode(b.name))), None)
+        if block is None:
+            names = ', '.join(f"'{b.label}'" for b in image.blocks)
+            raise image.error(f"there is no RAM block '{args.BLOCK}'; there "
+                              f'are {names}')
+        with new_file(args.output, args.force) as f:
+            written = write_block(image, block, f, args.ignore_bitmap)
+    found = {'file': printable(image.path), 'block': block.label,
+             'output': printable(args.output), 'length': block.length,
+             'bytes-written': written}
+    if not args.json:
+        print(f"{printable(args.output)}: {size_text(block.length)} of RAM "
+              f"block '{block.label}', {size_text(written)} of it present")
+    return EXIT_GOOD, found
+
+
+def cells_of(image, block, limit):
+    """(pages of a cell, [pages present in each cell]), at most `limit`."""
+    pages = 1
+    while pages * limit < block.pages:
+        pages *= 2
+    cells = [0] * -(-block.pages // pages)
+    for number, bits in image.groups(block):
+        if pages >= GROUP_PAGES:
+            cells[number * GROUP_PAGES // pages] += count_bits(bits)
+            continue
+        for first in range(0, GROUP_PAGES, pages):
+            cell = (number * GROUP_PAGES + first) // pages
+            if cell < len(cells):
+                cells[cell] += count_range(bits, first, first + pages)
+    return pages, cells
+
+
+SHADES = ' .:-=+*#%@'
+COLORS = ['#f0f0f0'] + [f'hsl(215,70%,{x}%)' for x in range(85, 20, -7)]
+
+
+def level(count, pages, levels):
+    """0 only if there is nothing, the highest only if all is there."""
+    if count in (0, pages):
+        return 0 if count == 0 else levels - 1
+    return 1 + count * (levels - 2) // pages
+
+
+def svg_of(title, maps, width):
+    """A picture with one grid for each block."""
+    cell, top = 10, 40
+    parts, y = [], top
+    for entry in maps:
+        cells, pages = entry['cells'], entry['pages-per-cell']
+        parts.append(
+            f'<text x="10" y="{y}">{escape(entry["name"])}: '
+            f'{size_text(entry["length"])}, '
+            f'{percent(sum(cells), entry["pages"])} present; a square is '
+            f'{size_text(pages * entry["page-size"])}</text>')
+        for row in range(0, len(cells), width):
+            y += cell
+            left = entry['pages'] - row * pages
+            tones = [level(count, min(pages, left - i * pages), len(COLORS))
+                     for i, count in enumerate(cells[row:row + width])]
+            x = 0
+            while x < len(tones):
+                end = x
+                while end < len(tones) and tones[end] == tones[x]:
+                    end += 1
+                parts.append(
+                    f'<rect x="{10 + x * cell}" y="{y - cell + 6}" width='
+                    f'"{(end - x) * cell}" height="{cell}" fill='
+                    f'"{COLORS[tones[x]]}"/>')
+                x = end
+        y += 36
+    size = f'width="{20 + max(width * cell, 500)}" height="{y}"'
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" {size} '
+            f'font-family="sans-serif" font-size="12" '
+            f'aria-label={quoteattr(title)}>\n'
+            f'<rect width="100%" height="100%" fill="white"/>\n'
+            f'<text x="10" y="18" font-size="14">{escape(title)}</text>\n'
+            + '\n'.join(parts) + '\n</svg>\n')
+
+
+def print_map(maps, width):
+    print(f'  "{SHADES[0]}" nothing present ... "{SHADES[-1]}" all present')
+    for entry in maps:
+        cells, pages = entry['cells'], entry['pages-per-cell']
+        unit = pages * entry['page-size']
+        print(f"{entry['name']}: {size_text(entry['length'])}, "
+              f"{percent(sum(cells), entry['pages'])} present; a character "
+              f'is {size_text(unit)}')
+        for row in range(0, len(cells), width):
+            left = entry['pages'] - row * pages
+            text = ''.join(
+                SHADES[level(count, min(pages, left - i * pages),
+                             len(SHADES))]
+                for i, count in enumerate(cells[row:row + width]))
+            print(f'  {row * unit:#014x} |{text}|')
+
+
+def command_map(args):
+    with args.image(args.IMAGE) as image:
+        maps = []
+        for block in image.blocks:
+            pages, cells = cells_of(image, block, args.width * args.rows)
+            maps.append({'name': block.label, 'length': block.length,
+                         'pages': block.pages, 'page-size': block.page_size,
+                         'pages-per-cell': pages, 'cells': cells})
+        found = {'file': printable(image.path), 'blocks': maps,
+                 'finished': not image.unfinished}
+    if args.output:
+        with new_file(args.output, args.force, binary=False) as f:
+            f.write(svg_of(printable(image.path), maps, args.width))
+    if not args.json:
+        if args.output:
+            print(f'{printable(args.output)}: a picture of '
+                  f'{len(maps)} RAM blocks')
+        else:
+            print_map(maps, args.width)
+    return EXIT_UNFINISHED if image.unfinished else EXIT_GOOD, found
+
+
+# The command line
+
+def number_in(low, high):
+    def convert(text):
+        number = int(text)
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f'{number} is not within {low} '
+                                             f'and {high}')
+        return number
+    convert.__name__ = 'number'
+    return convert
+
+
+def parser():
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument('--json', action='store_true',
+                        help='print the result as JSON')
+    common.add_argument('--big-endian', action='store_true',
+                        help='the bitmaps are of a big-endian host')
+    common.add_argument('--word-size', type=int, choices=(4, 8), default=8,
+                        help='size of an unsigned long of the host that '
+                        'saved, in bytes (default: 8)')
+    partial = argparse.ArgumentParser(add_help=False)
+    partial.add_argument('--unfinished', action='store_true',
+                         help='take an image that was never finished, too')
+    result = argparse.ArgumentParser(
+        description='Look at, check, compare and take apart images that '
+        'QEMU or libvirt saved with the capability mapped-ram.',
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = result.add_subparsers(dest='command', metavar='COMMAND')
+    commands.required = True
+
+    def command(name, function, help_text, *parents):
+        sub = commands.add_parser(name, help=help_text, description=help_text,
+                                  parents=[common, *parents])
+        sub.set_defaults(function=function)
+        return sub
+
+    sub = command('info', command_info, 'what is in an image')
+    sub.add_argument('IMAGE')
+    sub = command('verify', command_verify, 'check all that can be checked')
+    sub.add_argument('IMAGE')
+    sub = command('compare', command_compare,
+                  'compare the guest RAM of two images', partial)
+    sub.add_argument('A')
+    sub.add_argument('B')
+    sub.add_argument('--limit', type=number_in(0, 1000000), default=20,
+                     help='how many different pages to name (default: 20)')
+    sub = command('extract', command_extract,
+                  'write the contents of a RAM block to a file', partial)
+    sub.add_argument('IMAGE')
+    sub.add_argument('BLOCK', help='name of the block, for example pc.ram')
+    sub.add_argument('-o', '--output', metavar='FILE', required=True)
+    sub.add_argument('--force', action='store_true',
+                     help='replace FILE if it exists')
+    sub.add_argument('--ignore-bitmap', action='store_true',
+                     help='take all pages that have something in the file: '
+                     'the bitmap is written at the end of a save')
+    sub = command('map', command_map, 'show which parts of RAM are present')
+    sub.add_argument('IMAGE')
+    sub.add_argument('-o', '--output', metavar='FILE',
+                     help='write a picture, as SVG')
+    sub.add_argument('--force', action='store_true',
+                     help='replace FILE if it exists')
+    sub.add_argument('--width', type=number_in(8, 512), default=64,
+                     help='cells in a row (default: 64)')
+    sub.add_argument('--rows', type=number_in(1, 512), default=16,
+                     help='rows of a block at most (default: 16)')
+    return result
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+
+    def image(spec, collect=False):
+        return Image(spec, collect, args.big_endian, args.word_size)
+
+    args.image = image
+    try:
+        code, found = args.function(args)
+    except ImageError as err:
+        code = EXIT_UNFINISHED if err.unfinished else EXIT_ERROR
+        found = {'error': err.as_dict()}
+        print(f'mapped-ram: {err}', file=sys.stderr)
+    if args.json:
+        json.dump(found, sys.stdout, indent=2)
+        print()
+    return code
+
+
+if __name__ == '__main__':
+    try:
+        sys.exit(main())
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(EXIT_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(130)

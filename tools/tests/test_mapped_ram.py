@@ -1,0 +1,723 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""scripts/mapped-ram.py with made-up images: good ones, ones with each field
+wrong, cut off anywhere, and damaged at random.  An exception that gets out of
+main() fails a test: there is never a traceback."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import random
+import re
+import shutil
+import struct
+import sys
+import tempfile
+import unittest
+
+SCRIPTS = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(
+    os.path.abspath(__file__)))), 'scripts')
+sys.path.append(SCRIPTS)
+_spec = importlib.util.spec_from_file_location(
+    'mapped_ram', os.path.join(SCRIPTS, 'mapped-ram.py'))
+tool = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tool)
+
+MIB = 1 << 20
+PAGE = 4096
+DEVICES = (('timer', 0, 2), ('cpu', 0, 12), ('cpu', 1, 12), ('ra\u00e4', 0, 1))
+
+
+def be(size, value):
+    return (value % (1 << 8 * size)).to_bytes(size, 'big')
+
+
+def named(name):
+    return be(1, len(name)) + name
+
+
+def page_of(seed):
+    return bytes((seed + i * 7 + 1) % 251 + 1 for i in range(PAGE))
+
+
+class Maker:
+    """Writes an image.  What a test wants otherwise is an attribute."""
+
+    def __init__(self):
+        self.offset = 0
+        self.libvirt = None             # (magic, format, byte order)
+        self.magic = 0x5145564d
+        self.machine = b'pc-test-1.0'
+        self.capabilities = [b'mapped-ram']
+        self.early = b''                # device state before RAM
+        self.footers = True
+        self.order, self.word = 'little', 8
+        # name, pages, {page: contents}
+        self.blocks = [(b'pc.ram', 300, {p: page_of(p) for p in
+                                         (0, 1, 5, 7, 8, 255, 256, 299)}),
+                       (b'pc.rom', 5, {}),
+                       (b'tail', 64, {63: page_of(9)})]
+        self.devices = DEVICES
+        self.description = True
+        self.at = {}                    # where fields ended up
+
+    def write(self, path):
+        with open(path, 'wb') as f:
+            f.seek(self.offset)
+            self._libvirt(f)
+            self._head(f)
+            for name, pages, contents in self.blocks:
+                self._block(f, name, pages, contents)
+            self._rest(f)
+            f.truncate()
+        return path
+
+    def _libvirt(self, f):
+        if self.libvirt:
+            magic, form, order = self.libvirt
+            xml = b'<domain/>\0<cookie/>\0' + bytes(999)
+            f.write(magic + struct.pack(order + '5I', 2, len(xml), 1, form,
+                                        10) + bytes(56) + xml)
+
+    def _head(self, f):
+        self.at['magic'] = f.tell()
+        f.write(be(4, self.magic) + be(4, 3))
+        if self.machine:
+            f.write(b'\x07' + be(4, len(self.machine)) + self.machine)
+            f.write(b'\x05' + named(b'configuration/capabilities') + be(4, 1)
+                    + be(4, len(self.capabilities))
+                    + b''.join(map(named, self.capabilities)))
+        f.write(self.early)
+        self.at['ram'] = f.tell()
+        f.write(b'\x01' + be(4, 2) + named(b'ram') + be(4, 0) + be(4, 4))
+        self.at['total'] = f.tell()
+        f.write(be(8, sum(b[1] for b in self.blocks) * PAGE | 4))
+
+    def _block(self, f, name, pages, contents):
+        f.write(named(name) + be(8, pages * PAGE))
+        header = f.tell()
+        self.at.setdefault('header', header)
+        words = -(-pages // (8 * self.word))
+        bits = sum(1 << page for page in contents)
+        bitmap = b''.join(
+            (bits >> i * 8 * self.word & (1 << 8 * self.word) - 1).to_bytes(
+                self.word, self.order) for i in range(words))
+        start = header + 28
+        first = -(-(start + len(bitmap)) // MIB) * MIB
+        self.at.setdefault('bitmap', start)
+        self.at.setdefault('pages', first)
+        f.write(be(4, 1) + be(8, PAGE) + be(8, start) + be(8, first))
+        f.write(bitmap)
+        for page, data in contents.items():
+            f.seek(first + page * PAGE)
+            f.write(data)
+        f.seek(first + pages * PAGE)
+        self.at['end'] = f.tell()
+
+    def _rest(self, f):
+        def footer(number):
+            return b'\x7e' + be(4, number) if self.footers else b''
+        f.write(be(8, 0x200) + be(8, 16) + footer(2))
+        for kind in (b'\x02', b'\x02', b'\x03'):
+            f.write(kind + be(4, 2) + be(8, 16) + footer(2))
+        self.at['devices'] = f.tell()
+        for number, (name, instance, version) in enumerate(self.devices, 10):
+            f.write(b'\x04' + be(4, number) + named(name.encode())
+                    + be(4, instance) + be(4, version)
+                    + bytes(range(number, number + 30)) + footer(number))
+        f.write(b'\0')
+        self.at['description'] = f.tell()
+        if self.description:
+            text = json.dumps({'page_size': PAGE, 'devices': [
+                {'name': n, 'instance_id': i, 'vmsd_name': 'x', 'version': v,
+                 'fields': [{'name': 'x', 'size': 30}]}
+                for n, i, v in self.devices]}).encode()
+            f.write(b'\x06' + be(4, len(text)) + text)
+        self.at['size'] = f.tell()
+
+    def memory(self, number=0):
+        _, pages, contents = self.blocks[number]
+        return b''.join(contents.get(p, bytes(PAGE)) for p in range(pages))
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        self.top = tempfile.mkdtemp(prefix='mapped-ram.')
+        self.addCleanup(shutil.rmtree, self.top)
+        self.image = os.path.join(self.top, 'image')
+        self.maker = Maker()
+
+    def path(self, name):
+        return os.path.join(self.top, name)
+
+    def write(self, **changes):
+        for name, value in changes.items():
+            setattr(self.maker, name, value)
+        return self.maker.write(self.image)
+
+    def patch(self, at, data, path=None):
+        with open(path or self.image, 'r+b') as f:
+            f.seek(at)
+            f.write(data)
+
+    def run_tool(self, *args):
+        """(exit code, stdout, stderr)"""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code = tool.main(list(args))
+            except SystemExit as end:
+                code = end.code
+        return code, out.getvalue(), err.getvalue()
+
+    def result(self, *args, code=0):
+        """What --json prints; insists on the exit code."""
+        got, out, err = self.run_tool(*args, '--json')
+        self.assertEqual(got, code, out + err)
+        return json.loads(out)
+
+    def problems(self, spec=None, code=1, says=None):
+        """verify finds these problems, and tells them to people, too."""
+        found = self.result('verify', spec or self.image, code=code)
+        _, out, _ = self.run_tool('verify', spec or self.image)
+        if says:
+            self.assertRegex(out, says)
+        return found['problems']
+
+
+class Good(Case):
+    def test_info(self):
+        self.write()
+        found = self.result('info', self.image)
+        self.assertEqual((found['machine'], found['capabilities'],
+                          found['page-size'], found['finished']),
+                         ('pc-test-1.0', ['mapped-ram'], PAGE, True))
+        self.assertEqual([(b['name'], b['pages'], b['pages-present'])
+                          for b in found['blocks']],
+                         [('pc.ram', 300, 8), ('pc.rom', 5, 0),
+                          ('tail', 64, 1)])
+        self.assertEqual([(d['name'], d['instance'], d['version'])
+                          for d in found['devices']], list(DEVICES))
+        ram = found['blocks'][0]
+        for field in ('header', 'bitmap', 'pages'):
+            self.assertEqual(ram[f'{field}-offset'], self.maker.at[field])
+        self.assertIn('pc.ram', self.run_tool('info', self.image)[1])
+
+    def test_holes(self):
+        self.write()
+        ram = self.result('info', self.image)['blocks'][0]
+        if not ram['bytes-of-holes']:
+            self.skipTest('this file system has no holes')
+        self.assertEqual(ram['bytes-in-file'], 8 * PAGE)
+        self.assertEqual(ram['bytes-of-holes'], 292 * PAGE)
+
+    def verified(self, spec=None, *options):
+        found = self.result('verify', spec or self.image, *options)
+        self.assertEqual(found['problems'], [])
+        return found
+
+    def extracted(self, *options, spec=None):
+        out = self.path('raw')
+        self.result('extract', spec or self.image, 'pc.ram', '-o', out,
+                    '--force', *options)
+        with open(out, 'rb') as f:
+            return f.read()
+
+    def test_all_kinds(self):
+        """Whatever may be left out or differ is understood."""
+        for changes in ({}, {'offset': 12345}, {'machine': b''},
+                        {'footers': False}, {'description': False},
+                        {'early': b'\x04early device' * 20}):
+            with self.subTest(str(changes)):
+                self.maker = Maker()
+                self.write(**changes)
+                spec = f'{self.image},offset={self.maker.offset}'
+                self.verified(spec)
+                self.assertEqual(self.extracted(spec=spec),
+                                 self.maker.memory())
+
+    def test_bitmaps_of_other_hosts(self):
+        for order, word in (('little', 4), ('big', 8), ('big', 4)):
+            with self.subTest(f'{order} {word}'):
+                self.maker = Maker()
+                self.write(order=order, word=word)
+                options = ['--word-size', str(word)]
+                options += ['--big-endian'] if order == 'big' else []
+                self.verified(None, *options)
+                self.assertEqual(self.extracted(*options),
+                                 self.maker.memory())
+
+    def test_libvirt(self):
+        for order in '<>':
+            with self.subTest(order):
+                self.maker = Maker()
+                self.write(libvirt=(b'LibvirtQemudSave', 6, order))
+                found = self.verified()
+                self.assertEqual(found['libvirt']['format'], 'sparse')
+                self.assertEqual(self.extracted(), self.maker.memory())
+                self.assertEqual(
+                    self.extracted(spec=f'file:{self.image},offset='
+                                   f'{hex(self.maker.at["magic"])}'),
+                    self.maker.memory())
+
+    def test_extract_of_all_blocks(self):
+        self.write()
+        for number, (name, _, _) in enumerate(self.maker.blocks):
+            out = self.path('raw')
+            self.result('extract', self.image, name.decode(), '-o', out,
+                        '--force')
+            with open(out, 'rb') as f:
+                self.assertEqual(f.read(), self.maker.memory(number))
+
+    def test_absent_pages_are_zero(self):
+        """... whatever the file has in their places."""
+        self.write()
+        self.patch(self.maker.at['pages'] + 2 * PAGE, b'old' * 1000)
+        self.assertEqual(self.extracted(), self.maker.memory())
+        self.assertNotEqual(self.extracted('--ignore-bitmap'),
+                            self.maker.memory())
+
+    def test_extract_keeps_what_is_there(self):
+        self.write()
+        out = self.path('raw')
+        with open(out, 'w') as f:
+            f.write('mine')
+        found = self.result('extract', self.image, 'pc.ram', '-o', out, code=2)
+        self.assertIn('--force', found['error']['cause'])
+        self.assertEqual(os.path.getsize(out), 4)
+        os.symlink(out, self.path('link'))
+        self.result('extract', self.image, 'pc.ram', '-o', self.path('link'),
+                    '--force', code=2)
+        self.result('extract', self.image, 'pc.ram', '-o',
+                    self.path('no/where'), code=2)
+        found = self.result('extract', self.image, 'nix', '-o', out, code=2)
+        self.assertIn("'pc.rom'", found['error']['cause'])
+        self.result('extract', self.image, 'pc.ram', '-o', self.image, code=2)
+        self.assertEqual(sorted(os.listdir(self.top)),
+                         ['image', 'link', 'raw'])
+
+    def test_extract_that_fails_leaves_nothing(self):
+        self.write()
+        real, calls = tool.Image.read_group, []
+
+        def failing(self, block, number, bits):
+            calls.append(number)
+            if len(calls) > 1:
+                raise self.error('made up')
+            return real(self, block, number, bits)
+
+        self.addCleanup(setattr, tool.Image, 'read_group', real)
+        tool.Image.read_group = failing
+        self.result('extract', self.image, 'pc.ram', '-o', self.path('raw'),
+                    code=2)
+        self.assertEqual(os.listdir(self.top), ['image'])
+
+    def test_map(self):
+        self.write()
+        _, out, _ = self.run_tool('map', self.image, '--width', '10')
+        self.assertIn('|@ +++     |', out)
+        picture = self.path('ram.svg')
+        self.result('map', self.image, '-o', picture)
+        with open(picture) as f:
+            text = f.read()
+        self.assertTrue(text.startswith('<svg') and 'pc.ram' in text)
+        self.result('map', self.image, '-o', picture, code=2)
+        cells = self.result('map', self.image, '--rows', '512')['blocks'][0]
+        self.assertEqual([i for i, n in enumerate(cells['cells']) if n],
+                         [0, 1, 5, 7, 8, 255, 256, 299])
+        cells = self.result('map', self.image, '--width', '8', '--rows',
+                            '1')['blocks'][0]
+        self.assertEqual((cells['pages-per-cell'], cells['cells']),
+                         (64, [5, 0, 0, 1, 2]))
+
+
+class Compare(Case):
+    def compare(self, code, *options):
+        return self.result('compare', self.image, self.other, *options,
+                           code=code)
+
+    def setUp(self):
+        super().setUp()
+        self.write()
+        self.other = self.path('other')
+        self.theirs = Maker()
+        self.theirs.offset = 5 * MIB + 77
+        self.theirs.write(self.other)
+        self.other += f',offset={self.theirs.offset}'
+
+    def again(self):
+        self.theirs.write(self.other.partition(',')[0])
+
+    def test_same(self):
+        self.assertTrue(self.compare(0)['same'])
+
+    def test_zero_page_is_as_good_as_absent(self):
+        self.theirs.blocks[0][2][100] = bytes(PAGE)
+        self.again()
+        self.compare(0)
+
+    def test_absent_pages_are_zero(self):
+        """... whatever the file has in their places."""
+        self.patch(self.maker.at['pages'] + 2 * PAGE, b'old' * 1000)
+        self.compare(0)
+
+    def test_a_byte(self):
+        self.patch(self.theirs.at['pages'] + 7 * PAGE + 4095, b'\0',
+                   self.path('other'))
+        self.assertEqual(self.compare(1)['differences'], [
+            {'block': 'pc.ram', 'page': 7, 'address': 8 * PAGE - 1,
+             'byte': 4095, 'values': [page_of(7)[-1], 0]}])
+        out = self.run_tool('compare', self.image, self.other)[1]
+        self.assertRegex(out, "RAM block 'pc.ram', page 7: .* byte 4095")
+
+    def test_pages_only_in_one(self):
+        self.theirs.blocks[0][2][100] = page_of(100)
+        del self.theirs.blocks[2][2][63]
+        self.again()
+        found = self.compare(1)
+        self.assertEqual([(d['block'], d['page'], d['byte'])
+                          for d in found['differences']],
+                         [('pc.ram', 100, 0), ('tail', 63, 0)])
+        found = self.compare(1, '--limit', '1')
+        self.assertEqual((found['pages-different'],
+                          len(found['differences'])), (2, 1))
+
+    def test_blocks(self):
+        self.theirs.blocks[1:] = [(b'pc.rom', 6, {5: page_of(1)}),
+                                  (b'new', 1, {})]
+        self.again()
+        found = self.compare(1)
+        self.assertEqual([d['block'] for d in found['blocks']],
+                         ['pc.rom', 'tail', 'new'])
+        self.assertEqual(found['pages-different'], 0)
+
+
+class Damaged(Case):
+    def one_problem(self, at, field, says, code=1):
+        """The first problem is this one, and the other commands refuse the
+        image for the same reason."""
+        found = self.problems(code=code)
+        self.assertTrue(found)
+        self.assertEqual(found[0]['offset'], at)
+        self.assertIn(field, found[0]['field'])
+        self.assertRegex(found[0]['cause'], says)
+        if code == 1:
+            info = self.result('info', self.image, code=2)
+            self.assertEqual(info['error'], found[0])
+
+    def test_each_field_of_a_header(self):
+        self.write()
+        at = self.maker.at['header']
+        with open(self.image, 'rb') as f:
+            good = f.read()
+        for field, where, size, values in (
+                ('version', 0, 4, (0, 2, -1)),
+                ('page size', 4, 8, (0, 1, 2047, 4095, 1 << 20, 1 << 63, -1)),
+                ('bitmap offset', 12, 8, (0, 1, at, at + 27, at + 29,
+                                          1 << 40, 1 << 63, -1)),
+                ('pages offset', 20, 8, (0, 1, MIB - 1, MIB + 4096, 2 * MIB,
+                                         1 << 40, 1 << 63, -1))):
+            for value in values:
+                with self.subTest(f'{field} {value}'):
+                    self.patch(at + where, be(size, value))
+                    self.one_problem(at + where, field, r'^is \d+, not ')
+                    self.patch(0, good)
+
+    def test_page_size_of_another_target(self):
+        self.write()
+        self.patch(self.maker.at['header'] + 4, be(8, 8192))
+        # the length no longer is whole pages, or the description tells
+        self.assertTrue(self.problems())
+
+    def test_lengths(self):
+        self.write()
+        at = self.maker.at['header'] - 8
+        for value in (0, 1, PAGE - 1, 299 * PAGE + 1, 301 * PAGE, 1 << 62, -1):
+            with self.subTest(value):
+                self.patch(at, be(8, value))
+                self.assertTrue(self.problems())
+
+    def test_total(self):
+        self.write()
+        for value in (0, 4, PAGE | 4, 369 * PAGE, 370 * PAGE | 4,
+                      (1 << 63) | 4, -1):
+            with self.subTest(value):
+                self.patch(self.maker.at['total'], be(8, value))
+                self.assertTrue(self.problems())
+
+    def test_names(self):
+        for name, says in ((b'', 'is no name'), (b'a\0b', 'is no name'),
+                           (b'tail', 'another block')):
+            with self.subTest(name):
+                self.maker = Maker()
+                self.maker.blocks[0] = (name, *self.maker.blocks[0][1:])
+                self.write()
+                self.assertRegex(self.problems()[0]['cause'], says)
+
+    def test_names_are_safe_to_print(self):
+        self.maker.blocks[0] = (b'\x1b[2J\xff<&"\'\n', 3, {})
+        self.write()
+        for command in ('info', 'verify', 'map'):
+            _, out, _ = self.run_tool(command, self.image)
+            self.assertNotIn('\x1b', out)
+        picture = self.path('ram.svg')
+        self.result('map', self.image, '-o', picture)
+        with open(picture) as f:
+            self.assertNotIn('<&', f.read())
+
+    def test_stray_bits(self):
+        self.write()
+        self.patch(self.maker.at['bitmap'] + 300 // 8, b'\x18')
+        self.one_problem(self.maker.at['bitmap'], 'bitmap',
+                         'has page 300, but the block has only 300')
+
+    def test_magic(self):
+        self.write(magic=0)
+        self.problems(code=3, says='not finished')
+        self.assertFalse(self.result('info', self.image, code=3)['finished'])
+        out = self.path('raw')
+        self.result('extract', self.image, 'pc.ram', '-o', out, code=3)
+        self.result('extract', self.image, 'pc.ram', '-o', out,
+                    '--unfinished')
+        self.write(magic=0x51455649)
+        self.one_problem(0, 'magic number', 'no migration stream')
+
+    def test_libvirt_header(self):
+        self.write(libvirt=(b'LibvirtQemudPart', 6, '<'))
+        self.problems(code=3, says='incomplete')
+        self.write(libvirt=(b'LibvirtQemudSave', 1, '<'))
+        self.one_problem(28, "libvirt", 'format gzip')
+        for at, size, value in ((16, 4, 0), (16, 4, 4 << 24), (20, 4, 0),
+                                (20, 4, -1), (28, 4, 7 << 24), (32, 4, -1)):
+            with self.subTest(f'{at} {value}'):
+                self.write(libvirt=(b'LibvirtQemudSave', 6, '<'))
+                self.patch(at, be(size, value))
+                self.assertTrue(self.problems())
+
+    def test_configuration(self):
+        self.write()
+        self.patch(9, be(4, 1 << 31))
+        self.one_problem(9, 'machine type', 'more than')
+        self.write(capabilities=[b'x'] * 300)
+        self.assertRegex(self.problems()[0]['cause'], 'more than')
+        self.write(capabilities=[b'x-ignore-shared'])
+        self.assertRegex(self.problems()[0]['cause'], 'x-ignore-shared')
+
+    def test_marks_and_footers(self):
+        self.write()
+        end = self.maker.at['end']
+        self.patch(end + 8, be(8, 8))
+        self.assertEqual(self.problems()[0]['offset'], end + 8)
+        self.write()
+        self.patch(end + 17, be(4, 3))
+        self.assertEqual(self.problems()[0]['offset'], end + 16)
+
+    def test_device_state(self):
+        self.write()
+        at = self.maker.at['devices']
+        with open(self.image, 'rb') as f:
+            good = f.read()
+        # kind, number, name, version and footer of the first section
+        for where in (0, 4, 6, 18, 53):
+            with self.subTest(where):
+                self.patch(at + where, bytes([good[at + where] ^ 0x80]))
+                self.assertTrue(self.problems())
+                self.patch(0, good)
+        self.assertEqual(self.problems(code=0), [])
+
+    def test_ends_without_description(self):
+        """... but with a footer, a 0 and the end: complete."""
+        self.write(description=False)
+        self.problems(code=0, says='note: the stream has no description')
+        os.truncate(self.image, self.maker.at['size'] - 1)
+        self.assertRegex(self.problems()[0]['cause'], 'incomplete')
+
+    def test_something_behind(self):
+        self.write()
+        with open(self.image, 'ab') as f:
+            f.write(b'x')
+        self.assertRegex(self.problems()[0]['cause'], 'something follows')
+
+    def test_pages_that_are_holes(self):
+        self.maker.blocks[0][2].clear()
+        self.write()
+        if not self.result('info', self.image)['blocks'][0]['bytes-of-holes']:
+            self.skipTest('this file system has no holes')
+        self.patch(self.maker.at['bitmap'], b'\x05')
+        found = self.result('verify', self.image)
+        self.assertEqual(found['blocks'][0]['pages-present-in-holes'], 2)
+        self.assertRegex(found['notes'][0], '2 of 2 pages .* are holes')
+
+    def test_truncated(self):
+        """What is cut off is named."""
+        self.write()
+        at = self.maker.at['header']
+        os.truncate(self.image, self.maker.at['pages'] + 300 * PAGE - 1)
+        self.one_problem(self.maker.at['pages'], 'pages',
+                         r'end at \d+, but the file ends at \d+: .*truncated')
+        os.truncate(self.image, at + 10)
+        self.one_problem(at, 'header', f'the file ends at {at + 10}, before')
+
+    def test_too_many_blocks(self):
+        count = tool.Image.__init__.__globals__['BLOCKS_MAX'] + 1
+        self.maker.blocks = [(b'%d' % i, 1, {}) for i in range(count)]
+        self.write()
+        self.assertRegex(self.problems()[0]['cause'], 'more than 4096')
+
+    def test_huge_and_empty(self):
+        """A sparse file with a block of 2 TiB: no time, no memory."""
+        pages = 1 << 29
+        self.maker.blocks = [(b'huge', 1, {0: page_of(1)})]
+        self.write(description=False)
+        self.patch(self.maker.at['total'], be(8, pages * PAGE | 4))
+        header = self.maker.at['header']
+        start = -(-(header + 28 + pages // 8) // MIB) * MIB
+        self.patch(header - 8, be(8, pages * PAGE))
+        self.patch(header + 20, be(8, start))
+        try:
+            os.truncate(self.image, start + pages * PAGE + 99)
+        except OSError as err:
+            self.skipTest(f'no file of that size here: {err}')
+        found = self.problems()
+        self.assertEqual([p['field'] for p in found],
+                         ['mark of the section "ram"'])
+
+    def test_no_image(self):
+        for name, data, code in (
+                ('empty', b'', 3), ('zeroes', bytes(9999), 3),
+                ('short', b'QEVM', 1), ('text', b'hello\n' * 99, 1)):
+            with self.subTest(name):
+                with open(self.image, 'wb') as f:
+                    f.write(data)
+                self.assertTrue(self.problems(code=code))
+        os.mkfifo(self.path('fifo'))
+        for path in (self.top, self.path('nix'), self.path('fifo'),
+                     '/dev/null', 'a\0b', self.image + ',offset=1Z'):
+            with self.subTest(path):
+                code, out, err = self.run_tool('info', path)
+                self.assertEqual((code, out), (2, ''))
+                self.assertRegex(err, r'^mapped-ram: [^\n]+\n\Z')
+
+    def test_plain_stream(self):
+        """Saved without mapped-ram: the next block stands where the header
+        would be."""
+        self.write(capabilities=[])
+        self.patch(self.maker.at['header'], named(b'pc.rom') + be(8, 5 * PAGE)
+                   + bytes(99))
+        self.assertRegex(self.problems()[0]['cause'], 'without mapped-ram')
+
+    def test_usage(self):
+        for args in ((), ('info',), ('nix', 'x'), ('extract', 'x', 'y'),
+                     ('map', '--width', '0', 'x'), ('info', '--word-size',
+                                                    '3', 'x')):
+            self.assertEqual(self.run_tool(*args)[0], 2)
+        code, out, _ = self.run_tool('--help')
+        self.assertEqual(code, 0)
+        for number in range(4):
+            self.assertRegex(out, rf'(?m)^  {number}  ')
+
+
+class Hostile(Case):
+    COMMANDS = (('verify',), ('info',), ('map',), ('extract', 'pc.ram'),
+                ('compare',))
+
+    def survives(self, number):
+        """One of the commands ends with one of its exit codes."""
+        command, *rest = self.COMMANDS[number % len(self.COMMANDS)]
+        args = [command, self.image, *rest]
+        if command == 'extract':
+            args += ['-o', self.path('raw'), '--force', '--unfinished']
+        elif command == 'compare':
+            args += [self.good, '--unfinished']
+        code, out, err = self.run_tool(*args, *(['--json'] * (number % 2)))
+        self.assertIn(code, (0, 1, 2, 3))
+        if code == 2:
+            self.assertRegex(err, re.escape(f'mapped-ram: {self.image}: '))
+        return code
+
+    def make(self):
+        self.good = Maker().write(self.path('good'))
+        self.write(libvirt=(b'LibvirtQemudSave', 6, '<'), blocks=[
+            (b'pc.ram', 300, {p: page_of(p) for p in (0, 1, 299)}),
+            (b'b', 5, {})])
+        with open(self.image, 'rb') as f:
+            self.data = f.read()
+        self.head = self.maker.at['bitmap'] + 48
+        self.tail = self.maker.at['end'] - 8
+        self.described = self.maker.at['description']
+
+    def test_truncated_at_every_length(self):
+        self.make()
+        size = len(self.data)
+        lengths = [*range(self.head), *range(self.head, self.tail, 49999),
+                   *range(self.tail, size)]
+        for length in reversed(lengths):
+            os.truncate(self.image, length)
+            code, out, err = self.run_tool('verify', self.image)
+            # Only the description may be missing as a whole
+            want = {0: 3, self.maker.at['magic']: 3,
+                    self.described: 0}.get(length, 1)
+            self.assertEqual(code, want, f'{length} of {size} bytes: '
+                             f'{out}{err}')
+            if length % 8 == 0:
+                self.survives(length // 8)
+        self.assertGreater(len(lengths), 1500)
+
+    def test_random_damage(self):
+        self.make()
+        rng = random.Random(20)
+        seen = set()
+        places = [*range(16, 36), *range(1109, self.head),
+                  *range(self.tail, len(self.data))]
+        extra = [self.maker.at[n] for n in ('total', 'header', 'magic')]
+        values = [b'\0', b'\xff', b'\x80', b'\x01', bytes(4), b'\xff' * 4,
+                  bytes(8), b'\xff' * 8, be(8, 1 << 62), be(8, 4)]
+        for number in range(2000):
+            undo = []
+            for _ in range(rng.choice((1, 1, 1, 2, 5))):
+                at = rng.choice(places if rng.random() < .7 else extra)
+                data = rng.choice((bytes([rng.randrange(256)]),
+                                   rng.choice(values)))
+                undo.append(at)
+                self.patch(at, data)
+            seen.add(self.survives(number))
+            for at in undo:
+                self.patch(at, self.data[at:at + 8])
+            os.truncate(self.image, len(self.data))
+        self.assertEqual(seen, {0, 1, 2, 3})
+
+    def test_random_bytes_behind_the_magic_number(self):
+        self.good = Maker().write(self.path('good'))
+        rng = random.Random(21)
+        for number in range(300):
+            with open(self.image, 'wb') as f:
+                f.write(b'QEVM' + be(4, 3) + rng.randbytes(
+                    rng.randrange(3000)))
+            self.assertNotEqual(self.survives(number), 0)
+
+    def test_description_that_lies(self):
+        """Any text may stand where the description is."""
+        self.write(description=False)
+        with open(self.image, 'rb') as f:
+            body = f.read()
+        for text in (b'{"}', b'{"a": ' + b'[' * 99999 + b'}',
+                     b'{"page_size": 99999999, "devices": [}',
+                     b'{"page_size": 4096, "devices": ['
+                     + b'{"name": "\\q", "instance_id": 0, }',
+                     b'{"page_size": 4096, "devices": ['
+                     + b'{"name": "x", "instance_id": 0, ' * 5000 + b'}',
+                     b'{"page_size": 4096, "devices": [{"name": "'
+                     + b'x' * 99999 + b'}',
+                     b'{"page_size": 4096, "devices": [{"name": "timer", '
+                     b'"instance_id": -99999999999, "vmsd_name": "x", '
+                     b'"version": 9999999999}'):
+            with self.subTest(text[:70]):
+                with open(self.image, 'wb') as f:
+                    f.write(body + b'\x06' + be(4, len(text)) + text)
+                code, out, err = self.run_tool('verify', self.image)
+                self.assertIn(code, (0, 1), out + err)
+
+
+if __name__ == '__main__':
+    unittest.main()
