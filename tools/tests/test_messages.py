@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The operators' page explains messages: each that it quotes is one that the
+sources have, so that it is found by who searches for it."""
+
+import glob
+import os
+import re
+import unittest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(
+    os.path.abspath(__file__))))
+PAGE = os.path.join(ROOT, 'docs', 'system', 'direct-io.rst')
+# Messages of QEMU's own that an operator will see first
+OF_THE_BASE = {"Could not open '...': ...", "Could not create '...': ..."}
+
+_LITERAL = r'"(?:[^"\\\n]|\\.)*"'
+_RUN = re.compile(rf'{_LITERAL}(?:\s*(?:{_LITERAL}|\bPRI[a-zA-Z0-9]+\b'
+                  rf'|\b[A-Z][A-Z0-9_]+\b))*')
+_MACRO = re.compile(rf'#define ([A-Z][A-Z0-9_]+) ({_LITERAL})')
+_DIRECTIVE = re.compile(r'%[-+ #0]*\d*(?:\.\d+)?(?:hh|h|ll|l|z|j|t)?[a-zA-Z]')
+
+
+def sources():
+    """The text of all C files that the series adds, and of what it adds to
+    the base's."""
+    for directory in ('io', 'migration', 'util', 'compat'):
+        for path in glob.glob(os.path.join(ROOT, directory, '**', '*.c'),
+                              recursive=True):
+            with open(path, encoding='utf-8') as f:
+                yield f.read()
+    for path in glob.glob(os.path.join(ROOT, 'series', '*', '*.patch')):
+        with open(path, encoding='utf-8') as f:
+            yield ''.join(line[1:] for line in f if line.startswith('+'))
+
+
+def messages():
+    """All string constants, with ... for what is filled in."""
+    found = set()
+    for text in sources():
+        macros = dict(_MACRO.findall(text))
+        for run in _RUN.finditer(text):
+            parts = []
+            for part in re.findall(rf'{_LITERAL}|\b[A-Z]\w+\b', run.group()):
+                if part.startswith('PRI'):
+                    # the directive's beginning is at the end of the last one
+                    parts.append('u')
+                else:
+                    parts.append(macros.get(part, part).strip('"'))
+            found.add(same(_DIRECTIVE.sub('...', ''.join(parts))))
+    return found
+
+
+def same(text):
+    """In which order variable parts meet does not matter."""
+    return re.sub(r'\.\.\.[. ]*', '...', re.sub(r'\\n', '', text)).strip()
+
+
+def quoted():
+    """What the page quotes: the terms of its lists."""
+    with open(PAGE, encoding='utf-8') as f:
+        text = f.read()
+    for _, line in re.findall(r'(?m)^( *)(``.*)\n(?=\1 +\S|\n\1 )',
+                                   text):
+        yield from re.findall(r'``(.+?)``(?:,|$| or )', line)
+
+
+class Messages(unittest.TestCase):
+    def test_quoted_messages_exist(self):
+        known = messages()
+        quotes = [q for q in quoted() if q not in OF_THE_BASE]
+        self.assertGreater(len(quotes), 50)
+        for quote in quotes:
+            with self.subTest(quote):
+                look = same(quote)
+                self.assertTrue(
+                    any(look in have or (len(have) > 8 and have == look)
+                        for have in known),
+                    f'no source has the message "{quote}"')
+
+
+if __name__ == '__main__':
+    unittest.main()
