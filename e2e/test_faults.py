@@ -194,7 +194,8 @@ def faulty(t, file, *faults, emulator=None, engine=''):
     changed = copy.copy(base)
     changed.env = dict(base.env, LD_PRELOAD=library, FAULT_FILE='/' + file,
                        FAULT=','.join(faults), FAULT_HIDE=HIDE[engine],
-                       FAULT_LOG=t.path('fault-log'))
+                       FAULT_LOG=t.path('fault-log'),
+                       FAULT_GATE=t.path('fault-gate'))
     return changed
 
 
@@ -290,7 +291,8 @@ class strace:
         self._process.wait()
 
 
-@test('errors: short writes are continued, at every write', quick=True)
+@test('errors: short writes are continued, at every write', quick=True,
+      stock='restored RAM is not|BAD page|restore by')
 def test_short_writes(t):
     for mode in [Mode(0), Mode(4, True)] if t.config.quick else ALL_MODES:
         for engine in ('', 'aio', 'sync') if mode.channels else ('',):
@@ -306,7 +308,8 @@ def test_short_writes(t):
                 raise AssertionError(f'({mode}, {engine}) {err}') from None
 
 
-@test('errors: short reads are continued, at every read', quick=True)
+@test('errors: short reads are continued, at every read',
+      quick=True, stock='Partial read')
 def test_short_reads(t):
     uri = f'file:{t.path("image")}'
     vm = t.source()
@@ -319,7 +322,8 @@ def test_short_reads(t):
             t.restores(uri, want, mode, emulator=emulator).kill()
 
 
-@test('errors: the sync fails, at the first or a later attempt', quick=True)
+@test('errors: the sync fails, at the first or a later attempt', quick=True,
+      stock='the save completed, should have failed')
 def test_sync_error(t):
     def one(mode):
         path = t.path('image')
@@ -392,7 +396,7 @@ def test_slow_writes(t):
 
 # Targets that refuse
 
-@test('refused: a file system without O_DIRECT', quick=True)
+@test('refused: a file system without O_DIRECT', quick=True, stock='SIGSEGV')
 def test_no_odirect(t):
     """Found before the guest is stopped; the message names file and file
     system; the image that was there is still there."""
@@ -461,7 +465,8 @@ def fdset_case(t, vm, uri, mode, *fds):
     return info
 
 
-@test('fdset: wrong descriptors are refused with a reason', quick=True)
+@test('fdset: wrong descriptors are refused with a reason',
+      quick=True, stock='different files: completed')
 def test_fdset_wrong(t):
     """Each of these either fails with a message or gives a good image."""
     uri = 'file:/dev/fdset/3'
@@ -515,7 +520,8 @@ def test_fdset_wrong(t):
     assert not wrong, '; '.join(wrong)
 
 
-@test('fdset: wrong descriptors are refused when restoring', quick=True)
+@test('fdset: wrong descriptors are refused when restoring',
+      quick=True, stock='different files: restored')
 def test_fdset_wrong_load(t):
     a, b = t.path('a'), t.path('b')
     src = t.source(ram=32)
@@ -557,7 +563,8 @@ def test_fdset_wrong_load(t):
     assert not wrong, '; '.join(wrong)
 
 
-@test('refused: capabilities that do not go together', quick=True)
+@test('refused: capabilities that do not go together',
+      quick=True, stock='x-ignore-shared is accepted')
 def test_capabilities(t):
     vm = t.source(guest=DIRTY)
     for other in ('x-ignore-shared', 'compress', 'xbzrle', 'postcopy-ram'):
@@ -579,7 +586,7 @@ def test_capabilities(t):
 
 
 @test('refused: direct-io without multifd says that it has no effect',
-      quick=True)
+      quick=True, stock='query-migrate does not tell about direct-io')
 def test_direct_without_multifd(t):
     vm = t.source()
     vm.setup(Mode(0, True))
@@ -730,7 +737,8 @@ def test_rlimit(t):
         each([Mode(4, True), Mode(0)] if t.config.quick else SOME_MODES, one)
 
 
-@test('full: a retry at once after a failure', quick=True)
+@test('full: a retry at once after a failure',
+      quick=True, stock='duplicate yank instance')
 def test_retry(t):
     """As soon as a failure is told, the next save may begin."""
     bad = t.filesystem('tmpfs', 24 * MIB)
@@ -765,7 +773,8 @@ def test_retry(t):
 
 # Devices
 
-@test('devices: a block device as the target', quick=True)
+@test('devices: a block device as the target',
+      quick=True, stock='failed to truncate')
 def test_block_device(t):
     device = t.loop(t.path('disk'), 512 * MIB)
     for mode in [Mode(0), Mode(4, True)] if t.config.quick else ALL_MODES:
@@ -822,7 +831,7 @@ def test_big_sectors(t):
 
 
 @test('devices: 16 KiB sectors read an image saved on 512-byte ones',
-      quick=True)
+      quick=True, stock='SIGSEGV')
 def test_moved_to_big_sectors(t):
     try:
         device = t.loop(t.path('disk'), 512 * MIB, sector_size=16384)
@@ -883,7 +892,7 @@ SHUTDOWN = 0x8004587d       # EXT4_IOC_SHUTDOWN, XFS_IOC_GOINGDOWN
 
 
 @test('sync: completed is on the disk, even if the power fails', quick=True,
-      timeout=240)
+      timeout=240, stock='the completed image is gone')
 def test_power_failure(t):
     """The file system is shut down the moment the save has completed, with
     what it has not written; mounted again, the image is whole."""
@@ -1026,9 +1035,64 @@ def test_busy_restore(t):
             os.unlink(t.path('fault-log'))
 
 
+class HeldRestore:
+    """A restore of which one read of RAM does not end until release()."""
+
+    def __init__(self, t, mode):
+        self.t = t
+        path = t.path('image')
+        src = t.source()
+        src.save(f'file:{path}', Mode(4))
+        self.want = src.ram_hash()
+        src.kill()
+        self.vm = t.vm(incoming=True,
+                       emulator=faulty(t, 'image', 'read:d2:hold'))
+        self.vm.setup(mode)
+        self.vm.command('migrate-incoming', {'uri': f'file:{path}'})
+        deadline = time.monotonic() + 30
+        while not stalls(t):
+            assert time.monotonic() < deadline, 'no read was held'
+            time.sleep(0.02)
+
+    def release(self):
+        assert stalls(self.t) == ['stall'], 'the read was not held'
+        open(self.t.path('fault-gate'), 'w').close()
+        info = self.vm.wait_migration()
+        assert info['status'] == 'completed', info
+        assert self.vm.ram_hash() == self.want, 'restored RAM is wrong'
+
+
+@test('restore: QMP answers while a read does not end', quick=True,
+      stock='QMP does not answer')
+def test_held_read(t):
+    held = HeldRestore(t, Mode(2, True))
+    for command in ('query-status', 'query-migrate', 'query-name') * 5:
+        held.vm.command(command, timeout=10)
+    held.release()
+
+
+@test('restore: no thread spins while a read does not end', quick=True,
+      stock='spins')
+def test_spinning(t):
+    """A thread that waits is asleep whenever one looks, one that spins is
+    running or ready to, however busy the machine is."""
+    held = HeldRestore(t, Mode(1, True))
+    looks = 40
+    running = {}
+    for _ in range(looks):
+        time.sleep(0.02)
+        for thread, state in held.vm.threads():
+            running[thread] = running.get(thread, 0) + (state == 'R')
+    for thread, count in running.items():
+        assert count < looks / 2, \
+            f'thread {thread} spins: it ran {count} of {looks} times'
+    held.release()
+
+
 # More than one save
 
-@test('files: two virtual machines save to one file', quick=True)
+@test('files: two virtual machines save to one file',
+      quick=True, stock='both saves completed')
 def test_two_savers(t):
     """At most one completes, and then the file has its RAM."""
     path = t.path('image')
@@ -1059,7 +1123,8 @@ def test_two_savers(t):
     each([Mode(2, True), Mode(0)] if t.config.quick else SOME_MODES, one)
 
 
-@test('files: the previous image stays if a save cannot start', quick=True)
+@test('files: the previous image stays if a save cannot start',
+      quick=True, stock='SIGSEGV')
 def test_previous_image(t):
     target = t.filesystem('ramfs', 512 * MIB)
     path = os.path.join(target, 'image')

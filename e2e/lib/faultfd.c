@@ -12,9 +12,10 @@
  *              short: transfer only a part (of more than 4096 bytes, some
  *              multiple of 4096)
  *              stall=SECONDS: do it, but only after a while
+ *              hold: do it, but only when the file FAULT_GATE exists
  *
- * FAULT_LOG    file that gets a line "stall" when a stall begins, and "done"
- *              when it ends
+ * FAULT_LOG    file that gets a line "stall" when a stall or a hold begins,
+ *              and "done" when it ends
  *
  * FAULT_HIDE   "io_uring", "aio" or both: these seem not to exist, so that
  *              the program falls back on something else
@@ -51,7 +52,7 @@ struct fault {
     char kind;                  /* 'd', 'b' or 0 */
     unsigned nth;
     int and_later;
-    int error, shorten, stall;
+    int error, shorten, stall, hold;
 };
 
 static struct fault faults[16];
@@ -88,6 +89,8 @@ static void __attribute__((constructor)) init(void)
         what++;
         if (!strcmp(what, "short")) {
             f->shorten = 1;
+        } else if (!strcmp(what, "hold")) {
+            f->hold = 1;
         } else if (!strncmp(what, "stall=", 6)) {
             f->stall = atoi(what + 6);
         } else {
@@ -141,12 +144,15 @@ static const struct fault *find(int fd, int op)
         }
     }
     pthread_mutex_unlock(&lock);
-    errno = saved;
-    if (found && found->stall) {
+    if (found && (found->stall || found->hold)) {
         tell("stall\n");
         sleep(found->stall);
+        while (found->hold && access(getenv("FAULT_GATE"), F_OK)) {
+            usleep(10000);
+        }
         tell("done\n");
     }
+    errno = saved;
     return found;
 }
 

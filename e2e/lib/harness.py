@@ -3,6 +3,7 @@
 time limit, leaving nothing behind."""
 
 import contextlib
+import copy
 import ctypes
 import os
 import re
@@ -23,16 +24,44 @@ class Skip(Exception):
     """The test can't be done here; says why."""
 
 
-def test(name, quick=False, timeout=120):
+def test(name, quick=False, timeout=120, stock=None):
     """Registers a function as a test.
 
     quick       whether it belongs to the short run
     timeout     in seconds, generous
+    stock       if stock QEMU is known to fail it: a regular expression that
+                the reason matches.  A second test then insists on that, so
+                it is seen when stock has learnt better, and that the test
+                can fail.
     """
     def register(function):
         TESTS.append((name, function, quick, timeout))
+        if stock:
+            TESTS.append((f'stock fails: {name}', _fails(function, stock),
+                          False, timeout))
         return function
     return register
+
+
+def _fails(function, reason):
+    """The test that stock QEMU, in place of ours, fails `function`."""
+    def run(t):
+        if not t.config.stock:
+            raise Skip('no stock QEMU: give --stock')
+        try:
+            function(t.on_stock())
+        except Skip:
+            raise
+        except Exception as err:
+            said = f'{type(err).__name__}: {err}'
+            if not re.search(reason, said):
+                raise AssertionError(f'stock QEMU fails in another way, not '
+                                     f'with "{reason}": {said}') from None
+            t.note(f'stock: {said[:200]}')
+        else:
+            raise AssertionError('stock QEMU no longer fails this; take '
+                                 '"stock=" out of the test')
+    return run
 
 
 class Config:
@@ -61,6 +90,15 @@ class Context:
         self.stack = stack
         self.count = 0
         self.notes = []
+
+    def on_stock(self):
+        """The same, with stock QEMU under test in place of ours; short, as
+        the first failure is enough."""
+        other = copy.copy(self)
+        other.config = copy.copy(self.config)
+        other.config.ours = self.config.stock
+        other.config.quick = True
+        return other
 
     def note(self, text):
         """Something to be shown with the result."""

@@ -146,7 +146,8 @@ class VM:
         self._dump = prefix + '.ram'
         open(self.serial_path, 'w').close()
         argv = [*wrapper, *emulator.argv(),
-                '-machine', machine or 'pc-q35-7.2', '-accel', 'tcg', '-m', str(ram),
+                '-machine', machine or 'pc-q35-7.2', '-accel', 'tcg',
+                '-m', str(ram),
                 '-nodefaults', '-no-user-config', '-display', 'none',
                 '-vga', 'none', '-name', name,
                 '-chardev',
@@ -213,6 +214,15 @@ class VM:
 
     def open_descriptors(self):
         return len(os.listdir(f'/proc/{self.pid}/fd'))
+
+    def threads(self):
+        """[(name and id, state)], a state as in /proc: R, S, D ..."""
+        result = []
+        for tid in os.listdir(f'/proc/{self.pid}/task'):
+            with open(f'/proc/{self.pid}/task/{tid}/stat') as f:
+                name, _, rest = f.read().partition(' (')[2].rpartition(') ')
+            result.append((f'"{name}" ({tid})', rest.split()[0]))
+        return result
 
     def kill(self):
         if self.process.poll() is None:
@@ -303,14 +313,14 @@ class VM:
         for fd in fds:
             self.command('add-fd', {'fdset-id': fdset}, fds=[fd])
 
-    def migration(self):
-        return self.command('query-migrate')
+    def migration(self, timeout=60):
+        return self.command('query-migrate', timeout=timeout)
 
     def wait_migration(self, timeout=120):
         """Waits for the end, returns what query-migrate said."""
         deadline = time.monotonic() + timeout
         while True:
-            info = self.migration()
+            info = self.migration(min(timeout, 60))
             if info.get('status') in FINAL:
                 return info
             if time.monotonic() > deadline:

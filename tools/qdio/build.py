@@ -53,8 +53,9 @@ class Build:
             pass
         os.makedirs(self.directory, exist_ok=True)
         step(f'configure QEMU {self.base.name}',
-             ['../src/configure', *self.options], log_path('configure-' + self.name),
-             cwd=self.directory, env=environment())
+             ['../src/configure', *self.options],
+             log_path('configure-' + self.name), cwd=self.directory,
+             env=environment())
         with open(stamp, 'w', encoding='utf-8') as f:
             f.write(wanted)
 
