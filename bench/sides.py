@@ -1,141 +1,362 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The things that are compared.  Each measures one save and one restore of
-the same amount of random data, and knows nothing of the others."""
+"""The things that are compared.  Each measures saves and restores of the same
+contents, and knows nothing of the others.
 
+run(place, content) gives figures by phase, {'save': {...}, 'restore': {...}},
+as Meter.stop() makes them; facts() tells what the side is."""
+
+import contextlib
+import ctypes
 import json
+import mmap
 import os
 import subprocess
+import threading
 import time
 
 from e2e.lib.vm import VM, Mode
 
+from .content import MIB
+from .meter import Meter, cached, drop_caches, page_cache
 
-def drop_caches():
-    os.sync()
-    with open('/proc/sys/vm/drop_caches', 'w') as f:
-        f.write('3')
-
-
-def page_cache():
-    """Bytes in the host's page cache."""
-    with open('/proc/meminfo') as f:
-        for line in f:
-            if line.startswith('Cached:'):
-                return int(line.split()[1]) << 10
-    raise RuntimeError('no Cached: in /proc/meminfo')
+ENGINE = 'x-direct-io-engine'
+UNLIMITED = 1 << 40
 
 
-def cpu_seconds(pid):
-    """CPU time of a process so far, in user space and in the kernel."""
-    with open(f'/proc/{pid}/stat') as f:
-        fields = f.read().rsplit(')', 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+def start(emulator, place, content, incoming=False, name='bench'):
+    """A paused guest whose memory is anonymous and touched before, so that
+    its first use costs nothing later, whoever saves or restores it."""
+    ram = content.ram
+    return VM(emulator, place.sockets, name, ram=ram, incoming=incoming,
+              args=('-object', f'memory-backend-ram,id=ram0,size={ram}M,'
+                    'prealloc=on', '-machine', 'memory-backend=ram0')
+              + (() if incoming else ('-S',)))
 
 
-class Meter:
-    """Wall time, CPU time of `pid`, and page cache, from start to stop."""
-
-    def __init__(self, pid):
-        self.pid = pid
-        self.cache = page_cache()
-        self.cpu = cpu_seconds(pid)
-        self.start = time.monotonic()
-
-    def stop(self):
-        return {'seconds': time.monotonic() - self.start,
-                'cpu': cpu_seconds(self.pid) - self.cpu,
-                'cache': max(page_cache() - self.cache, 0)}
+def completed(side, what, info):
+    if info['status'] != 'completed':
+        raise RuntimeError(f'{side.name}: {what} {info["status"]}: '
+                           f'{info.get("error-desc")}')
+    return info
 
 
-class Guest:
-    """A QEMU with random RAM: it restores that from an image, measured, and
-    saves it again, measured."""
+def sync(path):
+    """Stock reports "completed" before the data is on the disk; ours after,
+    and has nothing left to do here."""
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
 
-    def __init__(self, emulator, channels, direct, ram):
+
+def told(info):
+    """What query-migrate tells of the I/O, of what is worth keeping."""
+    direct = info.get('direct-io', {})
+    return {key: direct[key] for key in ('engine', 'requests', 'depth')
+            if key in direct}
+
+
+class Migration:
+    """A QEMU that is restored from an image, the same for all sides, and then
+    saves to a fresh file.  What is derived from it has `emulator`, `name`,
+    and
+
+    image               the kind of images, see Place.image()
+    save(vm, path)      saves, and returns the figures
+    restore(vm, path)   likewise"""
+
+    def make_image(self, place, content, path):
+        vm = start(self.emulator, place, content)
+        try:
+            content.fill(vm.pid)
+            self.save(vm, path)
+        finally:
+            vm.kill()
+
+    def run(self, place, content):
+        image = place.image(content, self.image, lambda path: self.make_image(
+            place, content, path))
+        vm = start(self.emulator, place, content, incoming=True)
+        try:
+            restore = self.restore(vm, image)
+            content.check(vm.pid)
+            with place.fresh() as path:
+                return {'save': self.save(vm, path), 'restore': restore}
+        finally:
+            vm.kill()
+
+
+class Guest(Migration):
+    """A QEMU that saves to a file with mapped-ram.
+
+    program     the name of the emulator: ours, stock, base
+    channels    of multifd; 0 for none
+    engine      of ours; None: the emulator chooses
+    bandwidth   a limit in bytes per second, or None"""
+
+    image = 'mapped'
+
+    def __init__(self, program, emulator, channels, direct, engine=None,
+                 bandwidth=None):
+        self.program = program
         self.emulator = emulator
         self.mode = Mode(channels, direct)
-        self.ram = ram
-        self.name = f'{emulator.name}, {self.mode}'
+        self.engine = engine
+        self.bandwidth = bandwidth
+        words = [f'{program} {emulator.version}',
+                 'direct' if direct else 'buffered']
+        if engine:
+            words.append(engine)
+        words.append(f'{channels} ch' if channels else 'no multifd')
+        self.name = ', '.join(words)
 
-    def vm(self, directory, backend, incoming):
-        return VM(self.emulator, directory, 'bench', ram=self.ram,
-                  incoming=incoming,
-                  args=('-object', backend + f',id=ram0,size={self.ram}M',
-                        '-machine', 'memory-backend=ram0')
-                  + (() if incoming else ('-S',)))
+    def facts(self):
+        return {'program': self.program, 'version': self.emulator.version,
+                'channels': self.mode.channels, 'direct': self.mode.direct,
+                'engine': self.engine}
 
-    def make_image(self, directory, data, image):
-        """Saves a guest whose RAM is the file `data`."""
-        vm = self.vm(directory, 'memory-backend-file,share=off,'
-                     f'mem-path={data}', False)
-        try:
-            vm.save('file:' + image, self.mode, timeout=600)
-        finally:
-            vm.kill()
+    def setup(self, vm):
+        params = {'max_bandwidth': self.bandwidth or UNLIMITED}
+        if self.engine:
+            params[ENGINE] = self.engine
+        vm.setup(self.mode, **params)
 
-    def run(self, directory, image):
-        """Restores from `image`, and saves to a fresh file.  The memory is
-        anonymous, and touched before, so that its first use costs nothing
-        here."""
-        fresh = os.path.join(directory, 'fresh')
-        vm = self.vm(directory, 'memory-backend-ram,prealloc=on', True)
-        try:
-            vm.setup(self.mode)
-            drop_caches()
-            meter = Meter(vm.pid)
-            vm.command('migrate-incoming', {'uri': 'file:' + image})
-            info = vm.wait_migration(600)
-            restore = meter.stop()
-            if info['status'] != 'completed':
-                raise RuntimeError(f'{self.name}: restore {info["status"]}')
-            drop_caches()
-            meter = Meter(vm.pid)
-            vm.start_save('file:' + fresh)
-            info = vm.wait_migration(600)
-            if info['status'] != 'completed':
-                raise RuntimeError(f'{self.name}: save {info["status"]}: '
-                                   f'{info.get("error-desc")}')
-            # Stock reports completed before this; ours has nothing left here
-            fd = os.open(fresh, os.O_WRONLY)
-            os.fdatasync(fd)
-            os.close(fd)
-            save = meter.stop()
-        finally:
-            vm.kill()
-            if os.path.exists(fresh):
-                os.unlink(fresh)
-        return {'save': save, 'restore': restore}
+    def save(self, vm, path):
+        self.setup(vm)
+        drop_caches()
+        meter = Meter(vm.pid)
+        vm.start_save('file:' + path)
+        info = completed(self, 'save', meter.wait(vm))
+        sync(path)
+        return {**meter.stop(path), **told(info),
+                'file': os.stat(path).st_blocks * 512}
+
+    def restore(self, vm, path):
+        self.setup(vm)
+        drop_caches()
+        meter = Meter(vm.pid)
+        vm.command('migrate-incoming', {'uri': 'file:' + path}, timeout=900)
+        info = completed(self, 'restore', meter.wait(vm))
+        return {**meter.stop(path), **told(info)}
+
+
+class Pipe(Migration):
+    """A QEMU that saves through a pipe to a program that writes directly, as
+    libvirt 9 does it."""
+
+    image = 'stream'
+    SAVE = 'exec:exec dd of={} oflag=direct bs=1M iflag=fullblock ' \
+           'conv=fdatasync status=none'
+    RESTORE = 'exec:exec dd if={} iflag=direct bs=1M status=none'
+
+    def __init__(self, program, emulator):
+        self.emulator = emulator
+        self.name = f'{program} {emulator.version}, exec: direct dd'
+
+    def facts(self):
+        return {'program': 'exec', 'version': self.emulator.version}
+
+    def migrate(self, vm, command, uri):
+        vm.command('migrate-set-parameters', {'max-bandwidth': UNLIMITED})
+        drop_caches()
+        meter = Meter(vm.pid)
+        vm.command(command, {'uri': uri}, timeout=900)
+        completed(self, command, meter.wait(vm))
+        while children(vm.pid):
+            time.sleep(0.005)
+        return meter
+
+    def save(self, vm, path):
+        meter = self.migrate(vm, 'migrate', self.SAVE.format(path))
+        sync(path)
+        return meter.stop(path)
+
+    def restore(self, vm, path):
+        meter = self.migrate(vm, 'migrate-incoming',
+                             self.RESTORE.format(path))
+        return meter.stop(path)
+
+
+def children(pid):
+    """The children of a process that have not been waited for."""
+    found = []
+    for task in os.listdir(f'/proc/{pid}/task'):
+        with open(f'/proc/{pid}/task/{task}/children') as f:
+            found += f.read().split()
+    return found
 
 
 class Fio:
-    """What the disk can do: sequential direct I/O of 1 MiB, 16 in flight."""
+    """What the disk can do: sequential direct I/O of 1 MiB, 16 in flight, of
+    as many bytes as the guest has data.
 
-    name = 'fio, direct'
+    final       whether the file has its size before it is written; else each
+                write makes it longer
+    huge        whether its memory is of huge pages, as a guest's often is:
+                then a request has fewer pieces"""
 
-    def __init__(self, ram):
-        self.ram = ram
+    RESERVED = '/proc/sys/vm/nr_hugepages'
 
-    def _job(self, path, rw):
+    def __init__(self, final=False, huge=False):
+        self.final = final
+        self.huge = huge
+        self.name = 'fio, ' + ('file of final size' if final else 'fresh file')
+        self.name += ', huge pages' if huge else ''
+
+    def facts(self):
+        return {'program': 'fio', 'final': self.final, 'huge': self.huge}
+
+    @contextlib.contextmanager
+    def huge_pages(self):
+        """Enough huge pages for fio's buffers, while it runs."""
+        with open(self.RESERVED) as f:
+            before = f.read()
+        try:
+            with open(self.RESERVED, 'w') as f:
+                f.write(str(int(before) + 16))
+            yield
+        finally:
+            with open(self.RESERVED, 'w') as f:
+                f.write(before)
+
+    def job(self, path, rw, size):
         drop_caches()
-        cache = page_cache()
+        before = page_cache()
         out = subprocess.run(
             ['fio', '--name=limit', f'--filename={path}', f'--rw={rw}',
-             '--bs=1M', f'--size={self.ram}M', '--ioengine=io_uring',
-             '--iodepth=16', '--direct=1', '--fallocate=none',
-             '--refill_buffers' if rw == 'write' else '--norandommap',
-             '--end_fsync=1', '--output-format=json'],
+             '--bs=1M', f'--size={size}', '--ioengine=io_uring',
+             '--iodepth=16', '--direct=1', '--end_fsync=1',
+             f'--fallocate={"truncate" if self.final else "none"}',
+             f'--iomem={"mmaphuge" if self.huge else "malloc"}',
+             '--output-format=json'],
             check=True, capture_output=True, text=True).stdout
         job = json.loads(out[out.index('{'):])['jobs'][0]
         seconds = job['job_runtime'] / 1000
         return {'seconds': seconds,
                 'cpu': seconds * (job['usr_cpu'] + job['sys_cpu']) / 100,
-                'cache': max(page_cache() - cache, 0)}
+                'cache_growth': max(page_cache() - before, 0),
+                'cached': cached(path)}
 
-    def run(self, directory, _image):
-        path = os.path.join(directory, 'fio')
+    def run(self, place, content):
+        size = content.data_bytes()
+        with place.fresh('fio') as path, \
+                self.huge_pages() if self.huge else contextlib.nullcontext():
+            save = self.job(path, 'write', size)
+            return {'save': save, 'restore': self.job(path, 'read', size)}
+
+
+class Scan:
+    """Reading zeros from memory with as many threads as there are CPUs: what
+    looking for zero pages costs at least."""
+
+    name = 'scan of memory'
+    PART = 64 * MIB
+
+    def facts(self):
+        return {'program': 'scan'}
+
+    def run(self, place, content):
+        size = content.ram * MIB
+        libc = ctypes.CDLL(None)
+        libc.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p,
+                                ctypes.c_size_t]
+        # Of hundreds of MiB, again and again: far more than caches hold
+        part = min(size, 512 * MIB)
+        with mmap.mmap(-1, part, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as m:
+            m.madvise(mmap.MADV_HUGEPAGE)
+            for offset in range(0, part, 4096):
+                m[offset] = 0
+            buffer = (ctypes.c_char * part).from_buffer(m)
+            at = ctypes.addressof(buffer)
+            threads = os.cpu_count() or 1
+            each = part // threads - 4096
+
+            def scan(number):
+                first = at + number * (part // threads)
+                for _ in range(size // part):
+                    libc.memcmp(first, first + 64, each)
+
+            pool = [threading.Thread(target=scan, args=(i,))
+                    for i in range(threads)]
+            begin = time.monotonic()
+            for thread in pool:
+                thread.start()
+            for thread in pool:
+                thread.join()
+            seconds = time.monotonic() - begin
+            del buffer
+        return {'save': {'seconds': seconds, 'cpu': seconds * threads}}
+
+
+class OnEmulatedDisk(Guest):
+    """A save on an emulated disk, of a guest that was filled in memory, and
+    the restore from there.
+
+    model       of the disk, see SlowDisk"""
+
+    def __init__(self, *args, model=None, restore=True, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model = model
+        self.restores = restore
+
+    def run(self, place, content):
+        size = 2 * content.ram * MIB + 512 * MIB
+        with place.on_slow_disk(size, **self.model) as (slow, disk), \
+                slow.fresh() as path:
+            vm = start(self.emulator, slow, content)
+            try:
+                content.fill(vm.pid)
+                result = {'save': self.save(vm, path)}
+            finally:
+                vm.kill()
+            result['save']['disk'] = disk.counts()
+            if self.restores:
+                disk.begin()
+                vm = start(self.emulator, slow, content, incoming=True)
+                try:
+                    result['restore'] = self.restore(vm, path)
+                    content.check(vm.pid)
+                finally:
+                    vm.kill()
+                result['restore']['disk'] = disk.counts()
+            return result
+
+
+class Socket(Guest):
+    """A migration over TCP, by multifd: as fast as the base must it be."""
+
+    def setup_socket(self, vm):
+        vm.command('migrate-set-capabilities', {'capabilities': [
+            {'capability': 'multifd', 'state': self.mode.channels > 0}]})
+        vm.command('migrate-set-parameters', {
+            'max-bandwidth': UNLIMITED,
+            **({'multifd-channels': self.mode.channels}
+               if self.mode.channels else {})})
+
+    def run(self, place, content):
+        source = start(self.emulator, place, content, name='source')
         try:
-            save = self._job(path, 'write')
-            return {'save': save, 'restore': self._job(path, 'read')}
+            target = start(self.emulator, place, content, incoming=True,
+                           name='target')
+            try:
+                return self.measure(source, target, content)
+            finally:
+                target.kill()
         finally:
-            if os.path.exists(path):
-                os.unlink(path)
+            source.kill()
+
+    def measure(self, source, target, content):
+        content.fill(source.pid)
+        self.setup_socket(source)
+        self.setup_socket(target)
+        target.command('migrate-incoming', {'uri': 'tcp:127.0.0.1:0'})
+        port = target.command('query-migrate')['socket-address'][0]['port']
+        receiving = Meter(target.pid)
+        sending = Meter(source.pid)
+        source.command('migrate', {'uri': f'tcp:127.0.0.1:{port}'})
+        completed(self, 'migration', sending.wait(source))
+        completed(self, 'migration', receiving.wait(target))
+        result = {'save': sending.stop(), 'restore': receiving.stop()}
+        content.check(target.pid)
+        return result

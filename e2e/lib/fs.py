@@ -34,10 +34,12 @@ def unmount(directory):
 
 
 @contextlib.contextmanager
-def loop(path, sector_size=512):
-    """A loop device over the file `path`."""
+def loop(path, sector_size=512, direct=False):
+    """A loop device over the file `path`; `direct`: past that file's page
+    cache."""
     device = run('losetup', '--find', '--show', '--sector-size',
-                 str(sector_size), path)
+                 str(sector_size), *(['--direct-io=on'] if direct else []),
+                 path)
     try:
         yield device
     finally:

@@ -233,12 +233,13 @@ def _installed(package):
     return done.stdout.strip() == 'installed'
 
 
-def install_needed():
-    """Install what is missing, or say what to install."""
+def install_needed(more=()):
+    """Install what is missing of PACKAGES and `more`, or say what to
+    install."""
     if not shutil.which('dpkg-query'):
         check_system()
         raise Fault('there is no dpkg here; this needs Debian 12')
-    missing = [p for p in PACKAGES if not _installed(p)]
+    missing = [p for p in (*PACKAGES, *more) if not _installed(p)]
     late = [p for p in BACKPORTED if not _installed(p) or _too_old(p)]
     if not missing and not late:
         return

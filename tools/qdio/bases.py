@@ -140,6 +140,18 @@ class Tree:
             plain('update-ref', 'refs/qdio/applied', new)
 
 
+def clone_beside(tree, suffix):
+    """A second work tree of the same repository, as trees/BASE-SUFFIX/src, in
+    which other commits can be built.  Returns the directory with src in it."""
+    directory = os.path.join(cache(), 'trees', f'{tree.name}-{suffix}')
+    src = os.path.join(directory, 'src')
+    if not os.path.isdir(os.path.join(src, '.git')):
+        os.makedirs(directory, exist_ok=True)
+        Git(tree.src)('clone', '--quiet', '--shared', '--no-checkout',
+                      tree.src, src)
+    return directory
+
+
 def version_of(where, name):
     """The version of the source in `where`, which people call `name`."""
     try:

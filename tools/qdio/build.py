@@ -6,7 +6,9 @@ import os
 import subprocess
 
 from . import fetch
+from .bases import clone_beside
 from .config import cache, log_path, short_hash
+from .git import Git
 from .say import Failure, step
 
 EMULATOR = 'qemu-system-x86_64'
@@ -88,6 +90,19 @@ def built(tree, targets):
     guests without options for firmware."""
     build = of_tree(tree)
     build.ninja(targets)
+    _link_firmware(build)
+    return build
+
+
+def pristine(tree):
+    """The emulator of the base as it came, without the series, built with the
+    same options: what to compare ours with."""
+    directory = clone_beside(tree, 'pristine')
+    Git(os.path.join(directory, 'src'))('checkout', '--quiet', '--force',
+                                        '--detach', tree.base_commit())
+    build = Build(tree.base, os.path.join(directory, 'build'),
+                  tree.name + '-pristine')
+    build.ninja([EMULATOR], 'build the pristine')
     _link_firmware(build)
     return build
 

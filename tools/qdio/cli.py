@@ -21,9 +21,10 @@ usage: ./run COMMAND [OPTION...]
            [--base B] [--only PART] [--list]
 
   bench    compare saves and restores with stock QEMU and fio
-           [--quick] [OPTION...]; "./run bench --help" lists them
+           [SCENARIO...] [--quick] [OPTION...]; "./run bench --help" lists
+           them
 
-  build    build one base with the series         --base B
+  build    build one base with the series         --base B [--pristine]
   where    print the path of the built emulator   --base B
   install  install the emulator and its firmware  --base B --prefix DIR
            [--destdir DIR]
@@ -76,7 +77,7 @@ def _parser():
     test = command('test', 'option')
     test.add_argument('--only', action='append')
     test.add_argument('--list', action='store_true')
-    command('build', 'option')
+    command('build', 'option').add_argument('--pristine', action='store_true')
     command('where', 'option')
     command('deb', 'option').add_argument('--output')
     install = command('install', 'option')
@@ -238,11 +239,17 @@ def cmd_canary(args):
 
 def cmd_build(args):
     from .apply import applied_tree
-    from .build import EMULATOR, built
+    from .build import EMULATOR, built, pristine
     _ready(args)
-    tree = applied_tree(_tree_of(args))
-    with tree.locked():
-        build = built(tree, [EMULATOR])
+    tree = _tree_of(args)
+    if args.pristine:
+        with tree.locked():
+            tree = _prepared(args)
+            build = pristine(tree)
+    else:
+        tree = applied_tree(tree)
+        with tree.locked():
+            build = built(tree, [EMULATOR])
     note(f'built {build.emulator}')
 
 
@@ -294,20 +301,42 @@ def cmd_demo(args):
 
 
 def cmd_bench(options):
-    """The benchmark has options of its own, which it is given as they are."""
+    """The benchmark has options of its own, which it is given as they are;
+    here is only looked at what they need."""
     from . import fetch
+    from .apply import applied_tree
+    from .apt import install_needed
     from .bases import Tree
-    from .build import environment, of_tree
-    if {'-h', '--help'} & set(options):
-        needs = []
-    else:
-        build = of_tree(Tree(config.get_base('7.2')))
-        needs = ['--qemu', build.where(), '--stock', fetch.stock_emulator(),
-                 '--stock-lib', fetch.stock_libraries(),
-                 '--firmware', ':'.join(fetch.firmware_directories()),
-                 '--dir', os.getcwd()]
-    return subprocess.run([sys.executable, '-m', 'bench', *needs, *options],
-                          cwd=config.ROOT, env=environment()).returncode
+    from .build import EMULATOR, built, environment, pristine
+    parser = _Parser(add_help=False)
+    parser.add_argument('--base', default='7.2')
+    parser.add_argument('--emulator')
+    parser.add_argument('--from', dest='source')
+    args, rest = parser.parse_known_args(options)
+    needs = ['--dir', os.getcwd()]
+    if not {'-h', '--help'} & set(options) and not args.source:
+        base = config.get_base(args.base)
+        config.check_space()
+        install_needed(('fio',))
+        tree = Tree(base)
+        ours = args.emulator
+        if not ours:
+            applied_tree(tree)
+            with tree.locked():
+                ours = built(tree, [EMULATOR]).emulator
+        needs += ['--qemu', ours, '--stock', fetch.stock_emulator(),
+                  '--stock-lib', fetch.stock_libraries(),
+                  '--firmware', ':'.join(fetch.firmware_directories())]
+        # The base itself: where it has mapped-ram, or over sockets
+        if base.name != '7.2' or {'tcp', 'all'} & set(rest):
+            with tree.locked():
+                tree.ensure()
+                needs += ['--base-qemu', pristine(tree).emulator]
+    source = ['--from', args.source] if args.source else []
+    return subprocess.run([sys.executable, '-m', 'bench', '--base', args.base,
+                           *needs, *source, *rest],
+                          env=dict(environment(), PYTHONPATH=config.ROOT,
+                                   PYTHONDONTWRITEBYTECODE='1')).returncode
 
 
 def cmd_test(args):

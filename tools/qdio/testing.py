@@ -36,7 +36,7 @@ class Tests:
     such as a build, is made by the first of them."""
 
     PARTS = ('tools', 'lint', 'refresh', 'patches', 'build', 'unit', 'qtest',
-             'own', 'e2e', 'demo', 'deb', 'canary')
+             'own', 'e2e', 'bench', 'demo', 'deb', 'canary')
 
     def __init__(self, bases, source):
         self.report = Report()
@@ -60,11 +60,12 @@ class Tests:
 
     def part_tools(self):
         env = dict(os.environ, PYTHONPATH=os.path.join(ROOT, 'tools'))
-        log = log_path('tools')
-        run_program('the tools\' own tests',
-                    [sys.executable, '-m', 'qdio.tap',
-                     os.path.join(ROOT, 'tools', 'tests')],
-                    log, self.report, env=env, cwd=ROOT)
+        for name in ('tools', 'bench'):
+            run_program(f'own tests of {name}/',
+                        [sys.executable, '-m', 'qdio.tap',
+                         os.path.join(ROOT, name, 'tests')],
+                        log_path(name + '-tests'), self.report, env=env,
+                        cwd=ROOT)
 
     def part_lint(self):
         complaints = Lint(ROOT, self.trees).run()
@@ -199,6 +200,34 @@ class Tests:
              *(['--other', other.emulator] if other else [])],
             log_path(f'e2e-{build.name}'), self.report, env=env, cwd=ROOT,
             timeout=3000)
+
+    def part_bench(self):
+        """The benchmark runs on small guests; how fast they are does not
+        matter."""
+        for tree in self.trees:
+            if tree.base.name not in E2E_BASES:
+                continue
+            build = self._built(tree)
+            if not build or os.geteuid():
+                self.report.skip(f'benchmark {tree.base.name}',
+                                 'it needs root' if build else
+                                 'it could not be built')
+                continue
+            self._bench(build)
+
+    def _bench(self, build):
+        log = log_path(f'bench-{build.name}')
+        with tempfile.TemporaryDirectory(dir=cache()) as where:
+            argv = [os.path.join(ROOT, 'run'), 'bench', 'random', 'slow',
+                    '--emulator', build.emulator, '--ram', '32',
+                    '--rounds', '1', '--channels', '2', '--engines', 'auto',
+                    '--sides', 'ours,fio,exec', '--dir', where,
+                    '--json', where + '/results.json', '--pictures', where]
+            code = step(f'benchmark {build.base.name}', argv, log,
+                        check=False, timeout=600)
+            drawn = os.path.exists(where + '/throughput.svg')
+        self.report(code == 0 and drawn, f'benchmark {build.base.name}',
+                    log=log)
 
     def part_demo(self):
         """The demo, with each emulator as `./run install` puts it."""

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 
 from .apply import make_commits
+from .bases import clone_beside
 from .build import EMULATOR, Build
 from .config import cache
 from .emit import emit, takes
@@ -59,14 +60,9 @@ def walk_patches(series, base, tree, report):
 def walk_builds(series, base, tree, report, only=None):
     """Build every commit, and run the tests that pass from it on.  In a tree
     of its own, which is moved from commit to commit."""
-    directory = os.path.join(cache(), 'trees', tree.name + '-walk')
-    src = os.path.join(directory, 'src')
+    directory = clone_beside(tree, 'walk')
     commits = make_commits(series, base.name, tree.src, tree.base_commit())
-    if not os.path.isdir(os.path.join(src, '.git')):
-        os.makedirs(directory, exist_ok=True)
-        Git(tree.src)('clone', '--quiet', '--shared', '--no-checkout',
-                      tree.src, src)
-    git = Git(src)
+    git = Git(os.path.join(directory, 'src'))
     build = Build(base, os.path.join(directory, 'build'), tree.name + '-walk')
     tests = []
     for slug, commit in commits:

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What guest RAM is filled with, and whether it came back."""
+
+import functools
+import os
+import random
+
+MIB = 1 << 20
+PAGE = 4096
+
+# name: (bytes of data, bytes of zeros), over and over; None: no data at all
+KINDS = {
+    'random': (1, 0),
+    'half-zero-64k': (64 << 10, 64 << 10),
+    'half-zero-8k': (8 << 10, 8 << 10),
+    'zero': None,
+}
+
+
+@functools.lru_cache(maxsize=1)
+def _noise():
+    return memoryview(random.Random(1).randbytes(33 * MIB))
+
+
+def _data(offset, size):
+    """The data at `offset`, within 32 MiB.  Each 32 MiB are the same noise a
+    little shifted, by no multiple of a page, so that no two pages are alike
+    in all of RAM."""
+    start = offset // (32 * MIB) * 67 + offset % (32 * MIB)
+    return _noise()[start:start + size]
+
+
+class Content:
+    """A kind of contents for `ram` MiB."""
+
+    def __init__(self, kind, ram):
+        self.kind = kind
+        self.ram = ram
+        self.name = f'{kind}-{ram}'
+
+    def runs(self):
+        """The runs of data: (offset, size), in order, each within an aligned
+        32 MiB."""
+        if KINDS[self.kind] is None:
+            return
+        data, zeros = KINDS[self.kind]
+        if not zeros:
+            data = 32 * MIB
+        for offset in range(0, self.ram * MIB, data + zeros):
+            yield offset, min(data, self.ram * MIB - offset)
+
+    def data_bytes(self):
+        return sum(size for _, size in self.runs())
+
+    def fill(self, pid):
+        """Fills the RAM of the guest that process `pid` runs.  It must be
+        anonymous, preallocated, and zero."""
+        at = find_ram(pid, self.ram)
+        memory = os.open(f'/proc/{pid}/mem', os.O_WRONLY)
+        try:
+            for offset, size in self.runs():
+                _write_all(memory, _data(offset, size), at + offset)
+        finally:
+            os.close(memory)
+
+    def check(self, pid, samples=256):
+        """Raises an error unless a sample of pages is as it was filled."""
+        at = find_ram(pid, self.ram)
+        pages = self.ram * MIB // PAGE
+        memory = os.open(f'/proc/{pid}/mem', os.O_RDONLY)
+        try:
+            for page in random.Random(2).sample(range(pages),
+                                                min(samples, pages)):
+                if os.pread(memory, PAGE, at + page * PAGE) != \
+                        self.page(page):
+                    raise RuntimeError(f'page {page} of {self.name} is not '
+                                       'as it was saved')
+        finally:
+            os.close(memory)
+
+    def page(self, number):
+        """What page `number` holds."""
+        offset = number * PAGE
+        if KINDS[self.kind] is None:
+            return bytes(PAGE)
+        data, zeros = KINDS[self.kind]
+        if zeros and offset % (data + zeros) >= data:
+            return bytes(PAGE)
+        return bytes(_data(offset, PAGE))
+
+
+def _write_all(fd, data, offset):
+    while data:
+        done = os.pwrite(fd, data, offset)
+        data = data[done:]
+        offset += done
+
+
+def parse_maps(text, size):
+    """Where in a process `size` bytes of anonymous memory lie, from what
+    /proc/PID/maps says: the one mapping of that size or, if the kernel joined
+    it with a neighbour, the largest."""
+    found = []
+    for line in text.splitlines():
+        fields = line.split()
+        first, last = (int(x, 16) for x in fields[0].split('-'))
+        if fields[1].startswith('rw-p') and len(fields) == 5:
+            found.append((last - first, first))
+    exact = [first for length, first in found if length == size]
+    if len(exact) == 1:
+        return exact[0]
+    length, first = max(found, default=(0, 0))
+    if length < size:
+        raise RuntimeError('the memory of the guest is not to be found')
+    return (first + (2 * MIB - 1)) & ~(2 * MIB - 1)
+
+
+def find_ram(pid, ram):
+    with open(f'/proc/{pid}/maps') as f:
+        return parse_maps(f.read(), ram * MIB)

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What an emulator can do."""
+
+from e2e.lib.qmp import QMPError
+from e2e.lib.vm import VM
+
+from .sides import ENGINE
+
+ENGINES = ('io_uring', 'linux-aio', 'sync')
+
+
+def probe(emulator, directory):
+    """Asks an emulator, and notes in it `has_mapped_ram` and `engines`, those
+    that it can be told to use."""
+    vm = VM(emulator, directory, 'probe', ram=32, args=('-S',))
+    try:
+        known = [c['capability']
+                 for c in vm.command('query-migrate-capabilities')]
+        emulator.has_mapped_ram = 'mapped-ram' in known
+        emulator.engines = []
+        if ENGINE in vm.command('query-migrate-parameters'):
+            for engine in ENGINES:
+                try:
+                    vm.command('migrate-set-parameters', {ENGINE: engine})
+                    emulator.engines.append(engine)
+                except QMPError:
+                    pass                # not in this build
+    finally:
+        vm.kill()
+    return emulator

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a save or restore costs: time, CPU, page cache, memory, and how long
+the monitor keeps its users waiting."""
+
+import os
+import subprocess
+import time
+
+POLL = 0.01             # seconds between two looks at a migration
+
+
+def drop_caches():
+    os.sync()
+    with open('/proc/sys/vm/drop_caches', 'w') as f:
+        f.write('3')
+
+
+def field(text, name):
+    """The number after `name:` in a file like /proc/meminfo, in bytes."""
+    for line in text.splitlines():
+        if line.startswith(name + ':'):
+            return int(line.split()[1]) << 10
+    raise ValueError(f'there is no {name} in it')
+
+
+def page_cache():
+    """Bytes in the host's page cache."""
+    with open('/proc/meminfo') as f:
+        return field(f.read(), 'Cached')
+
+
+def parse_cpu(stat):
+    """CPU seconds in /proc/PID/stat, in user space and in the kernel, with
+    those of children that ended."""
+    fields = stat.rsplit(')', 1)[1].split()
+    return sum(map(int, fields[11:15])) / os.sysconf('SC_CLK_TCK')
+
+
+def cpu_seconds(pid):
+    with open(f'/proc/{pid}/stat') as f:
+        return parse_cpu(f.read())
+
+
+def parse_busy(stat):
+    """CPU seconds for which the machine was not idle, in /proc/stat."""
+    fields = [int(x) for x in stat.splitlines()[0].split()[1:9]]
+    return (sum(fields) - fields[3] - fields[4]) / os.sysconf('SC_CLK_TCK')
+
+
+def machine_busy():
+    with open('/proc/stat') as f:
+        return parse_busy(f.read())
+
+
+def memory(pid, name):
+    with open(f'/proc/{pid}/status') as f:
+        return field(f.read(), name)
+
+
+def cached(path):
+    """How many bytes of a file are in the page cache."""
+    done = subprocess.run(['fincore', '--bytes', '--noheadings', '--output',
+                           'RES', path], capture_output=True, text=True,
+                          check=True)
+    return int(done.stdout or 0)
+
+
+class Meter:
+    """Measures a process from its creation on until stop()."""
+
+    def __init__(self, pid):
+        self.pid = pid
+        with open(f'/proc/{pid}/clear_refs', 'w') as f:
+            f.write('5')                # the peak begins anew
+        self.rss = memory(pid, 'VmRSS')
+        self.cache = self.peak = page_cache()
+        self.slowest = 0
+        self.busy = machine_busy()
+        self.cpu = cpu_seconds(pid)
+        self.start = time.monotonic()
+
+    def wait(self, vm, timeout=900):
+        """Waits for the end of a migration; returns what query-migrate
+        said.  Meanwhile query-status is asked, and how long that takes is
+        noted."""
+        deadline = self.start + timeout
+        while True:
+            asked = time.monotonic()
+            vm.command('query-status', timeout=timeout)
+            self.slowest = max(self.slowest, time.monotonic() - asked)
+            info = vm.command('query-migrate', timeout=timeout)
+            if info.get('status') in ('completed', 'failed', 'cancelled'):
+                return info
+            if time.monotonic() > deadline:
+                raise RuntimeError(f'{vm.name}: the migration is still '
+                                   f'{info.get("status")}')
+            self.peak = max(self.peak, page_cache())
+            time.sleep(POLL)
+
+    def stop(self, path=None):
+        """The figures: seconds, bytes, and seconds of CPU.  `path` is the
+        file that was written or read."""
+        figures = {'seconds': time.monotonic() - self.start,
+                   'cpu': cpu_seconds(self.pid) - self.cpu,
+                   'machine_cpu': machine_busy() - self.busy,
+                   'memory': max(memory(self.pid, 'VmHWM') - self.rss, 0),
+                   'qmp': self.slowest}
+        self.peak = max(self.peak, page_cache())
+        figures['cache_growth'] = self.peak - self.cache
+        if path:
+            figures['cached'] = cached(path)
+        return figures

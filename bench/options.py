@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line."""
+
+import argparse
+import os
+import shutil
+
+from .emulators import ENGINES
+from .scenarios import SCENARIOS
+
+PROGRAMS = ('ours', 'stock', 'base', 'exec', 'fio', 'scan')
+
+
+def number_list(text):
+    """"1,4" as [1, 4]: numbers of channels, each once."""
+    numbers = sorted({int(word) for word in text.split(',')})
+    if not all(1 <= n <= 255 for n in numbers):
+        raise argparse.ArgumentTypeError(f"'{text}': channels are 1 to 255")
+    return numbers
+
+
+def choice_list(choices):
+    def parse(text):
+        words = text.split(',')
+        for word in words:
+            if word not in choices:
+                raise argparse.ArgumentTypeError(
+                    f"there is no '{word}'; choose from {', '.join(choices)}")
+        return list(dict.fromkeys(words))
+    return parse
+
+
+def positive(text):
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not positive")
+    return number
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog='./run bench', formatter_class=argparse.RawTextHelpFormatter,
+        description=(
+            'Measures saves to files and restores: ours, stock QEMU, exec: '
+            'with a direct dd, and fio.\nAll sides take turns in each round. '
+            'Needs root (to drop the page cache).\n\n'
+            'Scenarios: ' + ', '.join(SCENARIOS) + ', or all\n'
+            '(default: random).'))
+    add = parser.add_argument
+    add('scenarios', nargs='*', metavar='SCENARIO')
+    add('--quick', action='store_true',
+        help='1 GiB, few sides, at most two minutes')
+    add('--ram', type=positive, metavar='MIB', help='default 4096')
+    add('--rounds', type=positive, metavar='N', help='default 5')
+    add('--minutes', type=float, metavar='N',
+        help='begin no round that would end later')
+    add('--channels', type=number_list, metavar='LIST', help='default 1,2,4,8')
+    add('--engines', type=choice_list(('auto',) + ENGINES), metavar='LIST',
+        help='of ' + ', '.join(('auto',) + ENGINES) + '\ndefault: auto, and '
+        'each one that the emulator can be told')
+    add('--modes', type=choice_list(('direct', 'buffered')), metavar='LIST',
+        help='default direct,buffered')
+    add('--sides', type=choice_list(PROGRAMS), metavar='LIST',
+        help='only these, of ' + ', '.join(PROGRAMS))
+    add('--dir', default=os.getcwd(), metavar='DIR',
+        help='where to save: this measures its disk (default: here)')
+    add('--images', metavar='DIR',
+        help='keep the images that are restored, for another run')
+    add('--json', metavar='FILE', help='write all figures')
+    add('--append', action='store_true',
+        help='add to the figures in that file, and report on all of them')
+    add('--from', dest='source', metavar='FILE',
+        help='measure nothing, report on the figures in a file')
+    add('--pictures', metavar='DIR', help='draw into this directory')
+    add('--markdown', metavar='FILE', help='write the tables of the README')
+    add('--base', default='7.2', metavar='BASE',
+        help='the base that ours is built on: 7.2 (default) or 10.0')
+    # What ./run adds
+    for name in ('--qemu', '--stock', '--stock-lib', '--base-qemu',
+                 '--firmware'):
+        add(name, default='', help=argparse.SUPPRESS)
+    return parser
+
+
+QUICK = {'ram': 1024, 'rounds': 3, 'minutes': 1.6, 'channels': [1, 4],
+         'engines': ['auto'], 'modes': ['direct']}
+DEFAULT = {'ram': 4096, 'rounds': 5, 'minutes': None,
+           'channels': [1, 2, 4, 8], 'engines': None,
+           'modes': ['direct', 'buffered']}
+
+
+def _fill(args, values):
+    for name, value in values.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+
+
+def parse(argv=None):
+    """The options, with all defaults in place."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.quick:
+        _fill(args, QUICK)
+    _fill(args, DEFAULT)
+    names = args.scenarios or ['random']
+    if names == ['all']:
+        names = list(SCENARIOS)
+    for name in names:
+        if name not in SCENARIOS:
+            parser.error(f"there is no scenario '{name}'; choose from "
+                         f"{', '.join(SCENARIOS)}")
+    args.scenarios = list(dict.fromkeys(names))
+    if args.append and not args.json:
+        parser.error('--append needs --json, the file to add to')
+    return args
+
+
+def check_system(args, fail):
+    """Says what is missing before anything is measured."""
+    if not args.qemu:
+        fail('--qemu is needed, the emulator to measure; "./run bench" '
+             'knows it')
+    if os.geteuid():
+        fail('must be root, to drop the page cache')
+    for path in (args.json, args.markdown):
+        where = os.path.dirname(os.path.abspath(path or ''))
+        if not os.access(where, os.W_OK):
+            fail(f"'{path}': there is no directory {where} to write to")
+    for program in ('fio', 'fincore', 'dd'):
+        if not shutil.which(program):
+            fail(f'there is no {program} here: install the package that has '
+                 'it (fio, util-linux, coreutils)')

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tables for terminals and for the README."""
+
+from .machine import sentence
+from .stats import MIB, best
+from .targets import reached, verdicts
+
+TITLES = {
+    'random': 'Random RAM',
+    'half-zero-64k': 'Half zero, in runs of 64 KiB',
+    'half-zero-8k': 'Half zero, in runs of 8 KiB',
+    'zero': 'All zero',
+    'sizes': 'Random RAM of several sizes',
+    'bandwidth': 'max-bandwidth of 100 MB/s',
+    'slow': 'Half zero in runs of 64 KiB, to a rotating disk (emulated)',
+    'stall': 'Random RAM, to a disk that stalls for seconds (emulated)',
+    'tcp': 'Over TCP (restore: the receiving side)',
+}
+COLUMNS = ('seconds', 'CPU seconds', 'cached MiB', 'memory MiB', 'QMP ms',
+           'requests', 'of fio')
+
+
+def _spread(row, phase, figure='seconds', digits=2):
+    if not row.has(phase, figure):
+        return ''
+    one = row.spread(phase, figure)
+    return (f'{one.median:.{digits}f} '
+            f'({one.least:.{digits}f}-{one.most:.{digits}f})')
+
+
+def _most(row, phase, figure, scale, digits=0):
+    if not row.has(phase, figure):
+        return ''
+    return f'{row.most(phase, figure) * scale:.{digits}f}'
+
+
+def _rate(rows, row, phase):
+    """Of fio's rate; a fresh file is what a save is compared with."""
+    facts = {'final': False} if phase == 'save' else {}
+    fio = best([r for r in rows.of(row.scenario, phase, program='fio', **facts)
+                if (r.content, r.ram) == (row.content, row.ram)], phase)
+    return f'{fio / row.median(phase):.2f}' if fio else ''
+
+
+def cells(rows, row, phase):
+    return [_spread(row, phase), _spread(row, phase, 'cpu'),
+            _most(row, phase, 'cached', 1 / MIB, 1),
+            _most(row, phase, 'memory', 1 / MIB, 1),
+            _most(row, phase, 'qmp', 1000),
+            _most(row, phase, 'requests', 1),
+            _rate(rows, row, phase)]
+
+
+def _lines(rows, scenario, phase):
+    """(label, cells) for each row; several sizes are told apart."""
+    found = rows.of(scenario, phase)
+    several = len({row.ram for row in found}) > 1
+    for row in found:
+        label = f'{row.name}, {row.ram} MiB' if several else row.name
+        yield label, cells(rows, row, phase)
+
+
+def tables(rows):
+    """All figures, as text.  Seconds are medians, with the least and the
+    most; what follows them is the worst of all rounds."""
+    text = []
+    for scenario in rows.scenarios():
+        sizes = {row.ram for row in rows.of(scenario)}
+        size = f', {sizes.pop()} MiB' if len(sizes) == 1 else ''
+        text.append(f'{TITLES[scenario]}{size}\n')
+        for phase in ('save', 'restore'):
+            lines = list(_lines(rows, scenario, phase))
+            if lines:
+                text.append(_table(phase, lines))
+    return '\n'.join(text)
+
+
+def _table(phase, lines):
+    used = [i for i in range(len(COLUMNS)) if any(c[i] for _, c in lines)]
+    widths = [max(len(COLUMNS[i]), *(len(c[i]) for _, c in lines)) + 2
+              for i in used]
+    first = max(len(label) for label, _ in lines) + 2
+    out = [f'{phase:{first + 2}}' + ''.join(
+        f'{COLUMNS[i]:>{w}}' for i, w in zip(used, widths))]
+    for label, values in lines:
+        out.append('  ' + f'{label:{first}}' + ''.join(
+            f'{values[i]:>{w}}' for i, w in zip(used, widths)))
+    return '\n'.join(out) + '\n'
+
+
+def _limit(verdict):
+    sign = 'at least' if verdict.least else 'at most'
+    return f'{sign} {verdict.want:g}{verdict.unit}'
+
+
+def judgement(rows):
+    """What should be reached, and whether it is, as text."""
+    found = verdicts(rows)
+    if not found:
+        return ''
+    width = max(len(v.text) for v in found) + 2
+    lines = [f'{v.text:{width}}{_limit(v):>16}{v.value:9.2f}{v.unit:4}  '
+             + ('reached' if reached(v) else 'NOT REACHED') for v in found]
+    return '\n'.join(lines) + '\n'
+
+
+# For the README
+
+def markdown(rows, sessions):
+    """The machine, the main table, and the verdicts."""
+    machine = sentence(sessions[-1]['machine'])
+    rounds = max((len(row.runs) for row in rows.of('random')), default=0)
+    parts = [f'Measured on {machine}.\n']
+    main = rows.of('random', 'save')
+    if main:
+        parts.append(f'{main[0].ram // 1024} GiB of random RAM, {rounds} '
+                     'interleaved rounds: median (least-most).\n')
+        parts.append(_main_table(rows, main))
+    parts.append(_verdict_table(rows))
+    return '\n'.join(parts)
+
+
+def _main_table(rows, main):
+    lines = ['| | save, s | CPU, s | restore, s | CPU, s | in the page cache,'
+             ' MiB |', '|---|---|---|---|---|---|']
+    for row in main:
+        lines.append('| ' + ' | '.join([
+            row.name, _spread(row, 'save'), _spread(row, 'save', 'cpu'),
+            _spread(row, 'restore'), _spread(row, 'restore', 'cpu'),
+            _most(row, 'save', 'cached', 1 / MIB)]) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def _verdict_table(rows):
+    lines = ['| figure | wanted | measured | |', '|---|---|---|---|']
+    for v in verdicts(rows):
+        lines.append(f'| {v.text} | {_limit(v)} | {v.value:.2f}{v.unit} | '
+                     f'{"reached" if reached(v) else "**not reached**"} |')
+    return '\n'.join(lines) + '\n'

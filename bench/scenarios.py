@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is measured: each scenario is a list of tasks, a task is one side with
+one content.  All tasks of all chosen scenarios take turns in each round, so
+that what else the machine does hits them alike."""
+
+import collections
+
+from .content import Content
+from .sides import Fio, Guest, OnEmulatedDisk, Pipe, Scan, Socket
+
+Task = collections.namedtuple('Task', 'scenario side content')
+
+# An emulated rotating disk, in bytes per second and seconds
+ROTATING = {'rate': 120e6, 'seek': 0.008}
+STALLS_FOR = 4
+LIMIT = 100 * 1000 * 1000           # bytes per second, for max-bandwidth
+SIZES = (1, 2, 4, 8, 16)            # GiB
+TOP = 16384                         # MiB of the all-zero guest
+
+
+class Setting:
+    """What scenarios are made from.
+
+    ours, stock, base   emulators; all but ours may be None
+    engines     to force, by name; empty: ours chooses
+    channels    numbers of multifd channels
+    direct      which of direct (True) and buffered (False) to measure
+    ram         MiB
+    """
+
+    def __init__(self, ours, stock, base, engines, channels, direct, ram,
+                 programs):
+        self.ours = ours
+        self.stock = stock
+        self.base = base
+        self.engines = engines
+        self.channels = channels
+        self.direct = direct
+        self.ram = ram
+        self.programs = programs
+
+    def wants(self, program):
+        return not self.programs or program in self.programs
+
+    def others(self):
+        """(name, emulator) of what has mapped-ram besides ours."""
+        return [(name, emulator) for name, emulator in
+                (('stock', self.stock), ('base', self.base))
+                if emulator and self.wants(name) and emulator.has_mapped_ram]
+
+    def all(self):
+        ours = [('ours', self.ours)] if self.wants('ours') else []
+        return ours + self.others()
+
+    def ends(self):
+        """The least and the largest number of channels."""
+        return sorted({min(self.channels), max(self.channels)})
+
+
+def _guests(setting, channels, direct):
+    """Ours with each engine, and the others."""
+    sides = []
+    if setting.wants('ours'):
+        # A buffered descriptor has no use for engines
+        engines = setting.engines if direct else [None]
+        sides += [Guest('ours', setting.ours, channels, direct, engine)
+                  for engine in engines or [None]]
+    return sides + [Guest(name, emulator, channels, direct)
+                    for name, emulator in setting.others()]
+
+
+def _content(name, setting):
+    content = Content(name, setting.ram)
+    sides = []
+    if setting.wants('fio'):
+        sides += [Fio(), Fio(huge=True), Fio(final=True)]
+    for channels in setting.channels:
+        for direct in setting.direct:
+            sides += _guests(setting, channels, direct)
+    if setting.wants('exec'):
+        sides.append(Pipe('exec', setting.ours))
+    return [Task(name, side, content) for side in sides]
+
+
+def random(setting):
+    return _content('random', setting)
+
+
+def half_zero_64k(setting):
+    return _content('half-zero-64k', setting)
+
+
+def half_zero_8k(setting):
+    return _content('half-zero-8k', setting)
+
+
+def zero(setting):
+    content = Content('zero', setting.ram if setting.ram < 1024 else TOP)
+    sides = [Scan()] if setting.wants('scan') else []
+    for channels in setting.ends():
+        sides += [Guest(name, emulator, channels, True)
+                  for name, emulator in setting.all()]
+    return [Task('zero', side, content) for side in sides]
+
+
+def sizes(setting):
+    """Ours alone: does a GiB cost the same in small and large guests?"""
+    return [Task('sizes', Guest('ours', setting.ours, max(setting.channels),
+                                True), Content('random', size << 10))
+            for size in SIZES]
+
+
+def bandwidth(setting):
+    content = Content('random', min(setting.ram, 512))
+    return [Task('bandwidth', Guest(name, emulator, channels, True,
+                                    bandwidth=LIMIT), content)
+            for channels in setting.channels
+            for name, emulator in setting.all()]
+
+
+def slow(setting):
+    """Fragmented RAM to a rotating disk."""
+    content = Content('half-zero-64k', min(setting.ram, 256))
+    return [Task('slow', OnEmulatedDisk(name, emulator, channels, True,
+                                        model=ROTATING), content)
+            for channels in setting.ends()
+            for name, emulator in setting.all()]
+
+
+def stall(setting):
+    """A disk that does nothing for seconds in the middle of a save."""
+    content = Content('random', min(setting.ram, 256))
+    model = {'stall': (content.ram << 19, STALLS_FOR)}
+    return [Task('stall', OnEmulatedDisk(name, emulator, channels, True,
+                                         model=model, restore=False), content)
+            for channels in setting.ends()
+            for name, emulator in setting.all()]
+
+
+def tcp(setting):
+    """Multifd over sockets, before and after."""
+    content = Content('random', min(setting.ram, 2048))
+    return [Task('tcp', Socket(name, emulator, channels, False), content)
+            for channels in [0, *setting.ends()]
+            for name, emulator in (('ours', setting.ours),
+                                   ('base', setting.base)) if emulator]
+
+
+SCENARIOS = {'random': random, 'half-zero-64k': half_zero_64k,
+             'half-zero-8k': half_zero_8k, 'zero': zero, 'sizes': sizes,
+             'bandwidth': bandwidth, 'slow': slow, 'stall': stall, 'tcp': tcp}
+
+
+def plan(names, setting):
+    """The tasks of some scenarios, each once."""
+    tasks = []
+    for name in names:
+        tasks += SCENARIOS[name](setting)
+    return tasks
+
+
+def order(tasks, number):
+    """The tasks in the order of round `number`: not always the same
+    neighbours."""
+    if not tasks:
+        return tasks
+    shift = number * max(len(tasks) // 3, 1) % len(tasks)
+    return tasks[shift:] + tasks[:shift]

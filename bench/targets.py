@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the figures should be, and what they are.  Where several numbers of
+channels were measured, the worst of ours counts against the best of others."""
+
+import collections
+
+from .scenarios import LIMIT, ROTATING
+from .stats import MIB, best, worst
+
+# text: what; want: the limit; value: what it is; least: whether `want` is a
+# lower limit
+Verdict = collections.namedtuple('Verdict', 'text want value least unit')
+
+
+def reached(verdict):
+    if verdict.least:
+        return verdict.value >= verdict.want
+    return verdict.value <= verdict.want
+
+
+def _ratio(above, below):
+    return above / below if above and below else None
+
+
+def _stock(rows, scenario, phase, **facts):
+    return rows.of(scenario, phase, program='stock', **facts)
+
+
+def _save(rows):
+    ours = rows.ours('random', 'save')
+    seconds = worst(ours, 'save')
+    fio = best(rows.of('random', 'save', program='fio', final=False), 'save')
+    yield ('save: rate, of fio writing a fresh file', 0.9,
+           _ratio(fio, seconds), True, '')
+    stock = best(_stock(rows, 'random', 'save', direct=True), 'save', 'cpu')
+    yield ("save: CPU time of stock's best direct, over ours", 2,
+           _ratio(stock, worst(ours, 'save', 'cpu')), True, '')
+    stock = best(_stock(rows, 'random', 'save', direct=False), 'save')
+    yield ("save: time of stock's best buffered with its sync, over ours", 1,
+           _ratio(stock, seconds), True, '')
+
+
+def _restore(rows):
+    ours = rows.ours('random', 'restore')
+    fio = best(rows.of('random', 'restore', program='fio'), 'restore')
+    yield ('restore: rate, of fio', 0.9, _ratio(fio, worst(ours, 'restore')),
+           True, '')
+    one = rows.ours('random', 'restore', channels=1)
+    stock = _stock(rows, 'random', 'restore', direct=True, channels=1)
+    for text, figure, want in (('time', 'seconds', 3), ('CPU time', 'cpu', 5)):
+        yield (f'restore, 1 channel: {text} of stock, over ours', want,
+               _ratio(best(stock, 'restore', figure),
+                      worst(one, 'restore', figure)), True, '')
+
+
+def _resources(rows):
+    """Of all direct runs of ours: the largest value, not a median."""
+    ours = [row for row in rows.rows
+            if row.is_(program='ours', direct=True) and row.scenario != 'tcp']
+    for phase in ('save', 'restore'):
+        found = [row.most(phase, 'cached') / MIB for row in ours
+                 if row.has(phase, 'cached')]
+        yield (f'{phase}: most of the file in the page cache', 8,
+               max(found, default=None), False, ' MiB')
+    found = [row.most(phase, 'memory') / MIB / max(row.facts['channels'], 1)
+             for row in ours for phase in ('save', 'restore')
+             if row.has(phase, 'memory')]
+    yield ("QEMU's own memory, for a channel", 16, max(found, default=None),
+           False, ' MiB')
+    found = [row.most(phase, 'qmp') * 1000 for row in ours
+             for phase in ('save', 'restore') if row.has(phase, 'qmp')]
+    yield ('slowest answer over QMP', 100, max(found, default=None), False,
+           ' ms')
+
+
+def _contents(rows):
+    for kind in ('64k', '8k'):
+        for phase in ('save', 'restore'):
+            half = worst(rows.ours(f'half-zero-{kind}', phase), phase)
+            full = best(rows.ours('random', phase), phase)
+            yield (f'{phase} of half zero in runs of {kind}, of the time of '
+                   'random RAM', 0.55, _ratio(half, full), False, '')
+    scan = best(rows.of('zero', 'save', program='scan'), 'save')
+    yield ('save of zero RAM, of the time of reading it', 1.5,
+           _ratio(worst(rows.ours('zero', 'save'), 'save'), scan), False, '')
+    for phase in ('save', 'restore'):
+        costs = [row.median(phase) / row.ram
+                 for row in rows.ours('sizes', phase)]
+        yield (f'{phase}: cost of a GiB, dearest over cheapest size', 1.25,
+               _ratio(max(costs, default=None), min(costs, default=None))
+               if len(costs) > 1 else None, False, '')
+
+
+def _limits(rows):
+    off = [abs(row.data / row.median('save') / LIMIT - 1) * 100
+           for row in rows.ours('bandwidth', 'save')]
+    yield ('max-bandwidth: off by at most', 10, max(off, default=None), False,
+           ' %')
+    ours = rows.ours('slow', 'save')
+    seconds = worst(ours, 'save')
+    yield ("slow disk: rate, of the disk's in sequence", 0.9,
+           _ratio(ours[0].data / ROTATING['rate'], seconds) if ours else None,
+           True, '')
+    yield ("slow disk: time of stock's best direct save, over ours", 10,
+           _ratio(best(_stock(rows, 'slow', 'save'), 'save'), seconds), True,
+           '')
+    for row in rows.of('tcp', 'save', program='ours'):
+        base = rows.of('tcp', 'save', program='base',
+                       channels=row.facts['channels'])
+        yield (f'TCP, {row.facts["channels"] or "no"} channels: time after, '
+               'over time before', 1.05,
+               _ratio(row.median('save'), best(base, 'save')), False, '')
+
+
+def verdicts(rows):
+    """The verdicts on all that was measured."""
+    found = []
+    for part in (_save, _restore, _resources, _contents, _limits):
+        found += [Verdict(text, want, value, least, unit)
+                  for text, want, value, least, unit in part(rows)
+                  if value is not None]
+    return found

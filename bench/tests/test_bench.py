@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The parts of the benchmark that measure nothing."""
+
+import io
+import os
+import sys
+import tempfile
+import unittest
+import xml.dom.minidom
+from contextlib import redirect_stderr
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(
+    os.path.abspath(__file__)))))
+
+from bench import (content, machine, measure, meter, options, pictures,
+                   report, results, scenarios, slowdisk, stats, targets)
+
+MIB = 1 << 20
+
+
+def run(name, save, restore=1.0, scenario='random', data=1024 * MIB, **facts):
+    """A run; `save` is seconds, or figures."""
+    phases = {'save': save if isinstance(save, dict) else {'seconds': save},
+              'restore': {'seconds': restore}}
+    facts.setdefault('program', name.split()[0])
+    return {'scenario': scenario, 'content': 'random', 'ram': 1024,
+            'data': data, 'name': name, 'facts': facts, 'round': 0, **phases}
+
+
+def direct(program, channels, save, **more):
+    return run(f'{program} {channels} ch', save, program=program,
+               channels=channels, direct=True, **more)
+
+
+class Stats(unittest.TestCase):
+    def test_spread(self):
+        self.assertEqual(stats.spread([3.0, 1.0, 2.0]), (2.0, 1.0, 3.0, 3))
+        self.assertEqual(stats.spread([1.0, 2.0]).median, 1.5)
+
+    def test_rows_are_grouped(self):
+        rows = stats.Rows([direct('ours', 1, 1.0), direct('ours', 4, 5.0),
+                           direct('ours', 1, 3.0)])
+        self.assertEqual([r.name for r in rows.rows],
+                         ['ours 1 ch', 'ours 4 ch'])
+        self.assertEqual(rows.rows[0].median('save'), 2.0)
+        self.assertEqual(stats.best(rows.rows, 'save'), 2.0)
+        self.assertEqual(stats.worst(rows.rows, 'save'), 5.0)
+        self.assertIsNone(stats.best([], 'save'))
+
+    def test_engine_that_was_chosen_comes_first(self):
+        runs = [direct('ours', 1, 9.0, engine='sync'),
+                direct('ours', 1, 1.0, engine=None)]
+        for i, one in enumerate(runs):
+            one['name'] += str(i)
+        self.assertEqual(stats.Rows(runs).ours('random', 'save')[0].name,
+                         'ours 1 ch1')
+        self.assertEqual(stats.Rows(runs[:1]).ours('random', 'save')[0].name,
+                         'ours 1 ch0')
+
+
+class Targets(unittest.TestCase):
+    def verdict(self, runs, word):
+        found = [v for v in targets.verdicts(stats.Rows(runs))
+                 if word in v.text]
+        self.assertEqual(len(found), 1, word)
+        return found[0]
+
+    def test_save_rate_counts_the_worst_of_ours(self):
+        fio = run('fio', 2.0, program='fio', final=False)
+        runs = [fio, direct('ours', 1, 2.0), direct('ours', 8, 4.0)]
+        verdict = self.verdict(runs, 'save: rate')
+        self.assertEqual(verdict.value, 0.5)
+        self.assertFalse(targets.reached(verdict))
+        self.assertTrue(targets.reached(self.verdict(runs[:2], 'save: rate')))
+
+    def test_a_file_of_final_size_is_not_what_saves_are_compared_with(self):
+        runs = [run('fio f', 1.0, program='fio', final=True),
+                direct('ours', 1, 2.0)]
+        self.assertFalse([v for v in targets.verdicts(stats.Rows(runs))
+                          if 'save: rate' in v.text])
+
+    def test_resources_count_the_worst_round(self):
+        runs = [direct('ours', 2, {'seconds': 1, 'cached': c * MIB,
+                                   'memory': 8 * MIB, 'qmp': 0.01})
+                for c in (1, 9)]
+        verdict = self.verdict(runs, 'save: most of the file')
+        self.assertEqual(verdict.value, 9)
+        self.assertFalse(targets.reached(verdict))
+        self.assertEqual(self.verdict(runs, 'own memory').value, 4)
+        self.assertAlmostEqual(self.verdict(runs, 'QMP').value, 10)
+
+    def test_bandwidth(self):
+        for seconds, off in ((10.0, 0), (8.0, 25), (12.5, 20)):
+            one = direct('ours', 1, seconds, scenario='bandwidth',
+                         data=scenarios.LIMIT * 10)
+            self.assertAlmostEqual(
+                self.verdict([one], 'max-bandwidth').value, off)
+
+    def test_nothing_is_said_of_what_was_not_measured(self):
+        self.assertEqual(targets.verdicts(stats.Rows([run('fio', 1.0)])), [])
+
+
+class Results(unittest.TestCase):
+    def setUp(self):
+        where = tempfile.TemporaryDirectory()
+        self.addCleanup(where.cleanup)
+        self.path = os.path.join(where.name, 'results.json')
+
+    def test_comes_back(self):
+        sessions = [{'machine': {'cpus': 2}, 'when': 'now',
+                     'runs': [direct('ours', 1, 1.5)]},
+                    {'machine': {}, 'when': 'later', 'runs': []}]
+        results.save(self.path, sessions)
+        self.assertEqual(results.load(self.path), sessions)
+
+    def test_figures_are_short(self):
+        results.save(self.path, [{'runs': [run('a', 1 / 3)], 'when': 'x'}])
+        self.assertEqual(results.runs(results.load(self.path))[0]['save'],
+                         {'seconds': 0.3333})
+
+    def test_other_files(self):
+        for text in ('', '{}', '[]', '{"version": 99, "sessions": []}'):
+            with open(self.path, 'w') as f:
+                f.write(text)
+            with self.assertRaises(results.Unusable):
+                results.load(self.path)
+
+
+class Report(unittest.TestCase):
+    RUNS = [run('fio, fresh file', {'seconds': 2.0, 'cpu': 0.1},
+                program='fio', final=False),
+            direct('ours', 1, {'seconds': 1.0, 'cpu': 0.25,
+                               'cached': MIB // 2}),
+            direct('ours', 1, {'seconds': 3.0, 'cpu': 0.75, 'cached': MIB})]
+
+    def test_table(self):
+        text = report.tables(stats.Rows(self.RUNS))
+        line = next(x for x in text.splitlines() if 'ours' in x)
+        self.assertEqual(line.split(), ['ours', '1', 'ch', '2.00',
+                                        '(1.00-3.00)', '0.50', '(0.25-0.75)',
+                                        '1.0', '1.00'])
+        self.assertNotIn('QMP', text)           # nobody has that figure
+
+    def test_judgement(self):
+        self.assertRegex(report.judgement(stats.Rows(self.RUNS)),
+                         r'save: rate, .* at least 0.9 +1.00 +reached')
+
+    def test_markdown(self):
+        session = {'machine': {
+            'cpus': 2, 'cpu': 'One', 'memory': 24 << 30, 'filesystem': 'ext4',
+            'disk': {'kind': 'virtio'}, 'kernel': '6.1', 'fio': 'fio-3'}}
+        text = report.markdown(stats.Rows(self.RUNS), [session])
+        self.assertIn('2 CPUs (One), 24 GiB of memory, ext4 on a virtio', text)
+        self.assertIn('| ours 1 ch | 2.00 (1.00-3.00) |', text)
+        widths = {line.count('|') for line in text.splitlines()
+                  if line.startswith('|')}
+        self.assertEqual(widths, {5, 7})
+
+    def test_pictures(self):
+        found = pictures.draw(stats.Rows(self.RUNS))
+        self.assertEqual(sorted(found), ['cache.svg', 'cpu.svg',
+                                         'throughput.svg'])
+        for svg in found.values():
+            xml.dom.minidom.parseString(svg)
+        # 1024 MiB in 2 s
+        self.assertIn('>512<', found['throughput.svg'])
+        self.assertEqual(found['throughput.svg'].count('<path'), 4)
+        self.assertEqual(pictures.draw(stats.Rows([])), {})
+
+    def test_labels_are_escaped(self):
+        svg = pictures.draw(stats.Rows([run('a <b> & c', 1.0)]))
+        self.assertIn('a &lt;b&gt; &amp; c', svg['throughput.svg'])
+
+
+class Emulator:
+    version = '1.0'
+
+    def __init__(self, has_mapped_ram=True):
+        self.has_mapped_ram = has_mapped_ram
+
+
+def setting(programs=None, engines=(None,), channels=(1, 8), direct=(True,),
+            base=None):
+    return scenarios.Setting(Emulator(), Emulator(), base, list(engines),
+                             list(channels), list(direct), 4096, programs)
+
+
+class Selection(unittest.TestCase):
+    def names(self, *scenario, **kw):
+        return [t.side.name for t in scenarios.plan(scenario, setting(**kw))]
+
+    def test_all_sides(self):
+        names = self.names('random', engines=('io_uring', 'sync'),
+                           direct=(True, False))
+        self.assertEqual(names, [
+            'fio, fresh file', 'fio, fresh file, huge pages',
+            'fio, file of final size',
+            'ours 1.0, direct, io_uring, 1 ch', 'ours 1.0, direct, sync, 1 ch',
+            'stock 1.0, direct, 1 ch', 'ours 1.0, buffered, 1 ch',
+            'stock 1.0, buffered, 1 ch', 'ours 1.0, direct, io_uring, 8 ch',
+            'ours 1.0, direct, sync, 8 ch', 'stock 1.0, direct, 8 ch',
+            'ours 1.0, buffered, 8 ch', 'stock 1.0, buffered, 8 ch',
+            'exec 1.0, exec: direct dd'])
+
+    def test_chosen_sides(self):
+        self.assertEqual(self.names('random', programs=['ours', 'fio'],
+                                    channels=(1,)),
+                         ['fio, fresh file', 'fio, fresh file, huge pages',
+                          'fio, file of final size',
+                          'ours 1.0, direct, 1 ch'])
+
+    def test_base_takes_part_if_it_can(self):
+        self.assertIn('base 1.0, direct, 1 ch',
+                      self.names('random', base=Emulator()))
+        self.assertNotIn('base 1.0, direct, 1 ch',
+                         self.names('random', base=Emulator(False)))
+        self.assertIn('base 1.0, buffered, no multifd',
+                      self.names('tcp', base=Emulator(False)))
+
+    def test_every_scenario_has_a_title_and_tasks(self):
+        self.assertEqual(set(report.TITLES), set(scenarios.SCENARIOS))
+        for name in scenarios.SCENARIOS:
+            tasks = scenarios.plan([name], setting())
+            self.assertTrue(tasks, name)
+            self.assertEqual({t.scenario for t in tasks}, {name})
+            sides = [(t.side.name, t.content.name) for t in tasks]
+            self.assertEqual(len(sides), len(set(sides)), name)
+
+    def test_order_keeps_all(self):
+        tasks = list(range(7))
+        seen = [scenarios.order(tasks, n) for n in range(5)]
+        for one in seen:
+            self.assertEqual(sorted(one), tasks)
+        self.assertNotEqual(seen[0], seen[1])
+        self.assertEqual(scenarios.order([], 3), [])
+
+    def test_room(self):
+        task = scenarios.plan(['random'], setting())[0]
+        gib = 1 << 30
+        self.assertIsNone(measure.lacks(task, '/', 7 * gib, 11 * gib))
+        self.assertIn('memory', measure.lacks(task, '/', 5 * gib, 11 * gib))
+        self.assertIn('space', measure.lacks(task, '/', 7 * gib, 9 * gib))
+
+    def test_clock(self):
+        times = iter([0, 0, 50, 90, 140])
+        clock = measure.Clock(2, lambda: next(times))
+        # Begins at 0, 50, 90; the next one might end after 120
+        self.assertEqual([clock.fits() for _ in range(4)],
+                         [True, True, False, False])
+        self.assertTrue(measure.Clock(None).fits())
+
+
+class Options(unittest.TestCase):
+    def refused(self, *argv):
+        with redirect_stderr(io.StringIO()) as said, \
+                self.assertRaises(SystemExit):
+            options.parse(argv)
+        return said.getvalue()
+
+    def test_defaults(self):
+        args = options.parse([])
+        self.assertEqual((args.ram, args.rounds, args.channels, args.modes),
+                         (4096, 5, [1, 2, 4, 8], ['direct', 'buffered']))
+        self.assertEqual(args.scenarios, ['random'])
+
+    def test_quick_can_be_changed(self):
+        args = options.parse(['--quick', '--ram', '64'])
+        self.assertEqual((args.ram, args.rounds, args.minutes), (64, 3, 1.6))
+
+    def test_lists(self):
+        args = options.parse(['slow', 'slow', '--channels', '8,1,8',
+                              '--sides', 'ours,fio'])
+        self.assertEqual((args.scenarios, args.channels, args.sides),
+                         (['slow'], [1, 8], ['ours', 'fio']))
+        self.assertEqual(options.parse(['all']).scenarios,
+                         list(scenarios.SCENARIOS))
+
+    def test_nonsense(self):
+        self.assertIn("no scenario 'fast'", self.refused('fast'))
+        self.assertIn("no 'uring'", self.refused('--engines', 'uring'))
+        self.assertIn('1 to 255', self.refused('--channels', '0'))
+        self.assertIn('not positive', self.refused('--ram', '0'))
+        self.assertIn('--json', self.refused('--append'))
+
+
+class Files(unittest.TestCase):
+    """What the kernel writes."""
+
+    def test_meter(self):
+        self.assertEqual(meter.field('MemFree: 1 kB\nCached:  20 kB\n',
+                                     'Cached'), 20480)
+        stat = '7 (a) b) S ' + ' '.join(map(str, range(4, 30)))
+        self.assertEqual(meter.parse_cpu(stat) * os.sysconf('SC_CLK_TCK'),
+                         14 + 15 + 16 + 17)
+        self.assertEqual(
+            meter.parse_busy('cpu 1 2 3 400 500 6 7 8 9 9\ncpu0 1')
+            * os.sysconf('SC_CLK_TCK'), 1 + 2 + 3 + 6 + 7 + 8)
+
+    def test_machine(self):
+        mounts = '/dev/vda1 / ext4 rw 0 0\n/dev/sdb /srv xfs rw 0 0\n' \
+                 'tmpfs /srvx tmpfs rw 0 0\n'
+        self.assertEqual(machine.mount_of('/srv/a', mounts),
+                         ('/dev/sdb', 'xfs'))
+        self.assertEqual(machine.mount_of('/home', mounts),
+                         ('/dev/vda1', 'ext4'))
+        self.assertEqual(machine.cpu_model('x: y\nmodel name\t: A B\n'), 'A B')
+
+    def test_ram_of_a_process(self):
+        text = ('1000-3000 rw-p 0 00:00 0\n'
+                '200000-400000 r--p 0 00:00 0\n'
+                '600000-800000 rw-p 0 08:01 7 /lib/x\n'
+                'a00000-c00000 rw-p 0 00:00 0\n'
+                'f00000-1600000 rw-p 0 00:00 0\n')
+        self.assertEqual(content.parse_maps(text, 2 * MIB), 0xa00000)
+        # Joined with a neighbour
+        self.assertEqual(content.parse_maps(text, 4 * MIB), 0x1000000)
+        with self.assertRaises(RuntimeError):
+            content.parse_maps(text, 64 * MIB)
+
+
+class Contents(unittest.TestCase):
+    def test_runs_cover_the_data(self):
+        for kind, share in (('random', 1), ('half-zero-64k', 0.5),
+                            ('half-zero-8k', 0.5), ('zero', 0)):
+            one = content.Content(kind, 70)
+            self.assertEqual(one.data_bytes(), 70 * MIB * share, kind)
+            for offset, size in one.runs():
+                self.assertEqual(offset >> 25, offset + size - 1 >> 25)
+
+    def test_pages_are_what_is_filled(self):
+        for kind in content.KINDS:
+            one = content.Content(kind, 33)
+            with tempfile.TemporaryFile() as f:
+                f.truncate(33 * MIB)
+                for offset, size in one.runs():
+                    content._write_all(f.fileno(),
+                                       content._data(offset, size), offset)
+                for page in (0, 1, 2, 15, 16, 8191, 8192, 33 * 256 - 1):
+                    self.assertEqual(os.pread(f.fileno(), 4096, page * 4096),
+                                     one.page(page), (kind, page))
+
+    def test_no_two_pages_are_alike(self):
+        one = content.Content('random', 70)
+        pages = {one.page(n) for n in range(70 * 256)}
+        self.assertEqual(len(pages), 70 * 256)
+
+
+class Disk(unittest.TestCase):
+    def test_costs(self):
+        model = slowdisk.Model(rate=100.0, seek=2.0)
+        self.assertEqual(model.serve(0, 100), 1.0)
+        self.assertEqual(model.serve(100, 100), 1.0)    # in sequence
+        self.assertEqual(model.serve(250, 50), 1.0)     # over a small gap
+        self.assertEqual(model.serve(900, 0), 2.0)      # far ahead
+        self.assertEqual(model.serve(890, 0), 2.0)      # back
+        self.assertEqual((model.seeks, model.requests), (2, 5))
+
+    def test_nearest_ahead_is_next(self):
+        model = slowdisk.Model(rate=100.0, seek=2.0)
+        model.head = 50
+        self.assertEqual(model.nearest([10, 90, 60, 5]), 2)
+        self.assertEqual(model.nearest([10, 49, 5]), 2)
+
+    def test_a_disk_without_a_model_costs_nothing(self):
+        model = slowdisk.Model(rate=0, seek=0)
+        self.assertEqual(model.serve(1 << 30, 4096) + model.serve(0, 1), 0)
+
+
+if __name__ == '__main__':
+    unittest.main()
