@@ -100,6 +100,25 @@ def test_compare(t):
         'byte': 100, 'values': [byte, byte ^ 1]}], found
 
 
+@test('tool: what is saved, restored and saved again is the same',
+      quick=True)
+def test_saved_again(t):
+    """... whoever saved and restored it, as long as the guest stands still."""
+    path, _ = saved(t, 'ours', Mode(4, True), False)
+    for who in ('ours', 'stock'):
+        emulator = getattr(t.config, who)
+        if not emulator:
+            continue
+        again = t.path('again')
+        dst = t.vm(incoming=True, emulator=emulator, ram=RAM,
+                   guest={'dirty': 16})
+        dst.load(f'file:{path}', Mode(2))
+        dst.save(f'file:{again}', Mode(1))
+        dst.kill()
+        code, found = image.tool('compare', path, again)
+        assert code == 0 and found['same'], f'{who}: {found}'
+
+
 @test("tool: an image behind a header as libvirt's", quick=True)
 def test_libvirt_header(t):
     xml = b'<domain/>\0<cookie/>\0'.ljust(66000, b'\0')
