@@ -15,7 +15,7 @@ EMULATOR = 'qemu-system-x86_64'
 FIRMWARE_AT = 'share/qemu'              # below the prefix
 
 
-def environment():
+def environment(compiler='gcc'):
     """Debian's own tools first, and a ccache whose entries do not depend on
     where a tree lies: paths below the cache's parent count as relative, and
     the directory of the compilation does not count."""
@@ -23,18 +23,23 @@ def environment():
     for name in ('CFLAGS', 'LDFLAGS', 'CPPFLAGS', 'MAKEFLAGS', 'PYTHONPATH',
                  'VIRTUAL_ENV', 'PKG_CONFIG_PATH'):
         env.pop(name, None)
-    env.update(PATH='/usr/bin:/usr/sbin:/bin:/sbin', CC='ccache gcc',
-               LC_ALL='C.UTF-8', CCACHE_NOHASHDIR='1',
+    env.update(PATH='/usr/bin:/usr/sbin:/bin:/sbin',
+               CC=f'ccache {compiler}', LC_ALL='C.UTF-8',
+               CCACHE_NOHASHDIR='1',
                CCACHE_BASEDIR=os.path.dirname(cache()))
     return env
 
 
 class Build:
     """The build of one tree, in `directory`, next to the sources as ../src;
-    `name` is for its logs; `options` are added to the base's own."""
+    `name` is for its logs, `label` for people; `options` are added to the
+    base's own."""
 
-    def __init__(self, base, directory, name, options=()):
+    def __init__(self, base, directory, name, options=(), compiler='gcc',
+                 label=None):
         self.base = base
+        self.compiler = compiler
+        self.label = label or base.name
         self.directory = directory
         self.name = name
         self.options = [*base.configure, *options]
@@ -54,16 +59,16 @@ class Build:
         except OSError:
             pass
         os.makedirs(self.directory, exist_ok=True)
-        step(f'configure QEMU {self.base.name}',
+        step(f'configure QEMU {self.label}',
              ['../src/configure', *self.options],
              log_path('configure-' + self.name), cwd=self.directory,
-             env=environment())
+             env=environment(self.compiler))
         with open(stamp, 'w', encoding='utf-8') as f:
             f.write(wanted)
 
     def ninja(self, targets, what='build'):
         self.configure()
-        step(f'{what} QEMU {self.base.name}', ['ninja', *targets],
+        step(f'{what} QEMU {self.label}', ['ninja', *targets],
              log_path('build-' + self.name), cwd=self.directory,
              env=environment())
 
@@ -88,7 +93,11 @@ def of_tree(tree):
 def built(tree, targets):
     """The build of an applied tree, with `targets` up to date, able to start
     guests without options for firmware."""
-    build = of_tree(tree)
+    return built_from(of_tree(tree), targets)
+
+
+def built_from(build, targets):
+    """The same for any build of a tree."""
     build.ninja(targets)
     _link_firmware(build)
     return build

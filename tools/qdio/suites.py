@@ -76,24 +76,27 @@ def unit_tests(tests):
     return [name for kind, name in tests if kind == 'unit']
 
 
-def run_unit_tests(build, series, tests, report):
+def run_unit_tests(build, series, tests, report, variables=None,
+                   filesystems=True):
     env = dict(
-        building.environment(),
+        building.environment(), **(variables or {}),
         G_TEST_BUILDDIR=os.path.join(build.directory, 'tests', 'unit'),
         G_TEST_SRCDIR=os.path.join(os.path.dirname(build.directory), 'src',
                                    'tests', 'unit'))
     for name in unit_tests(tests):
-        run_program(f'unit {build.base.name} {name}',
+        run_program(f'unit {build.label} {name}',
                     [os.path.join(build.directory, 'tests', 'unit', name),
                      '--tap', '-k'],
                     log_path(f'unit-{build.name}-{name}'), report, env=env,
-                    cwd=build.directory, filesystems=True)
+                    cwd=build.directory, filesystems=filesystems)
 
 
-def run_qtest(build, name, report, timeout=2400, filesystems=False):
+def run_qtest(build, name, report, timeout=2400, filesystems=False,
+              variables=None):
     """One program of tests/qtest with the built emulator."""
-    env = dict(building.environment(), QTEST_QEMU_BINARY=build.emulator)
-    run_program(f'qtest {build.base.name} {name}',
+    env = dict(building.environment(), QTEST_QEMU_BINARY=build.emulator,
+               **(variables or {}))
+    run_program(f'qtest {build.label} {name}',
                 [os.path.join(build.directory, 'tests', 'qtest', name),
                  '--tap', '-k'],
                 log_path(f'qtest-{build.name}-{name}'), report, env=env,

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 
-from . import fetch
+from . import fetch, sanitize
 from .apply import apply, make_commits
 from .apt import install_needed
 from .bases import Tree
@@ -36,7 +36,7 @@ class Tests:
     such as a build, is made by the first of them."""
 
     PARTS = ('tools', 'lint', 'refresh', 'patches', 'build', 'unit', 'qtest',
-             'own', 'e2e', 'bench', 'demo', 'deb', 'canary')
+             'own', 'sanitize', 'e2e', 'bench', 'demo', 'deb', 'canary')
 
     def __init__(self, bases, source):
         self.report = Report()
@@ -166,6 +166,15 @@ class Tests:
 
         self._on_builds("the base's tests", action,
                         lambda tree: OWN_TESTS.get(tree.base.name, []))
+
+    def part_sanitize(self):
+        """Not what the series adds to other bases, which is the same code."""
+        for tree in self.trees:
+            if tree.base.name == sanitize.BASE:
+                tests = self._tests(tree, ('unit', 'qtest'))
+                sanitize.address(tree, self.series, tests, self.report)
+                sanitize.thread(tree, self.series, self.report)
+                sanitize.fuzz(tree, self.report)
 
     # The whole
 

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`./run test --only sanitize`: the series under the compilers' sanitizers,
+and its fuzz target.  Each needs a build of its own, next to the usual one."""
+
+import glob
+import os
+import shutil
+import struct
+import tempfile
+
+from .build import EMULATOR, Build, built_from
+from .config import log_path
+from .say import step
+from .suites import run_qtest, run_unit_tests, targets_of
+
+# The code is the same on all bases, and one of them has all of it
+BASE = '7.2'
+
+# Sanitizers find things at run time, so the compiler's guesses are no help:
+# with them it also guesses other things than without
+OPTIONS = ['--disable-werror']
+
+# With few devices and without costly optimizations the emulator takes half
+# the time to build
+ASAN_OPTIONS = ['--enable-sanitizers', '--without-default-devices',
+                '--extra-cflags=-O1']
+
+# What has threads of its own, or is handed from one to another
+TSAN_TESTS = [('unit', 'test-direct-queue'), ('unit', 'test-ram-extent')]
+# The queue's test of sandboxes starts threads in a child
+TSAN = {'TSAN_OPTIONS': 'die_after_fork=0:exitcode=66'}
+
+FUZZ_TARGET = 'tests/unit/fuzz-mapped-ram'
+FUZZ_RUNS = 200000
+
+
+def _variant(tree, kind, name, options, compiler='gcc'):
+    return Build(tree.base, f'{tree.build}-{kind}', f'{tree.name}-{kind}',
+                 [*OPTIONS, *options], compiler=compiler,
+                 label=f'{tree.base.name} with {name}')
+
+
+def address(tree, series, tests, report):
+    """All of the series' unit tests and qtests with ASan and UBSan."""
+    build = built_from(_variant(tree, 'asan', 'ASan and UBSan', ASAN_OPTIONS),
+                       [EMULATOR, *_targets(tests)])
+    with tempfile.TemporaryDirectory() as top:
+        said = os.path.join(top, 'report')
+        # The emulators' stderr goes elsewhere
+        env = {'ASAN_OPTIONS': f'log_path={said}',
+               'UBSAN_OPTIONS': f'log_path={said}:halt_on_error=1:'
+                                'print_stacktrace=1'}
+        run_unit_tests(build, series, tests, report, env, filesystems=False)
+        for kind, name in tests:
+            if kind == 'qtest':
+                run_qtest(build, name, report, variables=env)
+        log = log_path(f'sanitizers-{build.name}')
+        found = _collect(said, log)
+    report(not found, f'sanitizers {build.label}: nothing to report', log=log)
+
+
+def _collect(prefix, log):
+    """Put the reports together in `log`.  Returns how many there are."""
+    found = 0
+    with open(log, 'w', encoding='utf-8') as out:
+        for path in sorted(glob.glob(glob.escape(prefix) + '.*')):
+            with open(path, errors='replace') as f:
+                text = f.read()
+            # There are also warnings, of what ASan cannot do
+            if 'ERROR: ' in text or 'runtime error: ' in text:
+                out.write(text)
+                found += 1
+    return found
+
+
+def thread(tree, series, report):
+    """The queue and the extents with TSan.  It does not see what the kernel
+    writes to memory, nor does it take that for a race: what the kernel
+    hands back goes through memory that no other thread looks at."""
+    build = built_from(_variant(tree, 'tsan', 'TSan', ['--enable-tsan']),
+                       _targets(TSAN_TESTS))
+    run_unit_tests(build, series, TSAN_TESTS, report, TSAN, filesystems=False)
+
+
+def _targets(tests):
+    return targets_of(None, [t for t in tests if t[0] != 'suite'])
+
+
+def _seed(directory):
+    """Inputs to begin with: headers that are right, the differences being 0.
+    See tests/unit/fuzz-mapped-ram.c."""
+    mib = 1 << 20
+    for i, numbers in enumerate([(0x49, 128 * mib, 4096, 0),
+                                 (0x49, 128 * mib, 4096, 129 * mib),
+                                 (0, 65 * 4096, 4096, 1 << 40),
+                                 (1 << 60, 1 << 60, 4096, 0)]):
+        with open(os.path.join(directory, f'seed{i}'), 'wb') as f:
+            f.write(struct.pack('<4Q', *numbers) + bytes(28 + 16))
+
+
+def fuzz(tree, report):
+    """The fuzz target, for a fixed number of runs."""
+    name = f'fuzz {tree.base.name} {os.path.basename(FUZZ_TARGET)}'
+    if not shutil.which('clang'):
+        report.skip(name, "there is no 'clang' here, which has libFuzzer; "
+                    'install the package clang')
+        return
+    build = built_from(_variant(tree, 'fuzz', 'libFuzzer',
+                                ['--enable-sanitizers', '--enable-fuzzing'],
+                                compiler='clang'), [FUZZ_TARGET])
+    log = log_path(f'fuzz-{build.name}')
+    with tempfile.TemporaryDirectory() as corpus:
+        _seed(corpus)
+        code = step(name, [os.path.join(build.directory, FUZZ_TARGET),
+                           f'-runs={FUZZ_RUNS}', '-seed=1',
+                           '-use_value_profile=1',
+                           f'-artifact_prefix={log}-', corpus],
+                    log, check=False, timeout=600)
+    with open(log, errors='replace') as f:
+        done = f'Done {FUZZ_RUNS} runs' in f.read()
+    report(code == 0 and done, f'{name}, {FUZZ_RUNS} runs', log=log)
