@@ -134,6 +134,21 @@ def test_libvirt_header(t):
     assert code == 3 and 'incomplete' in found['unfinished-because'], found
 
 
+@test('tool: an image on a block device, where an older one was',
+      quick=True)
+def test_block_device(t):
+    device = t.loop(t.path('disk'), 64 * MIB)
+    vm = t.source(ram=RAM)
+    memory = t.path('memory')
+    vm.save(f'file:{device}', Mode(2, True))
+    vm.command('cont')
+    vm.ticks_on()
+    vm.save(f'file:{device}', Mode(2, True))
+    vm.command('pmemsave', {'val': 0, 'size': RAM * MIB, 'filename': memory})
+    vm.kill()
+    check_good(t, device, memory)
+
+
 @test('tool: says of what a killed save leaves that it is unfinished',
       quick=True)
 def test_unfinished(t):
