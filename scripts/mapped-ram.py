@@ -360,66 +360,83 @@ def cells_of(image, block, limit):
 
 
 SHADES = ' .:-=+*#%@'
-COLORS = ['#f0f0f0'] + [f'hsl(215,70%,{x}%)' for x in range(85, 20, -7)]
+# From nothing, which is gray, to all, by the same steps as above
+COLORS = ['#ececec', '#d6e4f5', '#b9d2ef', '#9bbfe8', '#7eace1', '#6099d9',
+          '#4585cf', '#336fb5', '#265894', '#194173']
 
 
-def level(count, pages, levels):
+def level(count, pages, steps):
     """0 only if there is nothing, the highest only if all is there."""
     if count in (0, pages):
-        return 0 if count == 0 else levels - 1
-    return 1 + count * (levels - 2) // pages
+        return 0 if count == 0 else steps - 1
+    return 1 + count * (steps - 2) // pages
+
+
+def levels(entry, row, width, steps):
+    """The levels of one row of cells."""
+    pages = entry['pages-per-cell']
+    left = entry['pages'] - row * pages
+    return [level(count, min(pages, left - i * pages), steps)
+            for i, count in enumerate(entry['cells'][row:row + width])]
+
+
+def caption(entry, unit):
+    return (f"{entry['name']}: {size_text(entry['length'])}, "
+            f"{percent(sum(entry['cells']), entry['pages'])} present; a "
+            f"{unit} is "
+            f"{size_text(entry['pages-per-cell'] * entry['page-size'])}")
+
+
+CELL = 10                       # side of a square
+
+
+def svg_row(y, tones):
+    """One row of squares; neighbors of one color are one rectangle."""
+    x = 0
+    while x < len(tones):
+        end = x
+        while end < len(tones) and tones[end] == tones[x]:
+            end += 1
+        yield (f'<rect x="{CELL + x * CELL}" y="{y}" width='
+               f'"{(end - x) * CELL}" height="{CELL}" fill='
+               f'"{COLORS[tones[x]]}"/>')
+        x = end
+
+
+def svg_text(x, y, text):
+    return f'<text x="{x}" y="{y}">{escape(text)}</text>'
 
 
 def svg_of(title, maps, width):
     """A picture with one grid for each block."""
-    cell, top = 10, 40
-    parts, y = [], top
+    y = 24
+    parts = [svg_text(CELL, 18, title)]
     for entry in maps:
-        cells, pages = entry['cells'], entry['pages-per-cell']
-        parts.append(
-            f'<text x="10" y="{y}">{escape(entry["name"])}: '
-            f'{size_text(entry["length"])}, '
-            f'{percent(sum(cells), entry["pages"])} present; a square is '
-            f'{size_text(pages * entry["page-size"])}</text>')
-        for row in range(0, len(cells), width):
-            y += cell
-            left = entry['pages'] - row * pages
-            tones = [level(count, min(pages, left - i * pages), len(COLORS))
-                     for i, count in enumerate(cells[row:row + width])]
-            x = 0
-            while x < len(tones):
-                end = x
-                while end < len(tones) and tones[end] == tones[x]:
-                    end += 1
-                parts.append(
-                    f'<rect x="{10 + x * cell}" y="{y - cell + 6}" width='
-                    f'"{(end - x) * cell}" height="{cell}" fill='
-                    f'"{COLORS[tones[x]]}"/>')
-                x = end
-        y += 36
-    size = f'width="{20 + max(width * cell, 500)}" height="{y}"'
+        parts.append(svg_text(CELL, y + 16, caption(entry, 'square')))
+        y += 22
+        for row in range(0, len(entry['cells']), width):
+            parts += svg_row(y, levels(entry, row, width, len(COLORS)))
+            y += CELL
+        y += 14
+    parts.append(svg_text(CELL, y + 19, 'nothing present'))
+    parts += svg_row(y + 10, [0] * 10 + list(range(len(COLORS))))
+    parts.append(svg_text((2 + 10 + len(COLORS)) * CELL, y + 19, 'all'))
+    size = f'width="{2 * CELL + max(width * CELL, 500)}" height="{y + 30}"'
     return (f'<svg xmlns="http://www.w3.org/2000/svg" {size} '
-            f'font-family="sans-serif" font-size="12" '
+            'font-family="sans-serif" font-size="12" '
             f'aria-label={quoteattr(title)}>\n'
-            f'<rect width="100%" height="100%" fill="white"/>\n'
-            f'<text x="10" y="18" font-size="14">{escape(title)}</text>\n'
+            '<rect width="100%" height="100%" fill="white"/>\n'
             + '\n'.join(parts) + '\n</svg>\n')
 
 
 def print_map(maps, width):
     print(f'  "{SHADES[0]}" nothing present ... "{SHADES[-1]}" all present')
     for entry in maps:
-        cells, pages = entry['cells'], entry['pages-per-cell']
-        unit = pages * entry['page-size']
-        print(f"{entry['name']}: {size_text(entry['length'])}, "
-              f"{percent(sum(cells), entry['pages'])} present; a character "
-              f'is {size_text(unit)}')
-        for row in range(0, len(cells), width):
-            left = entry['pages'] - row * pages
-            text = ''.join(
-                SHADES[level(count, min(pages, left - i * pages),
-                             len(SHADES))]
-                for i, count in enumerate(cells[row:row + width]))
+        print(caption(entry, 'character'))
+        unit = entry['pages-per-cell'] * entry['page-size']
+        for row in range(0, len(entry['cells']), width):
+            text = ''.join(SHADES[i] for i in
+                           levels(entry, row, width, len(SHADES)))
             print(f'  {row * unit:#014x} |{text}|')
 
 

@@ -51,6 +51,7 @@ class Maker:
         self.machine = b'pc-test-1.0'
         self.capabilities = [b'mapped-ram']
         self.early = b''                # device state before RAM
+        self.early_devices = ()         # ... and what it is of
         self.footers = True
         self.order, self.word = 'little', 8
         # name, pages, {page: contents}
@@ -132,7 +133,8 @@ class Maker:
             text = json.dumps({'page_size': PAGE, 'devices': [
                 {'name': n, 'instance_id': i, 'vmsd_name': 'x', 'version': v,
                  'fields': [{'name': 'x', 'size': 30}]}
-                for n, i, v in self.devices]}).encode()
+                for n, i, v in (*self.early_devices,
+                                *self.devices)]}).encode()
             f.write(b'\x06' + be(4, len(text)) + text)
         self.at['size'] = f.tell()
 
@@ -236,6 +238,18 @@ class Good(Case):
                 self.verified(spec)
                 self.assertEqual(self.extracted(spec=spec),
                                  self.maker.memory())
+
+    def test_device_before_ram(self):
+        device = ('virtio-mem', 0, 1)
+        section = b'\x04' + be(4, 5) + named(b'virtio-mem') + be(4, 0) + \
+            be(4, 1) + bytes(40)
+        self.write(early=section, early_devices=(device,))
+        found = self.verified()
+        self.assertIn(f'{len(section)} bytes', found['notes'][0])
+        self.write(early=section.replace(b'virtio', b'v_rtio'))
+        self.assertIn('no section',
+                      self.result('verify', self.image,
+                                  code=1)['problems'][0]['cause'])
 
     def test_bitmaps_of_other_hosts(self):
         for order, word in (('little', 4), ('big', 8), ('big', 4)):
