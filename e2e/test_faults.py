@@ -4,12 +4,10 @@ called completed that is not."""
 
 import copy
 import errno
-import fcntl
 import hashlib
 import os
 import random
 import shutil
-import struct
 import subprocess
 import threading
 import time
@@ -886,39 +884,6 @@ def test_thin_ext4(t):
         except AssertionError as err:
             raise AssertionError(f'({mode}) {err}') from None
         vm.kill()
-
-
-SHUTDOWN = 0x8004587d       # EXT4_IOC_SHUTDOWN, XFS_IOC_GOINGDOWN
-
-
-@test('sync: completed is on the disk, even if the power fails', quick=True,
-      timeout=240, stock='the completed image is gone')
-def test_power_failure(t):
-    """The file system is shut down the moment the save has completed, with
-    what it has not written; mounted again, the image is whole."""
-    for kind in ('ext4', 'xfs'):
-        for mode in SOME_MODES:
-            name = f'{kind}{mode.channels}{mode.direct}'
-            target = t.filesystem(kind, 512 * MIB, name=name)
-            path = os.path.join(target, 'image')
-            root = os.open(target, os.O_RDONLY)
-            vm = t.source(guest=DIRTY)
-            os.sync()
-            vm.save(f'file:{path}', mode)
-            fcntl.ioctl(root, SHUTDOWN, struct.pack('I', 2))
-            os.close(root)
-            want = vm.ram_hash()
-            vm.kill()
-            device = next(line.split()[0] for line in open('/proc/mounts')
-                          if line.split()[1] == target)
-            fs.unmount(target)
-            fs.run('mount', '-t', kind, device, target)
-            try:
-                if not os.path.exists(path):
-                    raise AssertionError('the completed image is gone')
-                t.restores(f'file:{path}', want, mode).kill()
-            except AssertionError as err:
-                raise AssertionError(f'{kind}, {mode}: {err}') from None
 
 
 @test('read errors: the disk fails at the n-th read', quick=True)

@@ -13,6 +13,7 @@
  *              multiple of 4096)
  *              stall=SECONDS: do it, but only after a while
  *              hold: do it, but only when the file FAULT_GATE exists
+ *              kill: end the process with SIGKILL instead
  *
  * FAULT_LOG    file that gets a line "stall" when a stall or a hold begins,
  *              and "done" when it ends
@@ -33,6 +34,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -52,7 +54,7 @@ struct fault {
     char kind;                  /* 'd', 'b' or 0 */
     unsigned nth;
     int and_later;
-    int error, shorten, stall, hold;
+    int error, shorten, stall, hold, kill;
 };
 
 static struct fault faults[16];
@@ -91,6 +93,8 @@ static void __attribute__((constructor)) init(void)
             f->shorten = 1;
         } else if (!strcmp(what, "hold")) {
             f->hold = 1;
+        } else if (!strcmp(what, "kill")) {
+            f->kill = 1;
         } else if (!strncmp(what, "stall=", 6)) {
             f->stall = atoi(what + 6);
         } else {
@@ -151,6 +155,10 @@ static const struct fault *find(int fd, int op)
             usleep(10000);
         }
         tell("done\n");
+    }
+    if (found && found->kill) {
+        kill(getpid(), SIGKILL);
+        pause();
     }
     errno = saved;
     return found;

@@ -61,6 +61,16 @@ class QMP:
         line, self._buffer = self._buffer.split(b'\n', 1)
         return json.loads(line)
 
+    def last_events(self):
+        """What QEMU still told before it died, besides what is known."""
+        try:
+            while True:
+                answer = self._read(time.monotonic() + 5)
+                if 'event' in answer:
+                    self.events.append(answer)
+        except QMPClosed:
+            return self.events
+
     def command(self, name, arguments=None, fds=(), timeout=60):
         message = {'execute': name}
         if arguments:

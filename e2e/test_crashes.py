@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is there after a crash, of QEMU or of the host: completed means whole
+and on the disk, and what was not completed does not restore."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import random
+import shutil
+import struct
+import time
+
+from .lib.harness import Mode, Skip, fs, test
+from .lib.qmp import QMPClosed
+from .lib.vm import Crashed
+from .test_faults import faulty
+
+MIB = 1 << 20
+RAM = 32
+GUEST = {'dirty': 16}
+MODES = [Mode(4, True), Mode(0), Mode(1, True), Mode(4)]
+NO_SYNC = ('-global', 'migration.x-file-sync=off')
+
+
+def source(t, **kwargs):
+    return t.source(ram=RAM, guest=GUEST, **kwargs)
+
+
+def saved(t, path, mode=Mode(4, True)):
+    """Saves some guest to `path`.  Returns the SHA-256 of its RAM."""
+    vm = source(t)
+    vm.save(f'file:{path}', mode)
+    want = vm.ram_hash()
+    vm.kill()
+    return want
+
+
+def restored(t, path, mode=Mode(2, True)):
+    """The SHA-256 of RAM as restored from `path`, after the guest has found
+    all of it right; None if it is refused."""
+    dst = t.vm(incoming=True, ram=RAM)
+    try:
+        if dst.try_load(f'file:{path}', mode) is not None:
+            return None
+        have = dst.ram_hash()
+        dst.command('cont')
+        dst.wait_guest('sweep')
+        return have
+    finally:
+        dst.kill()
+
+
+def file_hash(path):
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+# QEMU is killed
+
+def said_completed(vm):
+    """Whether QEMU, which is dead, said `completed` before it died."""
+    return any(event['event'] == 'MIGRATION' and
+               event['data']['status'] == 'completed'
+               for event in vm.qmp.last_events())
+
+
+class Place:
+    """Where saves go that do not come to their end: over the previous image,
+    to a new file next to it, or over the one on a block device."""
+
+    def __init__(self, t, kind):
+        self.kind = kind
+        self.t = t
+        self.kept = t.path(f'{kind}-previous')
+        self.target = t.path(f'{kind}-image')
+        self.want = saved(t, self.kept)
+        self.digest = file_hash(self.kept)
+        if kind == 'device':
+            self.target = t.loop(t.path('disk'), 128 * MIB)
+
+    def renew(self):
+        """As it was before the save that was killed."""
+        if self.kind == 'over':
+            shutil.copy(self.kept, self.target)
+        elif self.kind == 'device':
+            fs.run('dd', f'if={self.kept}', f'of={self.target}', 'bs=1M',
+                   'conv=notrunc,fsync')
+        elif os.path.exists(self.target):
+            os.unlink(self.target)
+
+    def check(self, completed):
+        """What is there is right, given whether QEMU said `completed`.
+        Returns what is there: 'nothing', 'previous' or 'new'."""
+        if self.kind == 'new' and file_hash(self.kept) != self.digest:
+            raise AssertionError('the previous image has changed')
+        have = None
+        if os.path.exists(self.target):
+            have = restored(self.t, self.target)
+        if completed and have in (None, self.want):
+            raise AssertionError('what was completed does not restore')
+        if have is None:
+            return 'nothing'
+        return 'previous' if have == self.want else 'new'
+
+
+@test('killed: at random moments of a save', quick=True, timeout=500)
+def test_kill(t):
+    """What restores afterwards is the previous image; or the new one, if it
+    was completed, or was whole and just about to be."""
+    rng = random.Random(7)
+    found = {}
+    for kind in ('over', 'new', 'device'):
+        place = Place(t, kind)
+        longest = 0.1
+        for i in range(12 if t.config.quick else 24):
+            mode = MODES[i % len(MODES)]
+            place.renew()
+            vm = source(t)
+            vm.setup(mode)
+            vm.start_save(f'file:{place.target}')
+            time.sleep(rng.uniform(0, longest))
+            vm.process.kill()
+            vm.process.wait()
+            completed = said_completed(vm)
+            vm.kill()
+            longest *= 0.8 if completed else 1.2
+            try:
+                now = place.check(completed)
+            except AssertionError as err:
+                raise AssertionError(f'{kind}, {mode}, kill {i}: '
+                                     f'{err}') from None
+            key = (kind, now, completed)
+            found[key] = found.get(key, 0) + 1
+    for (kind, now, completed), count in sorted(found.items()):
+        t.note(f'{kind}: {count} times {now} is there, it was '
+               f'{"completed" if completed else "not completed"}')
+    assert any(now == 'nothing' for _, now, _ in found), \
+        'no kill came in the middle of a save'
+
+
+@test('killed: at the last writes and at the syncs', quick=True, timeout=400)
+def test_kill_steps(t):
+    """The image becomes one with its last write, between two syncs, and not
+    before."""
+    place = Place(t, 'new')
+    for mode in MODES[:2]:
+        syncs = kills(t, place, mode, 'sync:', range(1, 10))
+        # killed at the first one, or at those behind the last write
+        assert syncs[0] == 'nothing' and set(syncs[1:]) == {'new'}, \
+            f'{mode}: what is there after a kill at each sync: {syncs}'
+    # without direct I/O the pages are among these writes, in any number
+    writes = kills(t, place, Mode(4, True), 'write:b', range(8, 60))
+    assert set(writes[:-1]) == {'nothing'} and writes[-1] == 'new', \
+        f'what is there after a kill at each write of the stream: {writes}'
+
+
+def kills(t, place, mode, what, numbers):
+    """Kills QEMU at the n-th call of a kind, for all `numbers` up to one that
+    never comes.  Returns what is there after each."""
+    found = []
+    for nth in numbers:
+        place.renew()
+        vm = t.source(ram=RAM, emulator=faulty(
+            t, os.path.basename(place.target), f'{what}{nth}:kill'))
+        vm.setup(mode)
+        completed = False
+        try:
+            vm.start_save(f'file:{place.target}')
+            completed = vm.wait_migration()['status'] == 'completed'
+        except (Crashed, QMPClosed):
+            pass
+        vm.kill()
+        found.append(place.check(completed))
+        if completed:
+            return found
+    raise AssertionError(f'{mode}: still killed at {what}{numbers[-1]}')
+
+
+# The host loses its power
+
+SHUTDOWN = 0x8004587d       # EXT4_IOC_SHUTDOWN, XFS_IOC_GOINGDOWN
+FICLONE = 0x40049409
+
+
+def device_of(directory):
+    """What is mounted there."""
+    with open('/proc/mounts') as f:
+        return next(line.split()[0] for line in f
+                    if line.split()[1] == directory)
+
+
+def shut_down(t, kind, mode, **kwargs):
+    """Saves to the file system `kind`, shuts it down the moment the save has
+    completed, with what it has not written, and mounts it again.  Returns the
+    SHA-256 of RAM, and the image's path."""
+    target = t.filesystem(kind, 320 * MIB,
+                          name=f'{kind}{mode.channels}{len(os.listdir(t.dir))}')
+    path = os.path.join(target, 'image')
+    root = os.open(target, os.O_RDONLY)
+    vm = source(t, **kwargs)
+    os.sync()
+    vm.save(f'file:{path}', mode)
+    fcntl.ioctl(root, SHUTDOWN, struct.pack('I', 2))
+    os.close(root)
+    want = vm.ram_hash()
+    vm.kill()
+    device = device_of(target)
+    fs.unmount(target)
+    fs.run('mount', '-t', kind, device, target)
+    return want, path
+
+
+@test('power: completed survives a shutdown of the file system', quick=True,
+      timeout=240, stock='the completed image is gone')
+def test_shutdown(t):
+    for kind in ('ext4', 'xfs'):
+        for mode in MODES if not t.config.quick else MODES[:2]:
+            want, path = shut_down(t, kind, mode)
+            if not os.path.exists(path) or restored(t, path) != want:
+                raise AssertionError(f'{kind}, {mode}: the completed image '
+                                     'is gone, or is not whole')
+
+
+@test('power: without x-file-sync a shutdown loses the image', quick=True,
+      timeout=240)
+def test_shutdown_without_sync(t):
+    """The tests of power failures can fail."""
+    for kind in ('ext4', 'xfs'):
+        for mode in MODES[:2]:
+            want, path = shut_down(t, kind, mode, args=NO_SYNC)
+            if os.path.exists(path) and restored(t, path) == want:
+                raise AssertionError(f'{kind}, {mode}: all was on the disk, '
+                                     'this test shows nothing')
+
+
+class Disk:
+    """A file system on a disk that can be looked at as it would be if the
+    power failed now: its backing file is on XFS, which makes a copy in one
+    moment.  What the kernel has not yet given to the disk is not in it."""
+
+    def __init__(self, t, kind):
+        self.t = t
+        self.kind = kind
+        self.copies = []
+        try:
+            self.below = t.filesystem('xfs', 6 << 30, name=f'below-{kind}')
+            self.backing = os.path.join(self.below, 'disk')
+            self.root = t.filesystem(
+                kind, 320 * MIB, name=kind, backing=self.backing,
+                options={'ext4': 'commit=300', 'btrfs': 'commit=300',
+                         'xfs': ''}[kind])
+        except OSError as err:
+            raise Skip(f'no {kind} on XFS here: {err}') from None
+        self.device = device_of(self.root)
+        os.sync()
+
+    def unmount(self):
+        """So that copies of it can be mounted."""
+        fs.unmount(self.root)
+        self.t.stack.callback(fs.run, 'mount', '-t', self.kind, self.device,
+                              self.root)
+
+    def copy(self):
+        """Keeps the disk as it is at this moment."""
+        path = os.path.join(self.below, f'copy{len(self.copies)}')
+        with open(self.backing, 'rb') as old, open(path, 'xb') as new:
+            try:
+                fcntl.ioctl(new.fileno(), FICLONE, old.fileno())
+            except OSError as err:
+                raise Skip(f'XFS makes no copies here: {err}') from None
+        self.copies.append(path)
+
+    @contextlib.contextmanager
+    def as_copied(self, number):
+        """Mounts a copy, where the disk itself no longer may be."""
+        with fs.loop(self.copies[number]) as device:
+            fs.run('mount', '-t', self.kind, device, self.root)
+            try:
+                yield self.root
+            finally:
+                fs.unmount(self.root)
+
+
+def copies_of_a_save(t, kind, mode, **kwargs):
+    """A save, with the disk copied all the time.  Returns the disk, the hash
+    of RAM, and for each copy whether it is from after `completed`."""
+    rng = random.Random(len(kind))
+    disk = Disk(t, kind)
+    os.mkdir(os.path.join(disk.root, 'saves'))
+    saved(t, os.path.join(disk.root, 'previous'))
+    disk.previous = file_hash(os.path.join(disk.root, 'previous'))
+    vm = source(t, **kwargs)
+    vm.setup(mode, max_bandwidth=40 * MIB)
+    vm.start_save(f'file:{disk.root}/saves/image')
+    after = []
+    while True:
+        disk.copy()
+        done = vm.migration()['status'] == 'completed'
+        after.append(done)
+        if done:
+            # The last one is the only one that is surely from after it
+            disk.copy()
+            after.append(True)
+            after[-2] = None
+            break
+        time.sleep(rng.uniform(0, 0.1))
+    want = vm.ram_hash()
+    vm.kill()
+    disk.unmount()
+    return disk, want, after
+
+
+@test('power: images on a disk that loses power during or after a save',
+      quick=True, timeout=500)
+def test_power(t):
+    for kind in ('ext4', 'xfs', 'btrfs'):
+        for mode in MODES[:2]:
+            found = []
+            with contextlib.ExitStack() as stack:
+                one = type(t)(t.config, t.path(f'{kind}{mode.channels}'),
+                              stack)
+                os.mkdir(one.dir)
+                disk, want, after = copies_of_a_save(one, kind, mode)
+                for number in range(len(after))[-6 if t.config.quick else -9:]:
+                    with disk.as_copied(number) as root:
+                        found.append(state(one, disk, root, want,
+                                           after[number]))
+            t.note(f'{kind}, {mode}: {" ".join(found)}')
+            assert 'nothing' in found, 'no copy is from before completed'
+
+
+def state(t, disk, root, want, completed):
+    """What is there is right; returns it."""
+    if file_hash(os.path.join(root, 'previous')) != disk.previous:
+        raise AssertionError(f'{disk.kind}: the previous image is lost')
+    path = os.path.join(root, 'saves', 'image')
+    have = restored(t, path) if os.path.exists(path) else None
+    if have not in (None, want):
+        raise AssertionError(f'{disk.kind}: what restores is not what was '
+                             'saved')
+    if completed and not have:
+        raise AssertionError(f'{disk.kind}: the completed image is lost')
+    return 'image' if have else 'nothing'
+
+
+@test('power: without x-file-sync btrfs loses the image')
+def test_power_without_sync(t):
+    disk, want, after = copies_of_a_save(t, 'btrfs', Mode(4, True),
+                                         args=NO_SYNC)
+    with disk.as_copied(len(after) - 1) as root:
+        if state(t, disk, root, want, None) == 'image':
+            raise AssertionError('all was on the disk, this test shows '
+                                 'nothing')
