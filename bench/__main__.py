@@ -60,11 +60,15 @@ def measured(args):
             results.save(args.json, sessions)
 
     try:
-        tasks = plan(args.scenarios, setting_of(args, place))
-        if not tasks:
-            fail('nothing is left to measure; name more --sides or --modes')
-        measure.run(tasks, place, args.rounds, args.minutes,
-                    sessions[-1]['runs'], keep)
+        setting = setting_of(args, place)
+        clock = measure.Clock(args.minutes)
+        for names, changes, rounds in args.pieces:
+            tasks = plan(names, setting.but(**changes))
+            if not tasks:
+                fail('nothing is left to measure; name more --sides or '
+                     '--modes')
+            measure.run(tasks, place, rounds, clock, sessions[-1]['runs'],
+                        keep)
     except KeyboardInterrupt:
         measure.say('interrupted; this is what there is:')
     finally:
@@ -85,6 +89,10 @@ def main():
     print(machine.sentence(sessions[-1]['machine']) + '\n')
     print(report.tables(rows))
     print(report.judgement(rows))
+    other = report.disturbance(rows, sessions[-1]['machine']['cpus'])
+    print(f'Something else took {other:.0%} of the CPU time meanwhile'
+          + ('; measure again when the machine is idle.' if other > 0.15
+             else '.'))
     if args.pictures:
         pictures.write(rows, args.pictures)
     if args.markdown:

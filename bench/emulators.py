@@ -10,15 +10,18 @@ ENGINES = ('io_uring', 'linux-aio', 'sync')
 
 
 def probe(emulator, directory):
-    """Asks an emulator, and notes in it `has_mapped_ram` and `engines`, those
-    that it can be told to use."""
+    """Asks an emulator, and notes in it `has_mapped_ram`,
+    `detects_in_channels`, whether it can be told where to look for zero
+    pages, and `engines`, those that it can be told to use."""
     vm = VM(emulator, directory, 'probe', ram=32, args=('-S',))
     try:
         known = [c['capability']
                  for c in vm.command('query-migrate-capabilities')]
         emulator.has_mapped_ram = 'mapped-ram' in known
         emulator.engines = []
-        if ENGINE in vm.command('query-migrate-parameters'):
+        params = vm.command('query-migrate-parameters')
+        emulator.detects_in_channels = 'zero-page-detection' in params
+        if ENGINE in params:
             for engine in ENGINES:
                 try:
                     vm.command('migrate-set-parameters', {ENGINE: engine})

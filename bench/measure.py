@@ -41,35 +41,26 @@ def record(task, number, result):
 
 
 class Clock:
-    """Whether another round fits into `minutes`; None: any does."""
+    """Whether more fits into `minutes`; None: anything does."""
 
     def __init__(self, minutes, now=time.monotonic):
         self.now = now
-        self.start = now()
-        self.seconds = None if minutes is None else minutes * 60
-        self.longest = 0
-        self.begun = self.start
+        self.end = None if minutes is None else now() + minutes * 60
 
-    def fits(self):
-        """To be asked before each round; the first one always fits."""
-        now = self.now()
-        self.longest = max(self.longest, now - self.begun)
-        self.begun = now
-        return self.seconds is None or \
-            now + self.longest <= self.start + self.seconds or \
-            now == self.start
+    def fits(self, seconds):
+        return self.end is None or self.now() + seconds <= self.end
 
 
-def run(tasks, place, rounds, minutes, runs, done=lambda: None):
-    """Runs all tasks `rounds` times, as far as they fit into `minutes`; adds
-    to `runs`, and calls done() after each."""
-    clock = Clock(minutes)
+def run(tasks, place, rounds, clock, runs, done=lambda: None):
+    """Runs all tasks `rounds` times, but begins no round that is likely to
+    end late, except for the first one; adds to `runs`, and calls done() after
+    each."""
+    longest = 0
     for number in range(rounds):
-        if number and not clock.fits():
+        if number and not clock.fits(longest):
             say(f'no time for round {number + 1}')
             return
-        if not number:
-            clock.fits()
+        begun = time.monotonic()
         for task in order(tasks, number):
             why = lacks(task, place.directory)
             if why:
@@ -86,3 +77,4 @@ def run(tasks, place, rounds, minutes, runs, done=lambda: None):
                 f'{task.side.name}: {times}')
             if task.scenario == 'sizes':
                 place.forget_images(task.content.ram)
+        longest = max(longest, time.monotonic() - begun)

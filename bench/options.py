@@ -50,6 +50,9 @@ def _parser():
     add('scenarios', nargs='*', metavar='SCENARIO')
     add('--quick', action='store_true',
         help='1 GiB, few sides, at most two minutes')
+    add('--figures', action='store_true',
+        help='what the README shows, in about 8 minutes (--minutes): writes\n'
+        'figures.json, figures.md and pictures to bench/results')
     add('--ram', type=positive, metavar='MIB', help='default 4096')
     add('--rounds', type=positive, metavar='N', help='default 5')
     add('--minutes', type=float, metavar='N',
@@ -84,6 +87,22 @@ def _parser():
 
 QUICK = {'ram': 1024, 'rounds': 3, 'minutes': 1.6, 'channels': [1, 4],
          'engines': ['auto'], 'modes': ['direct']}
+RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'results')
+FIGURES = {'minutes': 8, 'channels': [1, 8], 'engines': ['auto'],
+           'json': os.path.join(RESULTS, 'figures.json'),
+           'markdown': os.path.join(RESULTS, 'figures.md'),
+           'pictures': RESULTS}
+# One after the other: scenarios, what is special there, rounds.  The last one
+# gets the time that is left.
+PIECES = (
+    (['slow'], {'channels': [1], 'programs': ['ours', 'stock']}, 1),
+    (['zero'], {'programs': ['ours', 'scan']}, 1),
+    (['bandwidth', 'stall'], {'programs': ['ours', 'stock']}, 1),
+    (['tcp'], {}, 2),
+    (['half-zero-64k', 'half-zero-8k'],
+     {'programs': ['ours'], 'direct': [True]}, 1),
+    (['random'], {}, 5),
+)
 DEFAULT = {'ram': 4096, 'rounds': 5, 'minutes': None,
            'channels': [1, 2, 4, 8], 'engines': None,
            'modes': ['direct', 'buffered']}
@@ -101,7 +120,10 @@ def parse(argv=None):
     args = parser.parse_args(argv)
     if args.quick:
         _fill(args, QUICK)
+    if args.figures:
+        _fill(args, FIGURES)
     _fill(args, DEFAULT)
+    scenarios_given = bool(args.scenarios)
     names = args.scenarios or ['random']
     if names == ['all']:
         names = list(SCENARIOS)
@@ -110,6 +132,8 @@ def parse(argv=None):
             parser.error(f"there is no scenario '{name}'; choose from "
                          f"{', '.join(SCENARIOS)}")
     args.scenarios = list(dict.fromkeys(names))
+    args.pieces = PIECES if args.figures and not scenarios_given else \
+        [(args.scenarios, {}, args.rounds)]
     if args.append and not args.json:
         parser.error('--append needs --json, the file to add to')
     return args
@@ -122,6 +146,8 @@ def check_system(args, fail):
              'knows it')
     if os.geteuid():
         fail('must be root, to drop the page cache')
+    if args.figures:
+        os.makedirs(RESULTS, exist_ok=True)
     for path in (args.json, args.markdown):
         where = os.path.dirname(os.path.abspath(path or ''))
         if not os.access(where, os.W_OK):

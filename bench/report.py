@@ -104,13 +104,32 @@ def judgement(rows):
     return '\n'.join(lines) + '\n'
 
 
+def disturbance(rows, cpus):
+    """How busy the machine was with something else, of what it can do, while
+    ours saved and restored directly: from 0 to 1.  Some of it is the kernel
+    working for us, but more than a little makes times doubtful."""
+    other = all_ = 0
+    for row in rows.rows:
+        if not row.is_(program='ours', direct=True):
+            continue
+        for run in row.runs:
+            for phase in ('save', 'restore'):
+                figures = run.get(phase, {})
+                if 'machine_cpu' in figures:
+                    other += figures['machine_cpu'] - figures['cpu']
+                    all_ += figures['seconds'] * cpus
+    return max(other, 0) / all_ if all_ else 0
+
+
 # For the README
 
 def markdown(rows, sessions):
     """The machine, the main table, and the verdicts."""
     machine = sentence(sessions[-1]['machine'])
     rounds = max((len(row.runs) for row in rows.of('random')), default=0)
-    parts = [f'Measured on {machine}.\n']
+    other = disturbance(rows, sessions[-1]['machine']['cpus'])
+    parts = [f'Measured on {machine}; something else took {other:.0%} of its '
+             'CPU time meanwhile.\n']
     main = rows.of('random', 'save')
     if main:
         parts.append(f'{main[0].ram // 1024} GiB of random RAM, {rounds} '

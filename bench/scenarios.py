@@ -4,14 +4,15 @@ one content.  All tasks of all chosen scenarios take turns in each round, so
 that what else the machine does hits them alike."""
 
 import collections
+import copy
 
 from .content import Content
 from .sides import Fio, Guest, OnEmulatedDisk, Pipe, Scan, Socket
 
 Task = collections.namedtuple('Task', 'scenario side content')
 
-# An emulated rotating disk, in bytes per second and seconds
-ROTATING = {'rate': 120e6, 'seek': 0.008}
+# An emulated disk of 7200 rotations in a minute: bytes per second, seconds
+ROTATING = {'rate': 120e6, 'seek': 0.004, 'turn': 60 / 7200}
 STALLS_FOR = 4
 LIMIT = 100 * 1000 * 1000           # bytes per second, for max-bandwidth
 SIZES = (1, 2, 4, 8, 16)            # GiB
@@ -26,6 +27,7 @@ class Setting:
     channels    numbers of multifd channels
     direct      which of direct (True) and buffered (False) to measure
     ram         MiB
+    programs    names of the sides to measure; empty: all
     """
 
     def __init__(self, ours, stock, base, engines, channels, direct, ram,
@@ -38,6 +40,12 @@ class Setting:
         self.direct = direct
         self.ram = ram
         self.programs = programs
+
+    def but(self, **changes):
+        """The same, with some things changed."""
+        other = copy.copy(self)
+        vars(other).update(changes)
+        return other
 
     def wants(self, program):
         return not self.programs or program in self.programs
@@ -119,12 +127,15 @@ def bandwidth(setting):
 
 
 def slow(setting):
-    """Fragmented RAM to a rotating disk."""
-    content = Content('half-zero-64k', min(setting.ram, 256))
+    """Fragmented RAM to a rotating disk; stock also in the way that suits it
+    there."""
+    content = Content('half-zero-64k', min(setting.ram, 128))
     return [Task('slow', OnEmulatedDisk(name, emulator, channels, True,
-                                        model=ROTATING), content)
+                                        model=ROTATING, legacy=legacy),
+                 content)
             for channels in setting.ends()
-            for name, emulator in setting.all()]
+            for name, emulator in setting.all()
+            for legacy in ([False, True] if name == 'stock' else [False])]
 
 
 def stall(setting):

@@ -28,8 +28,9 @@ def start(emulator, place, content, incoming=False, name='bench'):
     its first use costs nothing later, whoever saves or restores it."""
     ram = content.ram
     return VM(emulator, place.sockets, name, ram=ram, incoming=incoming,
+              patience=300,
               args=('-object', f'memory-backend-ram,id=ram0,size={ram}M,'
-                    'prealloc=on', '-machine', 'memory-backend=ram0')
+                    f'prealloc=on,prealloc-threads={os.cpu_count()}', '-machine', 'memory-backend=ram0')
               + (() if incoming else ('-S',)))
 
 
@@ -93,33 +94,42 @@ class Guest(Migration):
     program     the name of the emulator: ours, stock, base
     channels    of multifd; 0 for none
     engine      of ours; None: the emulator chooses
-    bandwidth   a limit in bytes per second, or None"""
+    bandwidth   a limit in bytes per second, or None
+    legacy      whether the main thread looks for zero pages, as QEMU since 9.0
+                does for guests of older machine types; else the channels do,
+                as it does by default"""
 
     image = 'mapped'
 
     def __init__(self, program, emulator, channels, direct, engine=None,
-                 bandwidth=None):
+                 bandwidth=None, legacy=False):
         self.program = program
         self.emulator = emulator
         self.mode = Mode(channels, direct)
         self.engine = engine
         self.bandwidth = bandwidth
+        self.legacy = legacy
         words = [f'{program} {emulator.version}',
                  'direct' if direct else 'buffered']
         if engine:
             words.append(engine)
+        if legacy:
+            words.append('legacy')
         words.append(f'{channels} ch' if channels else 'no multifd')
         self.name = ', '.join(words)
 
     def facts(self):
         return {'program': self.program, 'version': self.emulator.version,
                 'channels': self.mode.channels, 'direct': self.mode.direct,
-                'engine': self.engine}
+                'engine': self.engine, 'legacy': self.legacy}
 
     def setup(self, vm):
         params = {'max_bandwidth': self.bandwidth or UNLIMITED}
         if self.engine:
             params[ENGINE] = self.engine
+        if self.mode.channels and self.emulator.detects_in_channels:
+            params['zero_page_detection'] = 'legacy' if self.legacy \
+                else 'multifd'
         vm.setup(self.mode, **params)
 
     def save(self, vm, path):

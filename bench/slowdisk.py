@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An emulated disk with one head: a FUSE file system that is a single file.
+"""An emulated disk with one head, above a platter that rotates: a FUSE file
+system that is a single file.
 
-It is fast in sequence and slow elsewhere.  A request costs the time of its
-bytes at the disk's rate; in front of that, a gap that lies ahead costs the
-time in which the head passes over it, but never more than a seek, and a way
-back costs a seek.  Of the requests that wait, the nearest ahead is served
-first, as a disk with a queue of its own does.  Reads and writes cost the same.
-A disk may also stall once, for seconds.
+It is fast in sequence and slow elsewhere.  It has no cache for writes: when it
+says that data is written, it is on the platter.  So whoever waits for each
+write before the next one finds that the place for it has just passed by, and
+loses a rotation; who has the next one queued does not.  Reading goes ahead, as
+disks do, and loses nothing.  Of the requests that wait, the nearest ahead is
+served first.  A disk may also stall once, for seconds.
 
 The file is made into a loop device; so that needs neither device-mapper nor
 another program.  `python3 -m bench.slowdisk` is the disk itself.
@@ -40,32 +41,54 @@ SECTOR = 512
 class Model:
     """What requests cost.  All in bytes and seconds.
 
-    rate    bytes in a second
-    seek    seconds until the head is elsewhere"""
+    rate    bytes in a second, in sequence; 0: nothing costs time
+    seek    seconds to move the head elsewhere, without what the platter then
+            still has to rotate
+    turn    seconds for one rotation"""
 
-    def __init__(self, rate, seek):
+    SLACK = 1e-5            # what rounding may make of no time at all
+
+    def __init__(self, rate, seek, turn):
         self.rate = rate
         self.seek = seek
-        self.head = 0
+        self.turn = turn
+        self.head = 0               # the byte that the head is at,
+        self.free_at = 0            # at this time
         self.seeks = 0
         self.requests = 0
 
-    def move(self, offset):
-        """What it costs to bring the head to `offset`."""
-        if not self.rate:
-            return 0
-        if offset < self.head:
-            return self.seek
-        return min(self.seek, (offset - self.head) / self.rate)
-
-    def serve(self, offset, size):
-        """Serves a request; returns what it cost."""
-        cost = self.move(offset)
-        if cost and cost >= self.seek:
-            self.seeks += 1
+    def serve(self, offset, size, arrived, write):
+        """Serves a request that came at the time `arrived`; returns the time
+        at which it is done."""
         self.requests += 1
+        begin = max(arrived, self.free_at)
+        if not self.rate:
+            self.free_at = begin
+        elif not write and self._ahead(offset) < self.turn:
+            # What is read ahead waits in the disk's memory
+            self.free_at = begin + self._ahead(offset) + size / self.rate
+        else:
+            self.free_at = self._reach(offset, begin) + size / self.rate
         self.head = offset + size
-        return cost + (size / self.rate if self.rate else 0)
+        return self.free_at
+
+    def _ahead(self, offset):
+        """How long until `offset` passes, if nothing is to move; infinite if
+        it lies behind."""
+        gap = offset - self.head
+        return gap / self.rate if gap >= 0 else float('inf')
+
+    def _reach(self, offset, begin):
+        """When the head is over `offset`, if it may move from `begin` on."""
+        begun = begin - self.free_at
+        if self._ahead(offset) < self.turn:
+            wait = self._ahead(offset) - begun
+        else:
+            self.seeks += 1
+            begin += self.seek
+            wait = (offset - self.head) / self.rate - begun - self.seek
+        wait %= self.turn
+        return begin + (0 if wait > self.turn - self.SLACK else wait)
 
     def nearest(self, offsets):
         """Which of the requests at `offsets` to serve next: the nearest one
@@ -85,7 +108,6 @@ class Server:
         self.stall_at, self.stall_for = stall
         self.begun = False              # before that all is fast
         self.written = 0
-        self.free_at = 0
         options = f'fd={self.fuse},rootmode=100000,user_id=0,group_id=0'
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.mount(b'slowdisk', target.encode(), b'fuse', 0,
@@ -108,18 +130,36 @@ class Server:
 
     def run(self):
         waiting = []                    # reads and writes
-        while True:
-            ready, _, _ = select.select([self.fuse], [], [],
-                                        0 if waiting else None)
-            if ready:
-                try:
-                    request = os.read(self.fuse, LARGEST + 4096)
-                except OSError:         # unmounted
-                    return
-                self.take(request, waiting)
-            elif waiting:
-                offsets = [offset for _, _, offset, _ in waiting]
-                self.transfer(*waiting.pop(self.model.nearest(offsets)))
+        while self.receive(waiting, None if not waiting else 0):
+            if not waiting:
+                continue
+            offsets = [request[2] for request in waiting]
+            opcode, unique, offset, data, arrived = \
+                waiting.pop(self.model.nearest(offsets))
+            size = data if opcode == READ else len(data)
+            if self.begun:
+                done = self.model.serve(offset, size, arrived,
+                                        opcode == WRITE)
+                while (left := done - time.monotonic()) > 0:
+                    if not self.receive(waiting, left):
+                        return
+                self.written += size if opcode == WRITE else 0
+                if self.stall_for and self.written >= self.stall_at:
+                    time.sleep(self.stall_for)
+                    self.stall_for = 0
+            self.transfer(opcode, unique, offset, data)
+
+    def receive(self, waiting, seconds):
+        """Takes the requests that come within so many seconds, at least until
+        the first one; returns False at the end."""
+        while select.select([self.fuse], [], [], seconds)[0]:
+            try:
+                request = os.read(self.fuse, LARGEST + 4096)
+            except OSError:             # unmounted
+                return False
+            self.take(request, waiting)
+            seconds = 0
+        return True
 
     def take(self, request, waiting):
         _, opcode, unique, *_ = IN.unpack_from(request)
@@ -127,7 +167,7 @@ class Server:
         if opcode in (READ, WRITE):
             _, offset, size, *_ = RW.unpack_from(body)
             data = body[RW.size:RW.size + size] if opcode == WRITE else size
-            waiting.append((opcode, unique, offset, data))
+            waiting.append((opcode, unique, offset, data, time.monotonic()))
         elif opcode in (FORGET, BATCH_FORGET, INTERRUPT):
             pass                        # these get no answer
         else:
@@ -153,34 +193,24 @@ class Server:
             self.answer(unique, error=38)           # ENOSYS
 
     def transfer(self, opcode, unique, offset, data):
-        size = data if opcode == READ else len(data)
-        if self.begun:
-            self.pay(self.model.serve(offset, size))
-            self.written += size if opcode == WRITE else 0
-            if self.stall_for and self.written >= self.stall_at:
-                time.sleep(self.stall_for)
-                self.stall_for = 0
         if opcode == READ:
-            self.answer(unique, os.pread(self.file, size, offset))
+            self.answer(unique, os.pread(self.file, data, offset))
         else:
             os.pwrite(self.file, data, offset)
-            self.answer(unique, struct.pack('<II', size, 0))
-
-    def pay(self, cost):
-        """Lets the time pass; what sleeping takes too long is given back."""
-        self.free_at = max(self.free_at, time.monotonic() - 0.01) + cost
-        time.sleep(max(self.free_at - time.monotonic(), 0))
+            self.answer(unique, struct.pack('<II', len(data), 0))
 
 
 class SlowDisk:
     """The disk, as a context manager: `path` is a file of `size` bytes with
     an ext4 on it, that behaves like the disk after begin()."""
 
-    def __init__(self, backing, size, rate=0, seek=0, stall=(0, 0)):
+    def __init__(self, backing, size, rate=0, seek=0, turn=0,
+                 stall=(0, 0)):
         self.path = backing + '.fuse'
         self.backing = backing
         self.size = size
         self.options = ['--rate', str(rate), '--seek', str(seek),
+                        '--turn', str(turn),
                         '--stall', *map(str, stall)]
         self.process = None
 
@@ -224,11 +254,12 @@ def main():
     parser.add_argument('target')
     parser.add_argument('--rate', type=float, default=0)
     parser.add_argument('--seek', type=float, default=0)
+    parser.add_argument('--turn', type=float, default=0)
     parser.add_argument('--stall', type=float, nargs=2, default=(0, 0),
                         metavar=('BYTES', 'SECONDS'))
     args = parser.parse_args()
-    server = Server(args.backing, args.target, Model(args.rate, args.seek),
-                    args.stall)
+    server = Server(args.backing, args.target, Model(args.rate, args.seek,
+                                                      args.turn), args.stall)
     print('ready', flush=True)
     server.run()
 

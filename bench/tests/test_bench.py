@@ -156,6 +156,13 @@ class Report(unittest.TestCase):
                   if line.startswith('|')}
         self.assertEqual(widths, {5, 7})
 
+    def test_disturbance(self):
+        runs = [direct('ours', 1, {'seconds': 2.0, 'cpu': 0.5,
+                                   'machine_cpu': machine})
+                for machine in (0.5, 2.5)]
+        self.assertEqual(report.disturbance(stats.Rows(runs), 2), 0.25)
+        self.assertEqual(report.disturbance(stats.Rows(self.RUNS), 2), 0)
+
     def test_pictures(self):
         found = pictures.draw(stats.Rows(self.RUNS))
         self.assertEqual(sorted(found), ['cache.svg', 'cpu.svg',
@@ -242,12 +249,18 @@ class Selection(unittest.TestCase):
         self.assertIn('space', measure.lacks(task, '/', 7 * gib, 9 * gib))
 
     def test_clock(self):
-        times = iter([0, 0, 50, 90, 140])
-        clock = measure.Clock(2, lambda: next(times))
-        # Begins at 0, 50, 90; the next one might end after 120
-        self.assertEqual([clock.fits() for _ in range(4)],
-                         [True, True, False, False])
-        self.assertTrue(measure.Clock(None).fits())
+        now = [100]
+        clock = measure.Clock(2, lambda: now[0])
+        self.assertTrue(clock.fits(120))
+        now[0] = 200
+        self.assertTrue(clock.fits(20))
+        self.assertFalse(clock.fits(21))
+        self.assertTrue(measure.Clock(None).fits(1e9))
+
+    def test_pieces_name_what_there_is(self):
+        for names, changes, rounds in options.PIECES:
+            self.assertTrue(scenarios.plan(names, setting().but(**changes)))
+            self.assertGreater(rounds, 0)
 
 
 class Options(unittest.TestCase):
@@ -346,24 +359,51 @@ class Contents(unittest.TestCase):
 
 
 class Disk(unittest.TestCase):
-    def test_costs(self):
-        model = slowdisk.Model(rate=100.0, seek=2.0)
-        self.assertEqual(model.serve(0, 100), 1.0)
-        self.assertEqual(model.serve(100, 100), 1.0)    # in sequence
-        self.assertEqual(model.serve(250, 50), 1.0)     # over a small gap
-        self.assertEqual(model.serve(900, 0), 2.0)      # far ahead
-        self.assertEqual(model.serve(890, 0), 2.0)      # back
-        self.assertEqual((model.seeks, model.requests), (2, 5))
+    """100 bytes pass in a second, a rotation takes 4 seconds."""
+
+    def setUp(self):
+        self.model = slowdisk.Model(rate=100.0, seek=3.0, turn=4.0)
+
+    def write(self, offset, size, arrived):
+        return self.model.serve(offset, size, arrived, True)
+
+    def read(self, offset, size, arrived):
+        return self.model.serve(offset, size, arrived, False)
+
+    def test_queued_writes_in_sequence(self):
+        self.assertEqual(self.write(0, 100, 0), 1)
+        self.assertEqual(self.write(100, 100, 0.5), 2)
+        self.assertEqual(self.write(250, 50, 0.5), 3)       # over a gap
+        self.assertEqual(self.model.seeks, 0)
+
+    def test_a_write_that_comes_late_loses_a_rotation(self):
+        self.write(0, 100, 0)
+        self.assertAlmostEqual(self.write(100, 100, 1.5), 1 + 4 + 1)
+
+    def test_elsewhere(self):
+        # After the seek, at 3 s, byte 1000 = 2 rotations and a half is about
+        # to come by: at 6 s
+        self.assertAlmostEqual(self.write(1000, 100, 0), 6 + 1)
+        # Back to byte 0, a half rotation further: done at 7, there at 10, and
+        # 0 passes at 8, 12
+        self.assertAlmostEqual(self.write(0, 100, 0), 12 + 1)
+        self.assertEqual((self.model.seeks, self.model.requests), (2, 2))
+
+    def test_reads_go_ahead(self):
+        self.read(0, 100, 0)
+        self.assertEqual(self.read(100, 100, 1.5), 2.5)
+        self.assertEqual(self.read(300, 100, 9), 11)
+        self.assertGreater(self.read(0, 100, 11), 11 + 3)
 
     def test_nearest_ahead_is_next(self):
-        model = slowdisk.Model(rate=100.0, seek=2.0)
-        model.head = 50
-        self.assertEqual(model.nearest([10, 90, 60, 5]), 2)
-        self.assertEqual(model.nearest([10, 49, 5]), 2)
+        self.model.head = 50
+        self.assertEqual(self.model.nearest([10, 90, 60, 5]), 2)
+        self.assertEqual(self.model.nearest([10, 49, 5]), 2)
 
     def test_a_disk_without_a_model_costs_nothing(self):
-        model = slowdisk.Model(rate=0, seek=0)
-        self.assertEqual(model.serve(1 << 30, 4096) + model.serve(0, 1), 0)
+        model = slowdisk.Model(rate=0, seek=0, turn=0)
+        self.assertEqual(model.serve(1 << 30, 4096, 5, True), 5)
+        self.assertEqual(model.serve(0, 4096, 4, False), 5)
 
 
 if __name__ == '__main__':

@@ -131,11 +131,12 @@ class VM:
                 own after that
     args        more arguments
     machine     its type; by default one that every version has
+    patience    how many seconds it may take to start
     """
 
     def __init__(self, emulator, directory, name, ram=128, firmware=None,
                  incoming=False, args=(), rlimit_fsize=None, wrapper=(),
-                 machine=None):
+                 machine=None, patience=30):
         self.emulator = emulator
         self.name = name
         self.ram = ram
@@ -168,7 +169,8 @@ class VM:
                 env=emulator.env,
                 preexec_fn=lambda: _die_with_parent(rlimit_fsize))
         try:
-            self.qmp = QMP(self._sockets[0], alive=self.raise_if_dead)
+            self.qmp = QMP(self._sockets[0], patience,
+                           alive=self.raise_if_dead)
         except (OSError, QMPClosed, TimeoutError):
             self.raise_if_dead()
             self.kill()

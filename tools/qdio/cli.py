@@ -328,7 +328,7 @@ def cmd_bench(options):
                   '--stock-lib', fetch.stock_libraries(),
                   '--firmware', ':'.join(fetch.firmware_directories())]
         # The base itself: where it has mapped-ram, or over sockets
-        if base.name != '7.2' or {'tcp', 'all'} & set(rest):
+        if base.name != '7.2' or {'tcp', 'all', '--figures'} & set(rest):
             with tree.locked():
                 tree.ensure()
                 needs += ['--base-qemu', pristine(tree).emulator]
