@@ -10,6 +10,7 @@
 #include "file-direct.h"
 #include "migration.h"
 #include "monitor/monitor.h"
+#include "options.h"
 #include "qapi/error.h"
 #include "qemu/cutils.h"
 #include "qemu/error-report.h"
@@ -29,7 +30,7 @@ const char *file_direct_reason(void)
     if (!migrate_mapped_ram()) {
         return "capability 'mapped-ram' is off";
     }
-    if (!migrate_use_multifd()) {
+    if (!migrate_multifd()) {
         return "capability 'multifd' is off";
     }
     return NULL;

@@ -13,14 +13,13 @@
 #include "file-transport.h"
 #include "io/channel-file.h"
 #include "migration.h"
+#include "options.h"
 #include "ram.h"
 #include "savevm.h"
 #include "qapi/error.h"
 #include "qemu/cutils.h"
 #include "qemu/error-report.h"
 #include "trace.h"
-
-#define FILE_OFFSET_OPTION ",offset="
 
 /* What is overwritten to invalidate an image that cannot be cut off */
 #define FILE_INVALIDATE_SIZE 4096
@@ -46,31 +45,6 @@ typedef struct FileTransport {
 
 static FileTransport transport = { .fd = -1, .dir_fd = -1 };
 
-/* Paths may contain commas, and even ",offset=", so the last one counts */
-static char *file_parse_spec(const char *spec, uint64_t *offset, Error **errp)
-{
-    const char *option = g_strrstr(spec, FILE_OFFSET_OPTION);
-    size_t path_len = option ? option - spec : strlen(spec);
-
-    *offset = 0;
-    if (option) {
-        const char *value = option + strlen(FILE_OFFSET_OPTION);
-
-        if (qemu_strtosz(value, NULL, offset) < 0 || *offset > INT64_MAX) {
-            error_setg(errp, "Parameter 'offset' of the file URI must be a "
-                       "number of bytes below 8E, optionally with one of the "
-                       "suffixes k, M, G, T; it is '%s'", value);
-            return NULL;
-        }
-    }
-    if (!path_len) {
-        error_setg(errp, "The file URI has no path, "
-                   "it should be file:PATH[,offset=N]");
-        return NULL;
-    }
-    return g_strndup(spec, path_len);
-}
-
 static bool file_check_type(const struct stat *st, const char *name,
                             Error **errp)
 {
@@ -92,6 +66,21 @@ static bool file_check_type(const struct stat *st, const char *name,
     return false;
 }
 
+static bool file_check_args(const FileMigrationArgs *args, Error **errp)
+{
+    if (!*args->filename) {
+        error_setg(errp, "The file URI has no path, "
+                   "it should be file:PATH[,offset=N]");
+        return false;
+    }
+    if (args->offset > INT64_MAX) {
+        error_setg(errp, "Offset %" PRIu64 " of '%s' is too large: files have "
+                   "less than 8E bytes", args->offset, args->filename);
+        return false;
+    }
+    return true;
+}
+
 /* The capabilities that need more than one plain stream in one direction */
 static bool file_check_capabilities(bool outgoing, Error **errp)
 {
@@ -99,15 +88,15 @@ static bool file_check_capabilities(bool outgoing, Error **errp)
 
     if (migrate_multifd_packets()) {
         name = "Multifd without mapped-ram";
-    } else if (migrate_use_tls()) {
+    } else if (migrate_tls()) {
         name = "TLS";
     } else if (migrate_postcopy_preempt()) {
         name = "Postcopy preemption";
     } else if (outgoing && migrate_postcopy_ram()) {
         name = "Postcopy";
-    } else if (outgoing && migrate_use_return_path()) {
+    } else if (outgoing && migrate_return_path()) {
         name = "A return path";
-    } else if (outgoing && migrate_colo_enabled()) {
+    } else if (outgoing && migrate_colo()) {
         name = "COLO";
     }
     if (name) {
@@ -327,29 +316,25 @@ static QIOChannel *file_channel_new(int fd)
     return ioc;
 }
 
-void file_start_outgoing_migration(MigrationState *s, const char *spec,
-                                   Error **errp)
+void file_start_outgoing_migration(MigrationState *s,
+                                   FileMigrationArgs *file_args, Error **errp)
 {
+    const char *path = file_args->filename;
     QIOChannel *ioc;
-    uint64_t offset;
-    char *path;
     bool created;
     int fd;
 
-    if (!file_check_capabilities(true, errp)) {
-        return;
-    }
-    path = file_parse_spec(spec, &offset, errp);
-    if (!path) {
+    if (!file_check_capabilities(true, errp) ||
+        !file_check_args(file_args, errp)) {
         return;
     }
     fd = file_open_outgoing(path, &created, errp);
     if (fd < 0) {
-        g_free(path);
         return;
     }
-    trace_migration_file_outgoing(path, offset, created);
-    if (!file_transport_setup(fd, path, offset, true, errp)) {
+    trace_migration_file_outgoing(path, file_args->offset, created);
+    if (!file_transport_setup(fd, g_strdup(path), file_args->offset, true,
+                              errp)) {
         qemu_close(fd);
         return;
     }
@@ -371,27 +356,23 @@ static gboolean file_accept_incoming_migration(QIOChannel *ioc,
     return G_SOURCE_REMOVE;
 }
 
-void file_start_incoming_migration(const char *spec, Error **errp)
+void file_start_incoming_migration(FileMigrationArgs *file_args, Error **errp)
 {
+    const char *path = file_args->filename;
     QIOChannel *ioc;
-    uint64_t offset;
-    char *path;
     int fd;
 
-    if (!file_check_capabilities(false, errp)) {
-        return;
-    }
-    path = file_parse_spec(spec, &offset, errp);
-    if (!path) {
+    if (!file_check_capabilities(false, errp) ||
+        !file_check_args(file_args, errp)) {
         return;
     }
     fd = file_open_incoming(path, errp);
     if (fd < 0) {
-        g_free(path);
         return;
     }
-    trace_migration_file_incoming(path, offset);
-    if (!file_transport_setup(fd, path, offset, false, errp)) {
+    trace_migration_file_incoming(path, file_args->offset);
+    if (!file_transport_setup(fd, g_strdup(path), file_args->offset, false,
+                              errp)) {
         qemu_close(fd);
         return;
     }

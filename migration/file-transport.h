@@ -3,38 +3,40 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * The transport of the URIs file:PATH and file:PATH,offset=N. There is at
- * most one such migration at a time in a process, outgoing or incoming,
- * and the functions below are about that one. It lasts from a successful
- * file_start_*_migration() to file_transport_cleanup().
+ * The transport of the URIs file:PATH and file:PATH,offset=N, which
+ * file_parse_offset() takes apart. There is at most one such migration at a
+ * time in a process, outgoing or incoming, and the functions below are about
+ * that one. It lasts from a successful file_start_*_migration() to
+ * file_transport_cleanup().
  */
 
 #ifndef QEMU_MIGRATION_FILE_TRANSPORT_H
 #define QEMU_MIGRATION_FILE_TRANSPORT_H
 
+#include "file.h"
 #include "io/channel.h"
 
 /**
  * file_start_outgoing_migration: open a file and connect @s to it
  * @s: the migration
- * @spec: PATH[,offset=N], the URI without its "file:"
+ * @file_args: the file and the offset in it
  * @errp: where to put errors
  *
  * Everything that can be known to be wrong is reported in @errp. The
  * contents of the file are not touched before file_transport_begin().
  * Main thread.
  */
-void file_start_outgoing_migration(MigrationState *s, const char *spec,
-                                   Error **errp);
+void file_start_outgoing_migration(MigrationState *s,
+                                   FileMigrationArgs *file_args, Error **errp);
 
 /**
  * file_start_incoming_migration: open a file and load from it
- * @spec: PATH[,offset=N], the URI without its "file:"
+ * @file_args: the file and the offset in it
  * @errp: where to put errors
  *
  * Loading starts from the main loop. Main thread.
  */
-void file_start_incoming_migration(const char *spec, Error **errp);
+void file_start_incoming_migration(FileMigrationArgs *file_args, Error **errp);
 
 /**
  * file_transport_adopt: take a file that was passed by fd:

@@ -14,6 +14,7 @@
 #include "file-transport.h"
 #include "io/channel-file.h"
 #include "migration.h"
+#include "options.h"
 #include "qapi/error.h"
 #include "qemu/lockable.h"
 #include "qemu/main-loop.h"
@@ -102,7 +103,7 @@ static RamMapped *ram_mapped_new(QEMUFile *f, bool load, Error **errp)
         .name = stream_name(f),
         .thread_name = load ? "mapped-load" : "mapped-save",
         .fd = stream_fd(f),
-        .channels = migrate_use_multifd() ? migrate_multifd_channels() : 1,
+        .channels = migrate_multifd() ? migrate_multifd_channels() : 1,
         .engine = DIRECT_QUEUE_ENGINE_AUTO,
     };
     RamExtentPool *pool;
@@ -143,7 +144,7 @@ static RamExtentBlock *extent_block_new(RAMBlock *rb,
     b->present = g_malloc0(mapped_ram_layout_bitmap_size(layout));
     /* Reading unplugged memory, to see if it is zero, would populate it. */
     b->keep_absent = memory_region_has_ram_discard_manager(rb->mr);
-    b->shared_fd = qemu_ram_is_shared(rb) ? rb->fd : -1;
+    b->shared_fd = qemu_ram_is_shared(rb) && !rb->fd_offset ? rb->fd : -1;
     return b;
 }
 
@@ -404,12 +405,11 @@ MigrationDirectIO *ram_mapped_info(bool of_load)
     QEMU_LOCK_GUARD(&records_lock);
     info = g_new0(MigrationDirectIO, 1);
     info->active = !reason && (!record->valid || record->alignment);
-    info->has_reason = !info->active;
-    if (info->has_reason) {
+    if (!info->active) {
         info->reason = g_strdup(reason ?:
                                 "the settings were changed after the start");
     }
-    info->has_engine = info->has_channels = record->valid;
+    info->has_channels = record->valid;
     if (record->valid) {
         info->engine = g_strdup(record->engine);
         info->channels = record->channels;

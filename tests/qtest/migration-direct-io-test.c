@@ -13,7 +13,7 @@
 #include "qemu/osdep.h"
 #include "migration-file-faults.h"
 #include "migration-file-helpers.h"
-#include "qapi/qmp/qlist.h"
+#include "qobject/qlist.h"
 
 /* The settings that are combined, and how many values each has */
 enum { SAVE_WAY, RESTORE_WAY, SAVE_DIRECT, RESTORE_DIRECT, OFFSET, LIVE, FDSET,
@@ -492,7 +492,8 @@ static void test_incoming_option(void)
     g_autofree char *path = file_test_path("image");
     FileTarget target = { .path = path, .offset = 1 * MiB };
     g_autofree char *args = g_strdup_printf(
-        "-global migration.x-mapped-ram=on -global migration.x-multifd=on "
+        "-global migration." FILE_BASE_MAPPED_RAM_PROPERTY "=on "
+        "-global migration.x-multifd=on "
         "-global migration.direct-io=%s -incoming file:%s,offset=1M",
         way.direct ? "on" : "off", path);
     g_autoptr(FileVM) from = file_vm_start_source();
@@ -655,7 +656,8 @@ static void test_globals(void)
 {
     g_autoptr(FileVM) vm = file_vm_start("source", "-global "
                                          "migration.direct-io=on -global "
-                                         "migration.x-mapped-ram=on");
+                                         "migration."
+                                         FILE_BASE_MAPPED_RAM_PROPERTY "=on");
 
     g_assert_true(get_direct_io(vm));
     g_assert_true(get_cap(vm, "mapped-ram"));

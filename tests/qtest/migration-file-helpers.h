@@ -15,7 +15,8 @@
 #define MIGRATION_FILE_HELPERS_H
 
 #include "libqtest.h"
-#include "qapi/qmp/qdict.h"
+#include "migration-file-base.h"
+#include "qobject/qdict.h"
 #include "qemu/units.h"
 
 #define FILE_VM_RAM         (64 * MiB)

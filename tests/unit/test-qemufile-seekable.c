@@ -9,7 +9,7 @@
 #include "io/channel-file.h"
 #include "qapi/error.h"
 #include "qemu/module.h"
-#include "../migration/qemu-file.h"
+#include "qemufile-stats.h"
 
 /* More than QEMUFile reads at once */
 #define TEST_SIZE (100 * 1024)
@@ -22,6 +22,7 @@ static QEMUFile *test_open(int flags)
                                                      &error_abort);
     QEMUFile *f;
 
+    test_reset_transferred();
     qio_channel_set_name(QIO_CHANNEL(fioc), "the-image");
     if (flags & O_WRONLY) {
         f = qemu_file_new_output(QIO_CHANNEL(fioc));
@@ -94,8 +95,9 @@ static void test_put_at(void)
     qemu_put_buffer_at(f, (const uint8_t *)"Z", 1, 5);
     /* The stream goes on as if nothing had happened */
     qemu_put_buffer(f, (const uint8_t *)"d", 1);
-    g_assert_cmpint(qemu_file_total_transferred_fast(f), ==, 7);
-    g_assert_cmpint(qemu_file_total_transferred(f), ==, 7);
+    g_assert_cmpint(test_transferred(f), ==, 7);
+    qemu_fflush(f);
+    g_assert_cmpint(test_transferred(f), ==, 7);
     g_assert_cmpint(qemu_get_offset(f), ==, 4);
     g_assert_cmpint(qemu_fclose(f), ==, 0);
     test_contents("abcd\0Z\0\0XY", 10);
@@ -105,11 +107,11 @@ static void test_put_at_limit(void)
 {
     QEMUFile *f = test_create();
 
-    qemu_file_set_rate_limit(f, 5);
+    test_set_limit(f, 5);
     qemu_put_buffer_at(f, (const uint8_t *)"12345", 5, 0);
-    g_assert_false(qemu_file_rate_limit(f));
+    g_assert_false(test_limit_exceeded(f));
     qemu_put_buffer_at(f, (const uint8_t *)"6", 1, 5);
-    g_assert_true(qemu_file_rate_limit(f));
+    g_assert_true(test_limit_exceeded(f));
     g_assert_cmpint(qemu_fclose(f), ==, 0);
 }
 
@@ -204,7 +206,7 @@ static void test_write_error(void)
     close(ro);
     qemu_put_buffer_at(f, (const uint8_t *)"x", 1, 4321);
     test_error(f, "the-image", "offset 4321", strerror(EBADF), NULL);
-    g_assert_cmpint(qemu_file_total_transferred_fast(f), ==, 0);
+    g_assert_cmpint(test_transferred(f), ==, 0);
     /* The first error stays */
     qemu_put_buffer_at(f, (const uint8_t *)"x", 1, 8888);
     test_error(f, "offset 4321", NULL);
