@@ -92,13 +92,13 @@ def run_unit_tests(build, series, tests, report, variables=None,
 
 
 def run_qtest(build, name, report, timeout=2400, filesystems=False,
-              variables=None):
+              variables=None, options=()):
     """One program of tests/qtest with the built emulator."""
     env = dict(building.environment(), QTEST_QEMU_BINARY=build.emulator,
                **(variables or {}))
     run_program(f'qtest {build.label} {name}',
                 [os.path.join(build.directory, 'tests', 'qtest', name),
-                 '--tap', '-k'],
+                 *options, '--tap', '-k'],
                 log_path(f'qtest-{build.name}-{name}'), report, env=env,
                 cwd=build.directory, timeout=timeout, filesystems=filesystems)
 
