@@ -189,6 +189,22 @@ def cached_bytes(path):
     return 4096 * sum(b & 1 for b in vector.raw)
 
 
+@test('descriptors: a new image is for its owner only', quick=True)
+def test_mode(t):
+    """It has all that the guest knows; whatever the umask is."""
+    before = os.umask(0)
+    try:
+        vm = t.source(ram=32)
+    finally:
+        os.umask(before)
+    for number, mode in enumerate((Mode(0), Mode(2, True))):
+        path = t.path(f'image{number}')
+        vm.save(f'file:{path}', mode)
+        vm.command('cont')
+        have = os.stat(path).st_mode & 0o777
+        assert have == 0o600, f'mode {have:o}'
+
+
 @test('descriptors: none is left open', quick=True)
 def test_leaks(t):
     """Saves, failures, refusals and cancels, and at the end as many
