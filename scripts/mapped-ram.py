@@ -122,7 +122,7 @@ def verify_bitmaps(image):
         found = image.summary(block)
         blocks.append(found)
         lost = found['pages-present-in-holes']
-        if lost:
+        if lost and block.end <= image.file.size:
             image.notes.append(
                 f"RAM block '{block.label}': {lost} of "
                 f"{found['pages-present']} pages in the bitmap are holes of "
@@ -323,14 +323,19 @@ def write_block(image, block, f, from_file):
 
 
 def command_extract(args):
-    with args.image(args.IMAGE) as image:
+    with args.image(args.IMAGE, collect=args.unfinished) as image:
         finished(image, args)
         block = next((b for b in image.blocks
                       if args.BLOCK in (b.label, os.fsdecode(b.name))), None)
         if block is None:
+            if image.problems:
+                raise image.problems[0]
             names = ', '.join(f"'{b.label}'" for b in image.blocks)
             raise image.error(f"there is no RAM block '{args.BLOCK}'; there "
                               f'are {names}')
+        for problem in image.problems:
+            print(f'mapped-ram: going on in spite of this: {problem}',
+                  file=sys.stderr)
         with new_file(args.output, args.force) as f:
             written = write_block(image, block, f, args.ignore_bitmap)
     found = {'file': printable(image.path), 'block': block.label,
@@ -486,7 +491,9 @@ def parser():
                         'saved, in bytes (default: 8)')
     partial = argparse.ArgumentParser(add_help=False)
     partial.add_argument('--unfinished', action='store_true',
-                         help='take an image that was never finished, too')
+                         help='take an image that was never finished, too; '
+                         'with extract also a damaged one, so far as it can '
+                         'be understood')
     result = argparse.ArgumentParser(
         description='Look at, check, compare and take apart images that '
         'QEMU or libvirt saved with the capability mapped-ram.',

@@ -478,6 +478,12 @@ class Image:
                           block.name_at, self._of(block, 'name'))
             names.add(block.name)
             self.blocks.append(block)
+            if block.end > self.file.size:
+                raise self.error(
+                    f'end at {block.end}, but the file ends at '
+                    f'{self.file.size}: it is truncated, or was never '
+                    'completely written', block.pages_offset,
+                    self._of(block, 'pages'))
             left -= block.length
             cursor.at = block.end
 
@@ -505,11 +511,6 @@ class Image:
                              'left', block.length_at,
                              self._of(block, 'length'))
         self._check_header(block)
-        if block.end > self.file.size:
-            raise self.error(
-                f'end at {block.end}, but the file ends at {self.file.size}: '
-                'it is truncated, or was never completely written',
-                block.pages_offset, self._of(block, 'pages'))
         return block
 
     def _check_header(self, block):
@@ -732,10 +733,13 @@ class Image:
         if from_file:
             yield from self._groups_in_file(block)
             return
+        there = (self.file.size - block.pages_offset) // block.page_size + 1
         for first, data in self.bitmap(block):
             match = NOT_ZERO.search(data)
             while match:
                 number = match.start() // GROUP_BYTES
+                if first + number * GROUP_PAGES >= there:
+                    return              # all that follows has been cut off
                 part = data[number * GROUP_BYTES:(number + 1) * GROUP_BYTES]
                 yield (first // GROUP_PAGES + number,
                        part.ljust(GROUP_BYTES, b'\0'))
@@ -751,11 +755,17 @@ class Image:
                 yield number, ALL_PAGES
 
     def read_group(self, block, number, bits):
-        """The contents of a group of pages; what is absent is zero."""
+        """The contents of a group of pages; what is absent is zero, and so,
+        if the image is taken as it is, is what has been cut off."""
         at = number * GROUP_PAGES * block.page_size
         size = min(GROUP_PAGES * block.page_size, block.length - at)
-        data = self.file.read(block.pages_offset + at, size,
-                              self._of(block, f'page {number * GROUP_PAGES}'))
+        start = block.pages_offset + at
+        there = size
+        if self.collect:
+            there = max(0, min(size, self.file.size - start))
+        data = self.file.read(start, there, self._of(
+            block, f'page {number * GROUP_PAGES}')).ljust(size, b'\0') \
+            if there else bytes(size)
         if bits == ALL_PAGES:
             return data
         result = bytearray(size)

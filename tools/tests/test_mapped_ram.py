@@ -573,6 +573,23 @@ class Damaged(Case):
         os.truncate(self.image, at + 10)
         self.one_problem(at, 'header', f'the file ends at {at + 10}, before')
 
+    def test_extract_from_what_is_left(self):
+        out = self.path('raw')
+        args = ('extract', self.image, 'pc.ram', '-o', out, '--force')
+        self.write()
+        os.truncate(self.image, self.maker.at['pages'] + 7 * PAGE + 99)
+        self.patch(self.maker.at['header'] + 4, be(8, 3))
+        self.result(*args, code=2)
+        _, _, err = self.run_tool(*args, '--unfinished')
+        self.assertRegex(err, 'in spite of this: .*page size')
+        self.assertRegex(err, 'in spite of this: .*truncated')
+        memory = self.maker.memory()
+        with open(out, 'rb') as f:
+            self.assertEqual(f.read(), memory[:7 * PAGE + 99].ljust(
+                len(memory), b'\0'))
+        self.result('extract', self.image, 'tail', '-o', out, '--force',
+                    '--unfinished', code=2)
+
     def test_too_many_blocks(self):
         count = tool.Image.__init__.__globals__['BLOCKS_MAX'] + 1
         self.maker.blocks = [(b'%d' % i, 1, {}) for i in range(count)]
@@ -664,7 +681,9 @@ class Hostile(Case):
     def test_truncated_at_every_length(self):
         self.make()
         size = len(self.data)
-        lengths = [*range(self.head), *range(self.head, self.tail, 49999),
+        # libvirt's data, from 92 on, is not looked into
+        lengths = [*range(99), *range(99, 1100, 99), *range(1100, self.head),
+                   *range(self.head, self.tail, 49999),
                    *range(self.tail, size)]
         for length in reversed(lengths):
             os.truncate(self.image, length)
@@ -676,7 +695,7 @@ class Hostile(Case):
                              f'{out}{err}')
             if length % 8 == 0:
                 self.survives(length // 8)
-        self.assertGreater(len(lengths), 1500)
+        self.assertGreater(len(lengths), 700)
 
     def test_random_damage(self):
         self.make()
@@ -687,7 +706,7 @@ class Hostile(Case):
         extra = [self.maker.at[n] for n in ('total', 'header', 'magic')]
         values = [b'\0', b'\xff', b'\x80', b'\x01', bytes(4), b'\xff' * 4,
                   bytes(8), b'\xff' * 8, be(8, 1 << 62), be(8, 4)]
-        for number in range(2000):
+        for number in range(1500):
             undo = []
             for _ in range(rng.choice((1, 1, 1, 2, 5))):
                 at = rng.choice(places if rng.random() < .7 else extra)
