@@ -38,7 +38,7 @@ def setting_of(args, place):
                    emulator('base', args.base_qemu),
                    [None if e == 'auto' else e for e in wanted],
                    args.channels, [m == 'direct' for m in args.modes],
-                   args.ram, args.sides)
+                   args.ram, args.sides, args.skip)
 
 
 def session(args):

@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import re
 import shutil
 
 from .emulators import ENGINES
@@ -65,6 +66,8 @@ def _parser():
         help='default direct,buffered')
     add('--sides', type=choice_list(PROGRAMS), metavar='LIST',
         help='only these, of ' + ', '.join(PROGRAMS))
+    add('--skip', type=re.compile, metavar='REGEXP',
+        help="leave out what has such a name, as 'buffered, 8 ch'")
     add('--dir', default=os.getcwd(), metavar='DIR',
         help='where to save: this measures its disk (default: here)')
     add('--images', metavar='DIR',
@@ -101,7 +104,8 @@ PIECES = (
     (['tcp'], {}, 2),
     (['half-zero-64k', 'half-zero-8k'],
      {'programs': ['ours'], 'direct': [True]}, 1),
-    (['random'], {}, 5),
+    (['random'], {'skip': re.compile('ours.*buffered|final size|'
+                                     'stock.*buffered, 8')}, 5),
 )
 DEFAULT = {'ram': 4096, 'rounds': 5, 'minutes': None,
            'channels': [1, 2, 4, 8], 'engines': None,

@@ -3,6 +3,7 @@
 
 import io
 import os
+import re
 import sys
 import tempfile
 import unittest
@@ -96,6 +97,13 @@ class Targets(unittest.TestCase):
             self.assertAlmostEqual(
                 self.verdict([one], 'max-bandwidth').value, off)
 
+    def test_slow_disk_compares_rates(self):
+        ours = direct('ours', 1, 8.0, scenario='slow')
+        stock = direct('stock', 1, 20.0, scenario='slow', legacy=False)
+        stock['ram'] = 64
+        verdict = self.verdict([ours, stock], "slow disk: rate, of stock's")
+        self.assertEqual(verdict.value, 20 / 64 / (8 / 1024))
+
     def test_nothing_is_said_of_what_was_not_measured(self):
         self.assertEqual(targets.verdicts(stats.Rows([run('fio', 1.0)])), [])
 
@@ -187,9 +195,9 @@ class Emulator:
 
 
 def setting(programs=None, engines=(None,), channels=(1, 8), direct=(True,),
-            base=None):
+            base=None, skip=None):
     return scenarios.Setting(Emulator(), Emulator(), base, list(engines),
-                             list(channels), list(direct), 4096, programs)
+                             list(channels), list(direct), 4096, programs, skip)
 
 
 class Selection(unittest.TestCase):
@@ -215,6 +223,12 @@ class Selection(unittest.TestCase):
                          ['fio, fresh file', 'fio, fresh file, huge pages',
                           'fio, file of final size',
                           'ours 1.0, direct, 1 ch'])
+
+    def test_skipped_sides(self):
+        names = self.names('random', direct=(True, False),
+                           skip=re.compile('fio|exec|buffered, 8'))
+        self.assertEqual(len(names), 6)
+        self.assertNotIn('ours 1.0, buffered, 8 ch', names)
 
     def test_base_takes_part_if_it_can(self):
         self.assertIn('base 1.0, direct, 1 ch',
