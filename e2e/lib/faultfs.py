@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A FUSE file system over a directory, whose I/O goes wrong on purpose.
+
+lib/faultfd.c changes what QEMU asks of the kernel; here the kernel itself
+returns errors, short counts and late answers, to every engine and in any
+order.  It speaks the protocol of /dev/fuse (linux/fuse.h) directly; only what
+saving to a file and restoring from it needs is there: files in one directory.
+
+A fault is a tuple (operation, which, what):
+    operation   'read', 'write' or 'sync'; 'direct read' and 'direct write' are
+                those of descriptors with O_DIRECT, counted apart
+    which       a range of numbers; requests of a kind count from 1
+    what        an errno; 'short': write only the first half, in pages (a
+                short read would be the end of the file, to FUSE); or a
+                float: answer after that many seconds
+"""
+
+import collections
+import ctypes
+import errno
+import mmap
+import os
+import signal
+import stat
+import struct
+import threading
+import time
+
+from . import fs
+
+IN_HEADER = struct.Struct('<IIQQIIII')
+OUT_HEADER = struct.Struct('<IiQ')
+ATTR = struct.Struct('<6Q10I')
+ENTRY = struct.Struct('<4Q2I')
+SETATTR = struct.Struct('<IIQQ')
+INIT_OUT = struct.Struct('<4I2H2I2HI7I')
+IO = struct.Struct('<QQIIQII')          # of reads and writes
+STATFS = struct.Struct('<5Q4I6I')
+
+MAX_WRITE = 1 << 20
+ASYNC_READ, BIG_WRITES, ASYNC_DIO = 1 << 0, 1 << 5, 1 << 15
+WRITEBACK_CACHE, MAX_PAGES = 1 << 16, 1 << 22
+SET_MODE, SET_SIZE = 1 << 0, 1 << 3
+ROOT = 1
+THREADS = 8
+NO_REPLY = object()
+
+
+class Server:
+    """The side that answers; in a process of its own."""
+
+    def __init__(self, fd, directory, faults, writeback, hits):
+        self.fd = fd
+        self.directory = directory
+        self.faults = faults
+        # With ASYNC_DIO the kernel turns short writes into EIO
+        short = any(what == 'short' for _, _, what in faults)
+        self.flags = ASYNC_READ | BIG_WRITES | MAX_PAGES | \
+            (0 if short else ASYNC_DIO) | \
+            (WRITEBACK_CACHE if writeback else 0)
+        self.hits = hits
+        self.lock = threading.Lock()
+        self.seen = collections.Counter()
+        self.names = {}                 # node to name
+        self.files = {}                 # node to descriptor
+
+    def serve(self):
+        """Until the file system is unmounted."""
+        threads = [threading.Thread(target=self._serve)
+                   for _ in range(THREADS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _serve(self):
+        while True:
+            try:
+                data = os.read(self.fd, MAX_WRITE + 4096)
+            except InterruptedError:
+                continue
+            except OSError as err:
+                if err.errno in (errno.ENOENT, errno.EAGAIN):
+                    continue            # the request has gone meanwhile
+                return
+            _, opcode, unique, node, *_ = IN_HEADER.unpack_from(data)
+            method = self.METHODS.get(opcode)
+            try:
+                if not method:
+                    raise OSError(errno.ENOSYS, '')
+                answer = method(self, node, data[IN_HEADER.size:])
+                if answer is NO_REPLY:
+                    continue
+                code = 0
+            except OSError as err:
+                answer, code = b'', -err.errno
+            try:
+                os.write(self.fd, OUT_HEADER.pack(
+                    OUT_HEADER.size + len(answer), code, unique) + answer)
+            except OSError:
+                pass                    # nobody waits for it any more
+
+    # Faults
+
+    def _fault(self, operation, size=0, flags=0):
+        """Counts a request, and does what is to go wrong with it.  Returns
+        how many bytes are to be served."""
+        kinds = [operation] + (flags & os.O_DIRECT > 0) * \
+            ['direct ' + operation]
+        with self.lock:
+            self.seen.update(kinds)
+            due = [what for kind, which, what in self.faults
+                   if kind in kinds and self.seen[kind] in which]
+            self.hits[0] = min(self.hits[0] + len(due), 255)
+        for what in due:
+            if isinstance(what, float):
+                time.sleep(what)
+            elif what == 'short':
+                size = max(size // 2 & ~4095, min(size, 4096))
+            else:
+                raise OSError(what, '')
+        return size
+
+    # What the kernel asks
+
+    def _path(self, node):
+        return os.path.join(self.directory, self.names[node]) \
+            if node != ROOT else self.directory
+
+    def _attr(self, node):
+        s = os.stat(self._path(node))
+        return ATTR.pack(node, s.st_size, s.st_blocks, int(s.st_atime),
+                         int(s.st_mtime), int(s.st_ctime), 0, 0, 0, s.st_mode,
+                         s.st_nlink, s.st_uid, s.st_gid, 0, 4096, 0)
+
+    def _entry(self, name):
+        number = os.stat(os.path.join(self.directory, name)).st_ino + ROOT + 1
+        self.names[number] = name
+        return ENTRY.pack(number, 0, 0, 0, 0, 0) + self._attr(number)
+
+    def _open(self, node):
+        with self.lock:
+            if node not in self.files:
+                self.files[node] = os.open(self._path(node), os.O_RDWR)
+        return struct.pack('<QII', 0, 0, 0)
+
+    def init(self, _, body):
+        major, minor, ahead, _ = struct.unpack_from('<4I', body)
+        return INIT_OUT.pack(7, min(minor, 31), ahead, self.flags, 64, 48,
+                             MAX_WRITE, 1, MAX_WRITE // 4096, 0, 0, *[0] * 7)
+
+    def lookup(self, _, body):
+        return self._entry(os.fsdecode(body.rstrip(b'\0')))
+
+    def getattr(self, node, _):
+        return struct.pack('<QII', 0, 0, 0) + self._attr(node)
+
+    def setattr(self, node, body):
+        valid, _, _, size = SETATTR.unpack_from(body)
+        if valid & SET_SIZE:
+            os.truncate(self._path(node), size)
+        if valid & SET_MODE:
+            os.chmod(self._path(node), struct.unpack_from('<I', body, 68)[0])
+        return self.getattr(node, None)
+
+    def open(self, node, _):
+        return self._open(node)
+
+    def create(self, _, body):
+        _, mode = struct.unpack_from('<II', body)
+        name = os.fsdecode(body[16:].rstrip(b'\0'))
+        os.close(os.open(os.path.join(self.directory, name),
+                         os.O_RDWR | os.O_CREAT, stat.S_IMODE(mode)))
+        entry = self._entry(name)
+        return entry + self._open(struct.unpack_from('<Q', entry)[0])
+
+    def read(self, node, body):
+        _, offset, size, _, _, flags, _ = IO.unpack_from(body)
+        size = self._fault('read', size, flags)
+        return os.pread(self.files[node], size, offset)
+
+    def write(self, node, body):
+        _, offset, size, _, _, flags, _ = IO.unpack_from(body)
+        size = self._fault('write', size, flags)
+        done = os.pwrite(self.files[node],
+                         memoryview(body)[IO.size:IO.size + size], offset)
+        return struct.pack('<II', done, 0)
+
+    def sync(self, node, _):
+        self._fault('sync')
+        return b''
+
+    def unlink(self, _, body):
+        os.unlink(os.path.join(self.directory,
+                               os.fsdecode(body.rstrip(b'\0'))))
+        return b''
+
+    def statfs(self, *_):
+        s = os.statvfs(self.directory)
+        return STATFS.pack(s.f_blocks, s.f_bfree, s.f_bavail, s.f_files,
+                           s.f_ffree, s.f_bsize, 255, s.f_frsize, *[0] * 7)
+
+    def opened_directory(self, *_):
+        return struct.pack('<QII', 0, 0, 0)
+
+    def done(self, *_):
+        return b''
+
+    def nothing(self, *_):
+        return NO_REPLY
+
+    METHODS = {1: lookup, 2: nothing, 3: getattr, 4: setattr, 10: unlink,
+               14: open, 15: read, 16: write, 17: statfs, 18: done, 20: sync,
+               25: done, 26: init, 27: opened_directory, 28: done, 29: done,
+               30: done, 34: done, 35: create, 36: nothing, 38: done,
+               42: nothing}
+
+
+class FaultFS:
+    """Mounted on the new directory `mount`, over the directory `directory`;
+    `writeback` lets the kernel keep what is written until it is synced.
+    Raises OSError where there is no FUSE."""
+
+    def __init__(self, mount, directory, faults, writeback=False):
+        self.mount = mount
+        self._hits = mmap.mmap(-1, mmap.PAGESIZE)
+        fd = os.open('/dev/fuse', os.O_RDWR | os.O_CLOEXEC)
+        os.mkdir(mount)
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.mount(b'faultfs', os.fsencode(mount), b'fuse', 0,
+                      f'fd={fd},rootmode=40000,user_id=0,group_id=0,'
+                      f'allow_other'.encode()):
+            number = ctypes.get_errno()
+            os.close(fd)
+            raise OSError(number, f'mount fuse: {os.strerror(number)}')
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(number, signal.SIG_IGN)
+                Server(fd, directory, faults, writeback, self._hits).serve()
+            finally:
+                os._exit(0)
+        os.close(fd)
+
+    @property
+    def hits(self):
+        """How many requests went wrong, up to 255."""
+        return self._hits[0]
+
+    def close(self):
+        try:
+            fs.unmount(self.mount)
+        finally:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)

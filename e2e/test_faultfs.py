@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Saves to, and restores from, a file system that fails, is short, or is
+slow: errors as the kernel reports them, for each engine."""
+
+import errno
+import os
+
+from .lib.faultfs import FaultFS
+from .lib.harness import Mode, Skip, test
+from .test_faults import check_error, check_leftover, faulty
+
+RAM = 32
+GUEST = {'dirty': 32}
+DIRECT = Mode(4, True)
+ENGINES = {'io_uring': '', 'linux-aio': 'aio', 'sync': 'sync'}
+ALL = range(1, 1 << 30)
+
+
+def broken(t, *faults, **kwargs):
+    """Mounts a file system with faults over the test's directory."""
+    t.need_root()
+    t.count += 1
+    try:
+        fs = FaultFS(t.path(f'broken{t.count}'), t.dir, faults, **kwargs)
+    except OSError as err:
+        raise Skip(f'no FUSE here: {err}') from None
+    t.stack.callback(fs.close)
+    return fs
+
+
+def with_engine(t, engine):
+    """Our emulator, with no engine better than this one."""
+    return faulty(t, 'no-such-file', engine=ENGINES[engine])
+
+
+def source(t, **kwargs):
+    return t.source(ram=RAM, guest=GUEST, **kwargs)
+
+
+def check_engine(info, engine):
+    have = info['direct-io']['engine']
+    assert have == engine, f'the engine was {have}'
+
+
+def each_engine(function):
+    for engine in ENGINES:
+        try:
+            function(engine)
+        except Exception as err:
+            err.args = (f'{engine}: {err}', *err.args[1:])
+            raise
+
+
+def check_failed_save(t, fs, mode, number, emulator=None):
+    path = os.path.join(fs.mount, 'image')
+    vm = source(t, emulator=emulator)
+    info = vm.try_save(f'file:{path}', mode)
+    assert fs.hits, 'nothing went wrong'
+    said = ('No space left',) if number == errno.ENOSPC else \
+        (os.strerror(number),)
+    check_error(info, path, said)
+    vm.ticks_on()
+    check_leftover(t, t.path('image'), mode, RAM)
+    size = os.path.getsize(t.path('image'))
+    assert size == 0, f'{size} bytes are left'
+    vm.kill()
+
+
+@test('broken disk: writes fail', quick=True, timeout=300)
+def test_write_errors(t):
+    """The first, one in the middle, all from one on; the first error behind
+    many that come back later."""
+    def one(engine):
+        emulator = with_engine(t, engine)
+        for faults in (
+                [('direct write', range(1, 2), errno.EIO)],
+                [('direct write', range(9, 1 << 30), errno.ENOSPC)],
+                [('direct write', range(25, 26), errno.EIO),
+                 ('direct write', range(10, 25), 0.05)]):
+            fs = broken(t, *faults)
+            number = next(what for *_, what in faults)
+            check_failed_save(t, fs, DIRECT, number, emulator)
+            os.unlink(t.path('image'))
+    each_engine(one)
+    for nth in (1, 5, 30):
+        check_failed_save(t, broken(t, ('write', range(nth, nth + 1),
+                                        errno.EIO)), Mode(0), errno.EIO)
+
+
+@test('broken disk: the sync fails, as with errors of late writes',
+      quick=True)
+def test_sync_errors(t):
+    for mode in (Mode(0), Mode(4), DIRECT):
+        check_failed_save(t, broken(t, ('sync', ALL, errno.EIO)), mode,
+                          errno.EIO)
+    # The kernel takes all that is written, and learns of the error later
+    for mode in (Mode(0), Mode(4)):
+        fs = broken(t, ('write', range(3, 5), errno.EIO), writeback=True)
+        check_failed_save(t, fs, mode, errno.EIO)
+
+
+@test('broken disk: short writes', quick=True, timeout=240)
+def test_short(t):
+    def one(engine):
+        emulator = with_engine(t, engine)
+        fs = broken(t, ('write', ALL, 'short'))
+        uri = f'file:{fs.mount}/image'
+        vm = source(t, emulator=emulator)
+        check_engine(vm.save(uri, DIRECT), engine)
+        want = vm.ram_hash()
+        vm.kill()
+        assert fs.hits > 20, 'hardly anything was short'
+        t.restores(f'file:{t.path("image")}', want, DIRECT, ram=RAM).kill()
+    each_engine(one)
+
+
+@test('broken disk: answers that are late, and in any order', quick=True,
+      timeout=240)
+def test_late(t):
+    """Every third answer is late, so that the others overtake it."""
+    def one(engine):
+        emulator = with_engine(t, engine)
+        fs = broken(t, *[(kind, range(1, 1 << 30, 3), 0.03)
+                         for kind in ('read', 'write')],
+                    ('sync', ALL, 0.5))
+        uri = f'file:{fs.mount}/image'
+        vm = source(t, emulator=emulator)
+        # Slower than the guest, this disk would never keep up with it
+        vm.command('stop')
+        check_engine(vm.save(uri, DIRECT), engine)
+        want = vm.ram_hash()
+        vm.kill()
+        assert fs.hits > 10, 'hardly anything was late'
+        t.restores(uri, want, DIRECT, ram=RAM, emulator=emulator).kill()
+    each_engine(one)
+
+
+@test('broken disk: reads fail', quick=True, timeout=240)
+def test_read_errors(t):
+    vm = source(t)
+    vm.save(f'file:{t.path("image")}', DIRECT)
+    vm.kill()
+
+    def one(engine):
+        emulator = with_engine(t, engine)
+        for faults in ([('direct read', range(1, 2), errno.EIO)],
+                       [('direct read', range(12, 1 << 30), errno.EIO),
+                        ('direct read', range(8, 12), 0.05)],
+                       [('read', ALL, errno.EIO)]):
+            fs = broken(t, *faults)
+            path = os.path.join(fs.mount, 'image')
+            dst = t.vm(incoming=True, ram=RAM, emulator=emulator)
+            said = dst.try_load(f'file:{path}', DIRECT)
+            dst.kill()
+            assert fs.hits, 'nothing went wrong'
+            assert said, f'restored in spite of {faults}'
+            if path not in said or os.strerror(errno.EIO) not in said:
+                raise AssertionError(f'"{said}" does not name the file and '
+                                     'the cause')
+    each_engine(one)
