@@ -5,6 +5,7 @@ import os
 import re
 
 from .lib.harness import Mode, image, test
+from .lib.qmp import QMPError
 from .test_faults import need_strace, strace, faulty
 
 MIB = 1 << 20
@@ -203,6 +204,70 @@ def test_mode(t):
         vm.command('cont')
         have = os.stat(path).st_mode & 0o777
         assert have == 0o600, f'mode {have:o}'
+
+
+ACCESS = {'ro': os.O_RDONLY, 'wo': os.O_WRONLY, 'rw': os.O_RDWR}
+
+
+def opened(vm, path):
+    """The descriptors of a file, {number: (access, whether O_DIRECT)}."""
+    found = {}
+    for fd in os.listdir(f'/proc/{vm.pid}/fd'):
+        if os.readlink(f'/proc/{vm.pid}/fd/{fd}') != path:
+            continue
+        with open(f'/proc/{vm.pid}/fdinfo/{fd}') as f:
+            flags = int(re.search(r'flags:\s+(\d+)', f.read()).group(1), 8)
+        access = next(name for name, value in ACCESS.items()
+                      if value == flags & os.O_ACCMODE)
+        found[fd] = (access, bool(flags & os.O_DIRECT))
+    return found
+
+
+def disk_in_fdset(vm, path, fdset, access, direct):
+    """Opens a disk that is passed as descriptors; returns the one that it
+    uses, or None if it is refused."""
+    fds = [os.open(path, ACCESS[have] | (os.O_DIRECT if has_direct else 0))
+           for have, has_direct in fdset]
+    vm.add_fds(4, *fds)
+    before = opened(vm, path)
+    try:
+        vm.command('blockdev-add', {
+            'node-name': 'disk', 'driver': 'file',
+            'filename': '/dev/fdset/4', 'read-only': access == 'ro',
+            'cache': {'direct': direct}})
+        after = opened(vm, path)
+        vm.command('blockdev-del', {'node-name': 'disk'})
+        new, = after.keys() - before.keys()
+        return after[new]
+    except QMPError:
+        return None
+    finally:
+        vm.command('remove-fd', {'fdset-id': 4})
+        for fd in fds:
+            os.close(fd)
+
+
+@test('descriptors: disks in fdsets get what they get without the series',
+      quick=True)
+def test_disks(t):
+    """QEMU 7.2 takes a descriptor with the access that a disk asks for, and
+    gives it or takes from it O_DIRECT; 10.0 takes one that has both."""
+    path = t.path('disk')
+    with open(path, 'wb') as f:
+        f.truncate(MIB)
+    vm = t.vm(ram=32)
+    changes_flags = vm.command('query-version')['qemu']['major'] < 9
+    sets = ([('rw', False)], [('rw', True)], [('rw', False), ('rw', True)],
+            [('rw', True), ('rw', False)], [('ro', False)], [('ro', True)],
+            [('ro', False), ('rw', True)], [('wo', False), ('wo', True)])
+    for fdset in sets:
+        for want in (('rw', False), ('rw', True), ('ro', False),
+                     ('ro', True)):
+            have = disk_in_fdset(vm, path, fdset, *want)
+            suits = want in fdset or changes_flags and \
+                want[0] in (access for access, _ in fdset)
+            assert have == (want if suits else None), \
+                f'of {fdset}, for {want}: {have}'
 
 
 @test('descriptors: none is left open', quick=True)

@@ -482,12 +482,15 @@ def test_fdset_wrong(t):
         'read-write ones': [(a, rw), (a, rw | direct)],
         'a read-write and a direct one': [(a, rw), (a, wr | direct)],
         'different files': [(a, wr), (b, wr | direct)],
+        'the direct one first': [(a, wr | direct), (a, wr)],
+        'a directory': [(t.dir, rd), (t.dir, rd)],
         'a pipe': None,
         'a pipe and a direct one': [None, (a, wr | direct)],
         'none at all': [],
     }
     must_fail = {'only a buffered one', 'two buffered ones', 'read-only ones',
-                 'different files', 'a pipe', 'none at all'}
+                 'different files', 'a directory', 'a pipe', 'none at all'}
+    must_work = {'the direct one first'}
     wrong = []
     for name, files in cases.items():
         vm = t.source(guest=DIRTY)
@@ -505,7 +508,9 @@ def test_fdset_wrong(t):
                 t.restores(f'file:{a}', want, Mode(2)).kill()
                 vm.command('cont')
             else:
+                assert name not in must_work, info
                 check_error(info, '' if name == 'none at all' else 'fdset')
+                never_stopped(vm)
             vm.ticks_on(1)
             vm.save(f'file:{t.path("good-image")}', Mode(2, True))
         except Exception as err:
@@ -539,6 +544,7 @@ def test_fdset_wrong_load(t):
         'write-only ones': ([(a, os.O_WRONLY), (a, os.O_WRONLY | direct)],
                             True),
         'different files': ([(a, rd), (b, rd | direct)], True),
+        'a directory': ([(t.dir, rd), (t.dir, rd)], True),
         'a pipe': (None, True),
     }
     wrong = []
