@@ -9,7 +9,7 @@ import sys
 import tempfile
 
 from .guest import build_checker
-from .lib.harness import Config, run_all, selected
+from .lib.harness import TESTS, Config, run_all, selected
 from .lib.vm import Emulator, NotQEMU
 from . import (test_crashes, test_descriptors, test_faultfs,  # noqa: F401
                test_faults, test_images, test_interop,
@@ -38,6 +38,9 @@ def parse():
                              'mapped-ram, to exchange images with')
     parser.add_argument('--stock-lib', metavar='DIRS', default='',
                         help='LD_LIBRARY_PATH for it')
+    parser.add_argument('--libvirt', metavar='DIR',
+                        help="where libvirt's packages are unpacked: runs the "
+                             'tests that need them, and only those')
     parser.add_argument('--kernel', metavar='VMLINUZ',
                         help="a Linux kernel, for example Debian's")
     parser.add_argument('--busybox', metavar='PATH',
@@ -74,6 +77,9 @@ def parse():
 
 def main():
     args = parse()
+    if args.libvirt:
+        from .libvirt import test_virsh     # noqa: F401
+        TESTS[:] = [x for x in TESTS if x[0].startswith('libvirt: ')]
     if args.list:
         for name, _, quick, _ in selected(args.pattern, args.quick):
             print(name + (' (quick)' if quick else ''))
@@ -93,6 +99,7 @@ def main():
         config = Config(ours, other, stock, args.kernel, args.busybox,
                         build_checker(workdir), workdir, args.quick,
                         args.all_modes)
+        config.libvirt = args.libvirt and os.path.abspath(args.libvirt)
         print(f'# testing QEMU {ours.version}'
               + (f', other is {other.version}' if other else '')
               + (f', stock is {stock.version}' if stock else ''))

@@ -78,6 +78,8 @@ class Config:
         self.workdir = workdir
         self.quick = quick
         self.all_modes = all_modes
+        # the root of libvirt's packages, for the tests that want them
+        self.libvirt = None
 
 
 class Context:

@@ -111,7 +111,8 @@ class Latency:
                 f'(next {samples[-2]:.2f} s, {len(samples)} samples)')
 
 
-def _die_with_parent(rlimit_fsize):
+def die_with_parent(rlimit_fsize=None):
+    """For preexec_fn: no process is left when the test dies."""
     import ctypes
     import resource
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)      # PR_SET_PDEATHSIG
@@ -119,7 +120,44 @@ def _die_with_parent(rlimit_fsize):
         resource.setrlimit(resource.RLIMIT_FSIZE, (rlimit_fsize, rlimit_fsize))
 
 
-class VM:
+class Console:
+    """What a guest says on its serial port, which goes to the file
+    `serial_path`; `name` is the guest's in messages, and raise_if_dead() is
+    to complain if it does not run any more."""
+
+    def serial(self):
+        with open(self.serial_path, errors='replace') as f:
+            text = f.read()
+        return text[:text.rfind('\n') + 1].splitlines()
+
+    def last_number(self, word, base=16):
+        for line in reversed(self.serial()):
+            fields = line.split()
+            if len(fields) > 1 and fields[0] == word:
+                return int(fields[1], base)
+        return 0
+
+    def check_guest(self):
+        for line in self.serial():
+            if line.startswith('BAD'):
+                raise AssertionError(f'guest of {self.name}: {line}')
+
+    def wait_guest(self, word, more=1, timeout=90, base=16):
+        """Waits until the number after `word` on the console has grown by
+        `more`, and lets no complaint of the guest pass."""
+        start = self.last_number(word, base)
+        deadline = time.monotonic() + timeout
+        while self.last_number(word, base) < start + more:
+            self.check_guest()
+            self.raise_if_dead()
+            if time.monotonic() > deadline:
+                raise Hung(f'guest of {self.name} does not go on: no '
+                           f'"{word}" in {timeout} s')
+            time.sleep(0.01)
+        self.check_guest()
+
+
+class VM(Console):
     """One QEMU process.
 
     emulator    which QEMU
@@ -167,7 +205,7 @@ class VM:
             self.process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=err, stderr=err,
                 env=emulator.env,
-                preexec_fn=lambda: _die_with_parent(rlimit_fsize))
+                preexec_fn=lambda: die_with_parent(rlimit_fsize))
         try:
             self.qmp = QMP(self._sockets[0], patience,
                            alive=self.raise_if_dead)
@@ -242,37 +280,6 @@ class VM:
         return Latency(self._sockets[1])
 
     # The guest
-
-    def serial(self):
-        with open(self.serial_path, errors='replace') as f:
-            text = f.read()
-        return text[:text.rfind('\n') + 1].splitlines()
-
-    def last_number(self, word, base=16):
-        for line in reversed(self.serial()):
-            fields = line.split()
-            if len(fields) > 1 and fields[0] == word:
-                return int(fields[1], base)
-        return 0
-
-    def check_guest(self):
-        for line in self.serial():
-            if line.startswith('BAD'):
-                raise AssertionError(f'guest of {self.name}: {line}')
-
-    def wait_guest(self, word, more=1, timeout=90, base=16):
-        """Waits until the number after `word` on the console has grown by
-        `more`, and lets no complaint of the guest pass."""
-        start = self.last_number(word, base)
-        deadline = time.monotonic() + timeout
-        while self.last_number(word, base) < start + more:
-            self.check_guest()
-            self.raise_if_dead()
-            if time.monotonic() > deadline:
-                raise Hung(f'guest of {self.name} does not go on: no '
-                           f'"{word}" in {timeout} s')
-            time.sleep(0.01)
-        self.check_guest()
 
     def ticks_on(self, more=3):
         """The guest runs, and QEMU says so too, if not at once: a failure may

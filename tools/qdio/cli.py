@@ -23,6 +23,8 @@ usage: ./run COMMAND [OPTION...]
   bench    compare saves and restores with stock QEMU and fio
            [SCENARIO...] [--quick] [OPTION...]; "./run bench --help" lists
            them
+  libvirt  compare virsh save and restore --bypass-cache with stock QEMU and
+           ours  [--base B] [--ram MIB] [--rounds N] [--dir DIR]
 
   build    build one base with the series         --base B [--pristine]
   where    print the path of the built emulator   --base B
@@ -30,7 +32,8 @@ usage: ./run COMMAND [OPTION...]
            [--destdir DIR]
   deb      make Debian's source package with the series in debian/patches,
            ready for dpkg-buildpackage            --base B [--output DIR]
-  fetch    fetch and unpack stock | kernel | firmware, and print where it is
+  fetch    fetch and unpack stock | kernel | firmware | libvirt, and print
+           where it is
 
   base B       fetch and import the source of a base   [--update]
   apply B      make the series' commits on a base      [--discard]
@@ -95,7 +98,11 @@ def _parser():
     command('lint')
     command('canary').add_argument('name', nargs='?')
     command('fetch').add_argument('what', choices=('stock', 'kernel',
-                                                   'firmware'))
+                                                   'firmware', 'libvirt'))
+    libvirt = command('libvirt', 'option')
+    libvirt.add_argument('--ram', default='1024')
+    libvirt.add_argument('--rounds', default='3')
+    libvirt.add_argument('--dir')
     return parser
 
 
@@ -337,6 +344,31 @@ def cmd_bench(options):
                            *needs, *source, *rest],
                           env=dict(environment(), PYTHONPATH=config.ROOT,
                                    PYTHONDONTWRITEBYTECODE='1')).returncode
+
+
+def cmd_libvirt(args):
+    """Shows what virsh save and restore cost, with stock QEMU and ours."""
+    from . import fetch
+    from .apply import applied_tree
+    from .apt import install_needed
+    from .bases import Tree
+    from .build import EMULATOR, built, environment
+    if os.geteuid():
+        raise Fault('libvirtd and the page cache need root; run it as root')
+    config.check_space()
+    install_needed()
+    tree = applied_tree(Tree(config.get_base(args.base or args.base_option or
+                                             '7.2'), args.source))
+    with tree.locked():
+        ours = built(tree, [EMULATOR]).emulator
+    return subprocess.run(
+        [sys.executable, '-m', 'e2e.libvirt', '--qemu', ours, '--stock',
+         fetch.stock_emulator(), '--stock-lib', fetch.stock_libraries(),
+         '--firmware', ':'.join(fetch.firmware_directories()),
+         '--libvirt', fetch.libvirt(), '--ram', args.ram, '--rounds',
+         args.rounds, '--dir', args.dir or os.getcwd()],
+        env=dict(environment(), PYTHONPATH=config.ROOT,
+                 PYTHONDONTWRITEBYTECODE='1')).returncode
 
 
 def cmd_test(args):

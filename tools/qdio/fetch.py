@@ -4,6 +4,7 @@
 
 stock     QEMU 10.0 as the distribution builds it, to exchange images with
 kernel    a real guest: the distribution's kernel and a static busybox
+libvirt   its daemon and virsh
 firmware  what our own builds need of firmware"""
 
 import glob
@@ -21,13 +22,20 @@ from .say import Failure
 STOCK = ['qemu-system-x86', 'qemu-system-common', 'qemu-system-data',
          'seabios', 'ipxe-qemu']
 FIRMWARE = ['qemu-system-data', 'seabios', 'ipxe-qemu']
+LIBVIRT = ['libvirt0', 'libvirt-common', 'libvirt-clients', 'libvirt-daemon',
+           'libvirt-daemon-common', 'libvirt-daemon-driver-qemu',
+           'libvirt-daemon-lock', 'libvirt-daemon-log']
+# What libvirt's packages depend on, but what we start of them does not
+NOT_FOR_LIBVIRT = ('ipxe-', 'libnss-', 'libpam-', 'libsystemd', 'libudev',
+                   'logrotate', 'qemu-', 'seabios', 'systemd')
 # Must be the system's own, or nothing starts
 NEVER = {'libc6', 'libc-bin', 'libgcc-s1', 'gcc-12-base'}
 
 
-def _unpacked(name, get, only=()):
+def _unpacked(name, get, only=(), without=()):
     """The directory `name` of the cache, with the packages that `get(apt,
-    directory)` downloads unpacked in it; `only` limits what is unpacked."""
+    directory)` downloads unpacked in it; `only` limits what is unpacked, and
+    packages that begin with one of `without` are left out."""
     where = os.path.join(cache(), name)
     stamp = os.path.join(where, '.complete')
     if os.path.exists(stamp):
@@ -41,7 +49,8 @@ def _unpacked(name, get, only=()):
         get(Apt(), debs)
         found = sorted(glob.glob(os.path.join(debs, '*.deb')))
         for deb in found:
-            if os.path.basename(deb).partition('_')[0] not in NEVER:
+            package = os.path.basename(deb).partition('_')[0]
+            if package not in NEVER and not package.startswith(without):
                 _extract(deb, where, only)
     with open(stamp, 'w', encoding='utf-8') as f:
         f.write(''.join(os.path.basename(d) + '\n' for d in found))
@@ -132,3 +141,13 @@ def kernel_image():
 
 def busybox():
     return os.path.join(kernel(), 'bin', 'busybox')
+
+
+def libvirt():
+    """The root of libvirt's packages."""
+    def get(apt, directory):
+        late = [f'{p}/{BACKPORTS}' for p in LIBVIRT]
+        _dependencies(apt, directory, late, 'libvirt')
+        _download(apt, directory, late, 'libvirt')
+
+    return _unpacked('libvirt', get, without=NOT_FOR_LIBVIRT)

@@ -37,7 +37,8 @@ class Tests:
     such as a build, is made by the first of them."""
 
     PARTS = ('tools', 'lint', 'refresh', 'patches', 'build', 'unit', 'qtest',
-             'own', 'sanitize', 'e2e', 'bench', 'demo', 'deb', 'canary')
+             'own', 'sanitize', 'e2e', 'libvirt', 'bench', 'demo', 'deb',
+             'canary')
 
     def __init__(self, bases, source):
         self.report = Report()
@@ -195,22 +196,35 @@ class Tests:
             others = [self._built(t) for t in self.trees if t is not tree]
             self._e2e(build, others[0] if others else None)
 
-    def _e2e(self, build, other):
+    def _e2e(self, build, other, name='end to end', log='e2e', options=()):
         """`other`: the build to exchange images with, or None."""
         work = os.path.join(cache(), 'e2e')
         env = dict(environment(), PYTHONPATH=ROOT,
                    PYTHONDONTWRITEBYTECODE='1')
         run_program(
-            f'end to end {build.base.name}',
-            [sys.executable, '-m', 'e2e', '--qemu', build.emulator,
+            f'{name} {build.base.name}',
+            [sys.executable, '-m', 'e2e', *options, '--qemu', build.emulator,
              '--firmware', ':'.join(fetch.firmware_directories()),
              '--stock', fetch.stock_emulator(),
              '--stock-lib', fetch.stock_libraries(),
              '--kernel', fetch.kernel_image(), '--busybox', fetch.busybox(),
              '--workdir', work,
              *(['--other', other.emulator] if other else [])],
-            log_path(f'e2e-{build.name}'), self.report, env=env, cwd=ROOT,
+            log_path(f'{log}-{build.name}'), self.report, env=env, cwd=ROOT,
             timeout=3000)
+
+    def part_libvirt(self):
+        """virsh save and restore, through real libvirt."""
+        for tree in self.trees:
+            if tree.base.name not in E2E_BASES:
+                continue
+            build = self._built(tree)
+            if build:
+                self._e2e(build, None, 'libvirt', 'libvirt',
+                          ['--libvirt', fetch.libvirt()])
+            else:
+                self.report.skip(f'libvirt {tree.base.name}',
+                                 'it could not be built')
 
     def part_bench(self):
         """The benchmark runs on small guests; how fast they are does not
