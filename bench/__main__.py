@@ -76,6 +76,24 @@ def measured(args):
     return sessions
 
 
+def write(args, rows, figures):
+    """What is wanted besides the report on the terminal."""
+    if args.pictures:
+        pictures.write(rows, args.pictures)
+    if args.markdown:
+        with open(args.markdown, 'w', encoding='utf-8') as f:
+            f.write(figures)
+    if args.readme:
+        with open(args.readme, encoding='utf-8') as f:
+            page = f.read()
+        try:
+            page = report.insert(page, figures)
+        except ValueError as err:
+            fail(f'{args.readme}: {err}')
+        with open(args.readme, 'w', encoding='utf-8') as f:
+            f.write(page)
+
+
 def main():
     args = parse()
     try:
@@ -89,15 +107,8 @@ def main():
     print(machine.sentence(sessions[-1]['machine']) + '\n')
     print(report.tables(rows))
     print(report.judgement(rows))
-    other = report.disturbance(rows, sessions[-1]['machine']['cpus'])
-    print(f'Something else took {other:.0%} of the CPU time meanwhile'
-          + ('; measure again when the machine is idle.' if other > 0.15
-             else '.'))
-    if args.pictures:
-        pictures.write(rows, args.pictures)
-    if args.markdown:
-        with open(args.markdown, 'w', encoding='utf-8') as f:
-            f.write(report.markdown(rows, sessions))
+    print(report.disturbance_text(rows, sessions[-1]['machine']['cpus']))
+    write(args, rows, report.markdown(rows, sessions))
     return 0
 
 

@@ -53,7 +53,8 @@ def _parser():
         help='1 GiB, few sides, at most two minutes')
     add('--figures', action='store_true',
         help='what the README shows, in about 8 minutes (--minutes): writes\n'
-        'figures.json, figures.md and pictures to bench/results')
+        'figures.json and pictures to bench/results, and the tables into\n'
+        'the README')
     add('--ram', type=positive, metavar='MIB', help='default 4096')
     add('--rounds', type=positive, metavar='N', help='default 5')
     add('--minutes', type=float, metavar='N',
@@ -79,6 +80,8 @@ def _parser():
         help='measure nothing, report on the figures in a file')
     add('--pictures', metavar='DIR', help='draw into this directory')
     add('--markdown', metavar='FILE', help='write the tables of the README')
+    add('--readme', metavar='FILE',
+        help='put them into this page, between its marks')
     add('--base', default='7.2', metavar='BASE',
         help='the base that ours is built on: 7.2 (default) or 10.0')
     # What ./run adds
@@ -93,7 +96,8 @@ QUICK = {'ram': 1024, 'rounds': 3, 'minutes': 1.6, 'channels': [1, 4],
 RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'results')
 FIGURES = {'minutes': 8, 'channels': [1, 8], 'engines': ['auto'],
            'json': os.path.join(RESULTS, 'figures.json'),
-           'markdown': os.path.join(RESULTS, 'figures.md'),
+           'readme': os.path.join(os.path.dirname(os.path.dirname(RESULTS)),
+                                  'README.md'),
            'pictures': RESULTS}
 # One after the other: scenarios, what is special there, rounds.  The last one
 # gets the time that is left.
@@ -152,7 +156,7 @@ def check_system(args, fail):
         fail('must be root, to drop the page cache')
     if args.figures:
         os.makedirs(RESULTS, exist_ok=True)
-    for path in (args.json, args.markdown):
+    for path in (args.json, args.markdown, args.readme):
         where = os.path.dirname(os.path.abspath(path or ''))
         if not os.access(where, os.W_OK):
             fail(f"'{path}': there is no directory {where} to write to")

@@ -106,8 +106,9 @@ def judgement(rows):
 
 def disturbance(rows, cpus):
     """How busy the machine was with something else, of what it can do, while
-    ours saved and restored directly: from 0 to 1.  Some of it is the kernel
-    working for us, but more than a little makes times doubtful."""
+    ours saved and restored directly: from 0 to 1, or None if it did not.  Some
+    of it is the kernel working for us, but more than a little makes times
+    doubtful."""
     other = all_ = 0
     for row in rows.rows:
         if not row.is_(program='ours', direct=True):
@@ -118,25 +119,47 @@ def disturbance(rows, cpus):
                 if 'machine_cpu' in figures:
                     other += figures['machine_cpu'] - figures['cpu']
                     all_ += figures['seconds'] * cpus
-    return max(other, 0) / all_ if all_ else 0
+    return max(other, 0) / all_ if all_ else None
+
+
+def disturbance_text(rows, cpus):
+    """The same as a sentence, or ''."""
+    other = disturbance(rows, cpus)
+    if other is None:
+        return ''
+    return (f'Something else took {other:.0%} of the CPU time meanwhile'
+            + ('; measure again when the machine is idle.' if other > 0.15
+               else '.'))
 
 
 # For the README
 
 def markdown(rows, sessions):
     """The machine, the main table, and the verdicts."""
-    machine = sentence(sessions[-1]['machine'])
+    where = sessions[-1]['machine']
     rounds = max((len(row.runs) for row in rows.of('random')), default=0)
-    other = disturbance(rows, sessions[-1]['machine']['cpus'])
-    parts = [f'Measured on {machine}; something else took {other:.0%} of its '
-             'CPU time meanwhile.\n']
+    parts = [f'Measured on {sentence(where)}. '
+             + disturbance_text(rows, where['cpus']) + '\n']
     main = rows.of('random', 'save')
     if main:
-        parts.append(f'{main[0].ram // 1024} GiB of random RAM, {rounds} '
-                     'interleaved rounds: median (least-most).\n')
+        parts.append(f'{main[0].ram} MiB of random RAM, interleaved rounds: '
+                     f'{rounds}. Medians (least-most).\n')
         parts.append(_main_table(rows, main))
     parts.append(_verdict_table(rows))
     return '\n'.join(parts)
+
+
+BEGIN, END = '<!-- figures -->', '<!-- end of figures -->'
+
+
+def insert(text, figures):
+    """A page with new figures between the two remarks that mark them."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"there are no '{BEGIN}' and '{END}' to put the "
+                         'figures between')
+    return f'{before}{begin}\n{figures}\n{end}{after}'
 
 
 def _main_table(rows, main):

@@ -164,12 +164,22 @@ class Report(unittest.TestCase):
                   if line.startswith('|')}
         self.assertEqual(widths, {5, 7})
 
+    def test_figures_are_put_into_a_page(self):
+        page = f'a\n{report.BEGIN}\nold\n{report.END}\nb\n'
+        self.assertEqual(report.insert(page, 'new'), page.replace('old', 'new'))
+        with self.assertRaises(ValueError):
+            report.insert('a\n', 'new')
+
     def test_disturbance(self):
         runs = [direct('ours', 1, {'seconds': 2.0, 'cpu': 0.5,
                                    'machine_cpu': machine})
                 for machine in (0.5, 2.5)]
         self.assertEqual(report.disturbance(stats.Rows(runs), 2), 0.25)
-        self.assertEqual(report.disturbance(stats.Rows(self.RUNS), 2), 0)
+        self.assertIn('took 25%',
+                      report.disturbance_text(stats.Rows(runs), 2))
+        rows = stats.Rows(self.RUNS)
+        self.assertIsNone(report.disturbance(rows, 2))
+        self.assertEqual(report.disturbance_text(rows, 2), '')
 
     def test_pictures(self):
         found = pictures.draw(stats.Rows(self.RUNS))
