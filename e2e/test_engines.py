@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Guests that write to their memory as fast as they can while they are saved,
+with each engine."""
+
+import os
+
+from .lib.harness import Mode, test
+from .test_faultfs import ENGINES, check_engine, each_engine, with_engine
+
+RAM = 32
+BUSY = {'dirty': 512}
+
+
+@test('engines: a guest that dirties its memory all the time', quick=True,
+      timeout=400)
+def test_busy_guest(t):
+    """Pages are written more than once, and the last content counts."""
+    def one(engine):
+        emulator = with_engine(t, engine)
+        uri = f'file:{t.path("image")}'
+        rewritten = 0
+        vm = t.source(ram=RAM, guest=BUSY, emulator=emulator)
+        for mode in (Mode(1, True), Mode(4, True)):
+            # slow enough for the guest to get at what has been written
+            vm.setup(mode, max_bandwidth=32 << 20)
+            vm.start_save(uri)
+            info = vm.wait_migration()
+            assert info['status'] == 'completed', info
+            check_engine(info, engine)
+            ram = info['ram']
+            rewritten += ram['normal'] + ram['duplicate'] - \
+                ram['total'] // 4096
+            want = vm.ram_hash()
+            t.restores(uri, want, mode, ram=RAM, emulator=emulator).kill()
+            vm.command('cont')
+            vm.ticks_on(1)
+            os.unlink(t.path('image'))
+        vm.kill()
+        assert rewritten > 1000, f'only {rewritten} pages were saved again'
+        t.note(f'{engine}: {rewritten} pages were saved more than once')
+    each_engine(one)
+
+
+@test('engines: all of them work here', quick=True)
+def test_engines(t):
+    """Else the tests of each engine would test one of them three times."""
+    found = []
+    for engine in ENGINES:
+        vm = t.source(ram=RAM, emulator=with_engine(t, engine))
+        info = vm.save(f'file:{t.path("image")}', Mode(1, True))
+        found.append(info['direct-io']['engine'])
+        vm.kill()
+    t.note(', '.join(found))
+    assert found == list(ENGINES), found
