@@ -93,8 +93,11 @@ def _stage_slug(git, series, slug, base, versions, modes):
             git('apply', '--cached', '--whitespace=nowarn', '-', data=hooks)
         except GitError as err:
             said = err.said.replace('error: ', '').replace('\n', ' | ')
+            version = git('show', ':VERSION')
             raise Fault(f'series/{slug.name}/hooks-{base}.patch does not '
-                        f'apply: {said}; correct it by hand, then refresh') \
+                        f'apply to QEMU {version}: {said}; take a later point '
+                        'release of the base, or correct the patch by hand '
+                        'and refresh') \
                 from None
 
 

@@ -3,6 +3,8 @@
 
 import os
 import re
+import shutil
+import sys
 
 from . import build as building
 from .config import ROOT, log_path
@@ -101,6 +103,48 @@ def run_qtest(build, name, report, timeout=2400, filesystems=False,
                  *options, '--tap', '-k'],
                 log_path(f'qtest-{build.name}-{name}'), report, env=env,
                 cwd=build.directory, timeout=timeout, filesystems=filesystems)
+
+
+# Programs that the iotests need beside the emulator
+IOTEST_PROGRAMS = ('qemu-img', 'qemu-io', 'qemu-nbd',
+                   'storage-daemon/qemu-storage-daemon')
+
+
+# Compares how long things take, which on a busy machine is anything
+UNSTEADY_IOTESTS = {'migrate-bitmaps-postcopy-test'}
+
+
+def migrating_iotests(directory):
+    """The names of those of the base's iotests that migrate, or save and load
+    snapshots, in its tests/qemu-iotests."""
+    found = []
+    for where in (directory, os.path.join(directory, 'tests')):
+        for entry in os.scandir(where):
+            if entry.name in UNSTEADY_IOTESTS or '.' in entry.name or \
+                    not entry.is_file():
+                continue
+            with open(entry.path, errors='replace') as f:
+                text = f.read()
+            if re.search(r'^# group: ', text, re.M) and \
+                    re.search(r'migrat|savevm|loadvm', text):
+                found.append(entry.name)
+    return sorted(found)
+
+
+def run_iotests(build, image_format, report):
+    """Those of the base's iotests that migrate, on one format of images."""
+    name = f'iotests {build.base.name} {image_format}'
+    src = os.path.join(os.path.dirname(build.directory), 'src', 'tests',
+                       'qemu-iotests')
+    where = os.path.join(build.directory, 'tests', 'qemu-iotests')
+    # What a test that was ended left there makes it fail the next time
+    scratch = os.path.join(where, 'scratch')
+    shutil.rmtree(scratch, ignore_errors=True)
+    run_program(name, [sys.executable, 'check', f'-{image_format}', '-tap',
+                       *migrating_iotests(src)],
+                log_path(f'iotests-{build.name}-{image_format}'), report,
+                env=dict(building.environment(), TEST_DIR=scratch),
+                cwd=where)
 
 
 def run_suite(build, suite, report):

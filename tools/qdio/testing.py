@@ -20,8 +20,8 @@ from .refresh import refresh
 from .report import Report
 from .say import Failure, Fault, step, tail
 from .series import Series
-from .suites import SKIPPED, run_program, run_qtest, run_suite, \
-    run_unit_tests, targets_of
+from .suites import IOTEST_PROGRAMS, SKIPPED, run_iotests, run_program, \
+    run_qtest, run_suite, run_unit_tests, targets_of
 from .walk import walk_patches
 
 # What the bases themselves bring, and must still pass
@@ -29,6 +29,8 @@ OWN_TESTS = [('qtest', 'migration-test'), ('suite', 'qapi-schema'),
              ('suite', 'unit')]
 # Without a virtual machine of the processor's, 10.0 does a tenth otherwise
 OWN_OPTIONS = {'10.0': {'migration-test': ['--full']}}
+# The base whose iotests that migrate must pass, and on which images
+IOTESTS = {'10.0': ('qcow2', 'raw')}
 E2E_BASES = ('7.2',)
 
 
@@ -37,8 +39,8 @@ class Tests:
     such as a build, is made by the first of them."""
 
     PARTS = ('tools', 'lint', 'refresh', 'patches', 'build', 'unit', 'qtest',
-             'own', 'sanitize', 'e2e', 'libvirt', 'bench', 'demo', 'deb',
-             'canary')
+             'own', 'iotests', 'sanitize', 'e2e', 'libvirt', 'bench', 'demo',
+             'deb', 'canary')
 
     def __init__(self, bases, source):
         self.report = Report()
@@ -178,6 +180,20 @@ class Tests:
                 sanitize.address(tree, self.series, tests, self.report)
                 sanitize.thread(tree, self.series, self.report)
                 sanitize.fuzz(tree, self.report)
+
+    def part_iotests(self):
+        for tree in self.trees:
+            formats = IOTESTS.get(tree.base.name, ())
+            if not formats:
+                continue
+            build = self._built(tree)
+            if not build:
+                self.report.skip(f'iotests {tree.base.name}',
+                                 'it could not be built')
+                continue
+            build.ninja(IOTEST_PROGRAMS, 'build the tools of')
+            for one in formats:
+                run_iotests(build, one, self.report)
 
     # The whole
 

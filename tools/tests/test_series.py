@@ -75,7 +75,7 @@ class Apply(MadeUp):
                    self.hook('io/channel.c', 20, 'x', '1.0').replace(
                        ' line 20', ' line twenty'))
         self.refused('apply', '1.0', '--source', self.source('1.0'),
-                     says='series/last/hooks-1.0.patch does not apply: .*'
+                     says='series/last/hooks-1.0.patch does not apply to QEMU 1.0.5: .*'
                      'io/channel.c')
 
     def test_root_file_at_odds_with_edits(self):
