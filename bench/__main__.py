@@ -2,6 +2,7 @@
 """Entry point: ./run bench --help."""
 
 import os
+import signal
 import sys
 import time
 
@@ -96,6 +97,8 @@ def write(args, rows, figures):
 
 def main():
     args = parse()
+    # Being ended leaves no images, mounts and loop devices behind, either
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sessions = results.load(args.source) if args.source else \
             measured(args)
