@@ -885,6 +885,9 @@ static struct {
     ssize_t result;
     bool busy;
 
+    /* Or: submission @at takes that long at least. */
+    unsigned slow_us;
+
     /* Or: what each of the first submissions comes to, if not 0. */
     ssize_t script[4];
 
@@ -984,7 +987,12 @@ static DirectSubmit fault_submit(void *state, DirectRequest *req,
     if (fault.busy && fault_hits()) {
         return DIRECT_SUBMIT_BUSY;
     }
-    *result = fault_transfer(s, req);
+    if (fault.slow_us && fault_hits()) {
+        g_usleep(fault.slow_us);
+        *result = direct_queue_transfer_sync(s->fd, req);
+    } else {
+        *result = fault_transfer(s, req);
+    }
     if (fault.at_once) {
         return DIRECT_SUBMIT_DONE;
     }
@@ -1344,6 +1352,46 @@ static void test_again(void)
             }
         }
     }
+}
+
+/*
+ * A slow request is found in the statistics.  How fast the others are is not
+ * known here: the machine may be busy.
+ */
+static void test_slow(void)
+{
+    const unsigned slow_us = 20000, bucket = 14;    /* from 2^14 on */
+    uint8_t *buf = qemu_memalign(BUF_ALIGN, BUF_ALIGN);
+    DirectQueueStats stats;
+    DirectQueue *q;
+    int fd, at_once;
+
+    memset(buf, 1, BUF_ALIGN);
+    for (at_once = 0; at_once < 2; at_once++) {
+        uint64_t slow = 0, all = 0;
+
+        fault_reset();
+        fault.at_once = at_once;
+        fault.at = 5;
+        fault.slow_us = slow_us;
+        q = fault_queue(&fd, 512, 4096, 1);
+        g_assert(direct_queue_write(q, buf, 8 * 4096, 0, &error_abort));
+        g_assert(direct_queue_drain(q, &error_abort));
+        direct_queue_get_stats(q, &stats);
+        for (int i = 0; i < DIRECT_QUEUE_LATENCY_BUCKETS; i++) {
+            all += stats.latency[i];
+            slow += i >= bucket ? stats.latency[i] : 0;
+        }
+        g_assert_cmpuint(all, ==, 8);
+        g_assert_cmpuint(slow, >, 0);
+        g_assert_cmpuint(stats.slowest_us, >=, slow_us);
+        if (slow == 1) {
+            g_assert_cmpuint(stats.slowest_offset, ==, 4 * 4096);
+        }
+        direct_queue_free(q);
+        close(fd);
+    }
+    qemu_vfree(buf);
 }
 
 /* All faults that are none, mixed, byte by byte. */
@@ -1715,6 +1763,7 @@ int main(int argc, char **argv)
     g_test_add_func("/direct-queue/fault/error-at", test_error_at);
     g_test_add_func("/direct-queue/fault/error-first", test_error_first);
     g_test_add_func("/direct-queue/fault/again", test_again);
+    g_test_add_func("/direct-queue/fault/slow", test_slow);
     g_test_add_func("/direct-queue/fault/mixed", test_mixed);
     g_test_add_func("/direct-queue/fault/cancel-in-flight",
                     test_cancel_in_flight);
