@@ -58,6 +58,9 @@ struct DirectQueue {
     QSIMPLEQ_HEAD(, DirectRequest) unused;
     QSIMPLEQ_HEAD(, DirectRequest) ready;
     unsigned in_flight;
+    /* Bytes of the requests that are not in @unused, and how many may be. */
+    uint64_t bytes_taken;
+    uint64_t bytes_max;
 
     /* The first error; both are set together, once. */
     Error *error;
@@ -206,6 +209,8 @@ static void request_advance(DirectQueue *q, DirectRequest *req, size_t bytes)
 static void request_end(DirectQueue *q, DirectRequest *req)
 {
     stat64_add(&q->requests_ended, 1);
+    /* All of it: what was transferred, and, after an error, what was not. */
+    q->bytes_taken -= req->offset - req->first_offset + req->len;
     QSIMPLEQ_INSERT_HEAD(&q->unused, req, next);
 }
 
@@ -372,16 +377,19 @@ static void queue_wait_all(DirectQueue *q)
     }
 }
 
-/* Waits until there is one. */
-static DirectRequest *take_request(DirectQueue *q)
+/* Waits until there is one, and room for @len bytes. */
+static DirectRequest *take_request(DirectQueue *q, size_t len)
 {
     DirectRequest *req;
 
-    while (!(req = QSIMPLEQ_FIRST(&q->unused))) {
+    while (!(req = QSIMPLEQ_FIRST(&q->unused)) ||
+           (q->bytes_taken > 0 && q->bytes_taken + len > q->bytes_max)) {
         queue_run(q, true);
     }
     QSIMPLEQ_REMOVE_HEAD(&q->unused, next);
+    q->bytes_taken += len;
     memset(req, 0, sizeof(*req));
+    req->len = len;
     return req;
 }
 
@@ -397,11 +405,10 @@ static bool direct_queue_transfer(DirectQueue *q, bool is_write, uint8_t *buf,
                                    is_write ? "write" : "read", len, offset));
     }
     while (len > 0 && queue_ok(q)) {
-        DirectRequest *req = take_request(q);
+        DirectRequest *req = take_request(q, MIN(len, q->request_size));
 
         req->is_write = is_write;
         req->buf = buf;
-        req->len = MIN(len, q->request_size);
         req->offset = req->first_offset = offset;
         buf += req->len;
         offset += req->len;
@@ -553,6 +560,7 @@ static DirectQueue *queue_alloc(const DirectQueueConfig *config,
     q->align = MAX(limits->mem_align, limits->offset_align);
     q->request_size = MAX(MIN(limits->best_size, REQUEST_SIZE_MAX), q->align);
     assert(q->request_size <= REQUEST_SIZE_MAX);
+    q->bytes_max = config->depth ? UINT64_MAX : DIRECT_QUEUE_BYTES_DEFAULT;
 
     QSIMPLEQ_INIT(&q->unused);
     QSIMPLEQ_INIT(&q->ready);

@@ -16,6 +16,8 @@
  * @direct: queue on the descriptor with O_DIRECT, or NULL
  * @buffered: queue on the other one; always there
  * @limits: what @direct needs
+ * @overread: extents (struct Overread) with pages that are not in the file,
+ *            but were read over; to be zeroed when the reads have ended
  *
  * One channel's way to the file.  Only the thread of the channel may use it,
  * but for ram_extent_channel_cancel().
@@ -24,6 +26,7 @@ typedef struct RamExtentChannel {
     DirectQueue *direct;
     DirectQueue *buffered;
     DirectIOLimits limits;
+    GArray *overread;
 } RamExtentChannel;
 
 /* Makes the queues.  False with @errp set on failure. */
@@ -43,11 +46,14 @@ const char *ram_extent_channel_engine(RamExtentChannel *c);
 bool ram_extent_channel_save(RamExtentChannel *c, const RamExtent *extent,
                              RamExtentCounts *counts, Error **errp);
 
-/* Loads @extent likewise; its @dirty has no meaning here. */
+/*
+ * Loads @extent likewise; its @dirty has no meaning here.  Pages that are not
+ * in the file may have to wait for the drain to become zero.
+ */
 bool ram_extent_channel_load(RamExtentChannel *c, const RamExtent *extent,
                              RamExtentCounts *counts, Error **errp);
 
-/* Waits until all that was started is done. */
+/* Waits until all that was started is done, and finishes what was loaded. */
 bool ram_extent_channel_drain(RamExtentChannel *c, Error **errp);
 
 /* Makes the queues refuse what comes.  May be called from any thread. */

@@ -13,6 +13,8 @@
  *  - when loading, a neighbour that is not in the file is zero, and is zeroed
  *    after the read.
  *
+ * The same is done over short gaps between pages to be moved.
+ *
  * Only what is left over at the end of a RAM block, less than one unit of
  * the device, goes through the buffered descriptor.
  */
@@ -25,10 +27,23 @@
 #include "trace.h"
 
 /*
- * Saving bridges zero pages up to this many bytes: that much more to write
- * takes a disk less time than one more request.
+ * Gaps of up to this many bytes are bridged: that much more to move takes a
+ * disk less time than one more request, and the host's CPUs, too.  Half of
+ * 768 MiB, in runs of 64 KiB, on ext4 on a virtio disk that writes and reads
+ * all of it in 0.54 and 0.45 s (medians of 4): with gaps left out it took
+ * 1.05 and 0.54 s, bridged 0.58 and 0.45 s and half the CPU time.  In runs
+ * of 8 KiB, bridging was several times faster.
+ *
+ * The price is space in the file, never more than RAM has.
  */
-#define SAVE_GAP_BYTES (16 * KiB)
+#define GAP_BYTES (64 * KiB)
+
+/* Where pages have been read over that must become zero. */
+typedef struct Overread {
+    const RamExtentBlock *block;
+    unsigned long first;
+    unsigned long pages;
+} Overread;
 
 typedef bool TransferFunc(DirectQueue *q, uint8_t *buf, size_t len,
                           uint64_t offset, Error **errp);
@@ -65,6 +80,7 @@ bool ram_extent_channel_init(RamExtentChannel *c,
 {
     DirectIOLimits buffered;
 
+    c->overread = g_array_new(false, false, sizeof(Overread));
     direct_io_limits_buffered(&buffered);
     if (config->direct_fd >= 0) {
         c->limits = config->direct_limits;
@@ -84,6 +100,7 @@ void ram_extent_channel_destroy(RamExtentChannel *c)
 {
     g_clear_pointer(&c->direct, direct_queue_free);
     g_clear_pointer(&c->buffered, direct_queue_free);
+    g_clear_pointer(&c->overread, g_array_unref);
 }
 
 const char *ram_extent_channel_engine(RamExtentChannel *c)
@@ -97,14 +114,6 @@ void ram_extent_channel_cancel(RamExtentChannel *c)
         direct_queue_cancel(c->direct);
     }
     direct_queue_cancel(c->buffered);
-}
-
-bool ram_extent_channel_drain(RamExtentChannel *c, Error **errp)
-{
-    if (c->direct && !direct_queue_drain(c->direct, errp)) {
-        return false;
-    }
-    return direct_queue_drain(c->buffered, errp);
 }
 
 /*
@@ -261,7 +270,7 @@ bool ram_extent_channel_save(RamExtentChannel *c, const RamExtent *extent,
 
     find_data(extent, data, counts);
     ram_extent_plan(plan, data, extent->dirty, extent->pages,
-                    SAVE_GAP_BYTES / b->layout.page_size, align_pages(c, b));
+                    GAP_BYTES / b->layout.page_size, align_pages(c, b));
     return transfer_plan(c, extent, plan, do_write, counts, errp);
 }
 
@@ -287,28 +296,44 @@ static unsigned long next_allocated(const RamExtentBlock *b,
     return page;
 }
 
-/* Makes the pages zero that are not in the file. */
-static void zero_absent(const RamExtent *extent, RamExtentCounts *counts)
+/* Makes the pages of @which zero, which are counted from @first. */
+static void zero_pages(const RamExtentBlock *b, unsigned long first,
+                       unsigned long pages, const unsigned long *which)
 {
-    const RamExtentBlock *b = extent->block;
     uint64_t page_size = b->layout.page_size;
-    unsigned long end = extent->first + extent->pages;
     unsigned long page, allocated = 0;
 
-    counts->zero += extent->pages -
-                    bitmap_count_one_with_offset(b->present, extent->first,
-                                                 extent->pages);
-    for (page = find_next_zero_bit(b->present, end, extent->first);
-         page < end; page = find_next_zero_bit(b->present, end, page + 1)) {
-        uint8_t *host = b->host + page * page_size;
+    for (page = find_next_bit(which, pages, 0); page < pages;
+         page = find_next_bit(which, pages, page + 1)) {
+        uint8_t *host = b->host + (first + page) * page_size;
 
-        if (page >= allocated) {
-            allocated = next_allocated(b, page, end);
+        if (first + page >= allocated) {
+            allocated = next_allocated(b, first + page, first + pages);
         }
         /* Look before writing: anonymous memory shall stay unallocated. */
-        if (page >= allocated && !buffer_is_zero(host, page_size)) {
+        if (first + page >= allocated && !buffer_is_zero(host, page_size)) {
             memset(host, 0, page_size);
         }
+    }
+}
+
+/*
+ * Which pages of a stretch are in the file, and which are read: @plan, with
+ * those that are read over.
+ */
+static void plan_load(RamExtentChannel *c, const RamExtentBlock *b,
+                      unsigned long first, unsigned long pages,
+                      unsigned long *present, unsigned long *plan)
+{
+    DECLARE_BITMAP(all, RAM_EXTENT_PAGES);
+
+    bitmap_fill(all, RAM_EXTENT_PAGES);
+    bitmap_copy(present, b->present + BIT_WORD(first), pages);
+    if (b->keep_absent) {
+        bitmap_copy(plan, present, pages);
+    } else {
+        ram_extent_plan(plan, present, all, pages,
+                        GAP_BYTES / b->layout.page_size, align_pages(c, b));
     }
 }
 
@@ -316,24 +341,51 @@ bool ram_extent_channel_load(RamExtentChannel *c, const RamExtent *extent,
                              RamExtentCounts *counts, Error **errp)
 {
     const RamExtentBlock *b = extent->block;
+    Overread overread = { b, extent->first, extent->pages };
     DECLARE_BITMAP(present, RAM_EXTENT_PAGES) = {};
     DECLARE_BITMAP(plan, RAM_EXTENT_PAGES) = {};
+    unsigned long normal;
 
-    bitmap_copy(present, b->present + BIT_WORD(extent->first), extent->pages);
-    counts->normal += bitmap_count_one(present, extent->pages);
-    ram_extent_plan(plan, present, present, extent->pages, 0,
-                    b->keep_absent ? 1 : align_pages(c, b));
+    plan_load(c, b, extent->first, extent->pages, present, plan);
+    normal = bitmap_count_one(present, extent->pages);
+    counts->normal += normal;
     if (!transfer_plan(c, extent, plan, do_read, counts, errp)) {
         return false;
     }
     if (b->keep_absent) {
         return true;
     }
-    /* What was read only to round out a request must land before its zero. */
-    if (!bitmap_equal(plan, present, extent->pages) &&
-        !ram_extent_channel_drain(c, errp)) {
+    counts->zero += extent->pages - normal;
+    /* What is read over must land before its zero. */
+    if (!bitmap_equal(plan, present, extent->pages)) {
+        g_array_append_val(c->overread, overread);
+    }
+    bitmap_complement(plan, plan, extent->pages);
+    zero_pages(b, extent->first, extent->pages, plan);
+    return true;
+}
+
+/* Zeroes what was read over; all reads have ended. */
+static void zero_overread(RamExtentChannel *c)
+{
+    for (unsigned i = 0; i < c->overread->len; i++) {
+        Overread *o = &g_array_index(c->overread, Overread, i);
+        DECLARE_BITMAP(present, RAM_EXTENT_PAGES) = {};
+        DECLARE_BITMAP(plan, RAM_EXTENT_PAGES) = {};
+
+        plan_load(c, o->block, o->first, o->pages, present, plan);
+        bitmap_andnot(plan, plan, present, o->pages);
+        zero_pages(o->block, o->first, o->pages, plan);
+    }
+    g_array_set_size(c->overread, 0);
+}
+
+bool ram_extent_channel_drain(RamExtentChannel *c, Error **errp)
+{
+    if ((c->direct && !direct_queue_drain(c->direct, errp)) ||
+        !direct_queue_drain(c->buffered, errp)) {
         return false;
     }
-    zero_absent(extent, counts);
+    zero_overread(c);
     return true;
 }

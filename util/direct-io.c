@@ -18,8 +18,11 @@
 #include <linux/fs.h>
 #endif
 
-/* The request size that suits all disks seen so far; see best_size(). */
-#define BEST_SIZE_DEFAULT   (1 * 1024 * 1024)
+/*
+ * The request size that suits all disks seen so far; see best_size().  On a
+ * virtio disk 2 MiB were 10 to 20 % faster than 1 MiB, and 4 MiB no better.
+ */
+#define BEST_SIZE_DEFAULT   (2 * 1024 * 1024)
 #define BEST_SIZE_MAX       (4 * 1024 * 1024)
 
 /*

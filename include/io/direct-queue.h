@@ -55,8 +55,16 @@
 #include "qemu/direct-io.h"
 
 /* How many requests are in flight if the configuration says 0, and at most. */
-#define DIRECT_QUEUE_DEPTH_DEFAULT  16
+#define DIRECT_QUEUE_DEPTH_DEFAULT  64
 #define DIRECT_QUEUE_DEPTH_MAX      1024
+
+/*
+ * How many bytes are in flight, unless the configuration says how many
+ * requests.  Small requests need many in flight to keep a disk busy; large
+ * ones do not, and a drain or a cancel has to wait for all of them.  There is
+ * always room for one request, whatever its size.
+ */
+#define DIRECT_QUEUE_BYTES_DEFAULT  (32 * 1024 * 1024)
 
 typedef enum DirectQueueEngine {
     /* The best one that works here, looked for in the order below. */
@@ -83,7 +91,9 @@ typedef enum DirectQueueEngine {
  * @name: the file's name for messages
  * @limits: what transfers on @fd must obey
  * @engine: which engine; all but AUTO fail if theirs does not work here
- * @depth: how many requests may be in flight; 0 for the default
+ * @depth: how many requests may be in flight, of any size; 0 for
+ *         DIRECT_QUEUE_DEPTH_DEFAULT requests, which together have no more
+ *         than DIRECT_QUEUE_BYTES_DEFAULT bytes
  */
 typedef struct DirectQueueConfig {
     int fd;

@@ -59,7 +59,7 @@ bool direct_io_enabled(int fd);
  * @limits: filled in
  *
  * The limits of a descriptor without O_DIRECT: any address, any offset, any
- * length, and requests of 1 MiB.
+ * length, and requests of 2 MiB.
  */
 void direct_io_limits_buffered(DirectIOLimits *limits);
 

@@ -292,7 +292,7 @@ static void test_limits_buffered(void)
     direct_io_limits_buffered(&limits);
     g_assert_cmpuint(limits.mem_align, ==, 1);
     g_assert_cmpuint(limits.offset_align, ==, 1);
-    g_assert_cmpuint(limits.best_size, ==, 1024 * 1024);
+    g_assert_cmpuint(limits.best_size, ==, 2 * 1024 * 1024);
 }
 
 static void test_nonsense(void)

@@ -1123,6 +1123,45 @@ static void test_short_everywhere(void)
     }
 }
 
+/* Large requests are limited by their bytes, unless a depth is asked for. */
+static void test_bytes_in_flight(void)
+{
+    static const struct {
+        unsigned depth;
+        uint32_t size;
+        size_t len;
+        unsigned in_flight;
+    } cases[] = {
+        { 0, 4 * KiB, 100 * 4 * KiB, DIRECT_QUEUE_DEPTH_DEFAULT },
+        { 0, 8 * MiB, 48 * MiB, DIRECT_QUEUE_BYTES_DEFAULT / (8 * MiB) },
+        { 0, 64 * MiB, 64 * MiB + 4 * KiB, 1 },
+        { 5, 8 * MiB, 48 * MiB, 5 },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        uint8_t *buf = qemu_memalign(BUF_ALIGN, cases[i].len);
+        DirectQueueStats stats;
+        DirectQueue *q;
+        int fd;
+
+        fault_reset();
+        q = fault_queue(&fd, 4096, cases[i].size, cases[i].depth);
+        g_assert_cmpint(ftruncate(fd, cases[i].len), ==, 0);
+        /* Twice: what has ended makes room again. */
+        for (int j = 0; j < 2; j++) {
+            g_assert(direct_queue_read(q, buf, cases[i].len, 0,
+                                       &error_abort));
+            g_assert(direct_queue_drain(q, &error_abort));
+            direct_queue_get_stats(q, &stats);
+            g_assert_cmpuint(stats.max_in_flight, ==, cases[i].in_flight);
+        }
+        g_assert_cmpuint(stats.bytes_read, ==, 2 * cases[i].len);
+        direct_queue_free(q);
+        close(fd);
+        qemu_vfree(buf);
+    }
+}
+
 /* All transfers are short, all the time, in any order of completion. */
 static void test_short_always(void)
 {
@@ -1757,6 +1796,7 @@ int main(int argc, char **argv)
     g_test_add_func("/direct-queue/fault/short-everywhere",
                     test_short_everywhere);
     g_test_add_func("/direct-queue/fault/short-always", test_short_always);
+    g_test_add_func("/direct-queue/bytes-in-flight", test_bytes_in_flight);
     g_test_add_func("/direct-queue/fault/short-stuck", test_short_stuck);
     g_test_add_func("/direct-queue/fault/eof-last-first",
                     test_eof_last_first);

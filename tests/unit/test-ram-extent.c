@@ -221,6 +221,61 @@ static void test_roundtrip(const void *opaque)
     fixture_destroy(&f);
 }
 
+/*
+ * Gaps of up to 64 KiB cost no request of their own, neither way.  What the
+ * file holds there does not matter: the pages become zero.
+ */
+static void test_gaps(void)
+{
+    /* data, and behind it zero pages: only the gap of 17 pages is left out */
+    static const struct { int data, zero; } runs[] = {
+        { 2, 2 }, { 2, 16 }, { 1, 17 }, { 3, 1 }, { 1, 83 },
+    };
+    Fixture f = {};
+    RamExtentPool *pool;
+    RamExtentCounts counts;
+    DECLARE_BITMAP(dirty, 128) = {};
+    g_autofree uint8_t *copy = NULL;
+    unsigned long page = 0, data = 0;
+
+    fixture_init(&f, 128);
+    for (int i = 0; i < ARRAY_SIZE(runs); i++) {
+        for (int j = 0; j < runs[i].data; j++, data++) {
+            fill_page(&f, page++, 1);
+        }
+        page += runs[i].zero;
+    }
+    g_assert_cmpuint(page, ==, 128);
+    copy = g_memdup2(f.block.host, 128 * PAGE);
+
+    bitmap_set(dirty, 0, 128);
+    pool = new_pool(&f, 1, 4096);
+    g_assert_true(save_pages(&f, pool, dirty, 128, &error_abort));
+    ram_extent_counts(pool, &counts);
+    g_assert_cmpuint(counts.requests, ==, 2);
+    g_assert_cmpuint(counts.normal, ==, data);
+    ram_extent_pool_free(pool);
+    g_assert_cmpuint(bitmap_count_one(f.block.present, 128), ==, data);
+
+    memset(f.block.host, 0x77, 128 * PAGE);
+    for (page = 0; page < 128; page++) {
+        if (!test_bit(page, f.block.present)) {
+            g_assert_cmpint(pwrite(f.fd, f.block.host, PAGE,
+                                   f.block.layout.pages_offset + page * PAGE),
+                            ==, PAGE);
+        }
+    }
+    pool = new_pool(&f, 1, 4096);
+    g_assert_true(ram_extent_load_block(pool, &f.block, &error_abort));
+    ram_extent_counts(pool, &counts);
+    g_assert_cmpuint(counts.requests, ==, 2);
+    g_assert_cmpuint(counts.normal, ==, data);
+    g_assert_cmpuint(counts.zero, ==, 128 - data);
+    ram_extent_pool_free(pool);
+    g_assert_cmpmem(f.block.host, 128 * PAGE, copy, 128 * PAGE);
+    fixture_destroy(&f);
+}
+
 /* Pages that are not in the file keep what they have, if that is asked for. */
 static void test_keep_absent(void)
 {
@@ -365,6 +420,7 @@ int main(int argc, char **argv)
 
         g_test_add_data_func(name, &shapes[i], test_roundtrip);
     }
+    g_test_add_func("/ram-extent/gaps", test_gaps);
     g_test_add_func("/ram-extent/keep-absent", test_keep_absent);
     g_test_add_func("/ram-extent/write-error", test_write_error);
     g_test_add_func("/ram-extent/truncated", test_truncated);
