@@ -244,10 +244,10 @@ class Domain(Console):
     def state(self):
         return self.virsh('domstate')[1]
 
-    def qmp(self, command):
+    def qmp(self, command, arguments=None):
         """Asks QEMU itself."""
-        _, text = self.virsh('qemu-monitor-command',
-                             json.dumps({'execute': command}))
+        _, text = self.virsh('qemu-monitor-command', json.dumps(
+            {'execute': command, 'arguments': arguments or {}}))
         return json.loads(text)['return']
 
     def job(self):

@@ -53,14 +53,13 @@ def whole(path):
 
 
 def told_direct(guest, expected=True):
-    """What QEMU says of direct I/O, if it has the series."""
-    told = guest.qmp('query-migrate').get('direct-io')
-    if told is not None:
-        assert told['active'] == expected, told
-        assert (told['direct-bytes'] > 32 * MIB) == expected, told
+    """What ours says of direct I/O, after a restore."""
+    told = guest.qmp('query-migrate')['direct-io']
+    assert told['active'] == expected, told
+    assert (told['direct-bytes'] > 32 * MIB) == expected, told
 
 
-@test('libvirt: save and restore', timeout=300)
+@test('libvirt: save and restore', quick=True, timeout=300)
 def test_save_restore(t):
     """With and without --bypass-cache, with one channel and with four."""
     daemon = libvirt(t)
@@ -86,7 +85,8 @@ def test_save_restore(t):
     assert len(sets) >= 4, f'two descriptors were passed {len(sets)} times'
 
 
-@test('libvirt: buffered after direct', timeout=200)
+@test('libvirt: buffered after direct', timeout=200,
+      stock='shut off|does not run')
 def test_buffered_after_direct(t):
     """libvirt does not turn direct-io off again, and then passes one
     descriptor, without O_DIRECT.  That is no reason to lose the guest, as it
@@ -97,9 +97,9 @@ def test_buffered_after_direct(t):
     guest.virsh('save', path, *DIRECT)
     daemon.virsh('restore', path, *DIRECT)
     code, said = guest.virsh('save', path, check=False)
+    goes_on(guest)
     assert code and 'no descriptor in the fdset is open for writing with ' \
         'O_DIRECT' in said, said
-    goes_on(guest)
     guest.virsh('qemu-monitor-command', '--hmp',
                 'migrate_set_parameter direct-io off')
     guest.virsh('save', path)
@@ -142,9 +142,22 @@ def test_managed_save(t):
         guest.virsh('start', *options)
         told_direct(guest, bool(options))
         goes_on(guest)
+        take_back(guest)
     guest.virsh('managedsave', *DIRECT)
     guest.virsh('managedsave-remove')
     assert not os.listdir(os.path.join(daemon.directory, 'save'))
+
+
+def take_back(guest):
+    """libvirt 11.3 leaves the descriptors of the image in QEMU, so that the
+    space of an image that it has removed is not free; one can close them."""
+    for fdset in guest.qmp('query-fdsets'):
+        if 'incoming-migrate' in fdset['fds'][0]['opaque']:
+            guest.qmp('remove-fd', {'fdset-id': fdset['fdset-id']})
+    where = f'/proc/{guest.pid}/fd'
+    left = [os.readlink(f'{where}/{fd}') for fd in os.listdir(where)]
+    left = [name for name in left if name.endswith('(deleted)')]
+    assert not left, f'still open: {left}'
 
 
 @test('libvirt: external snapshots with memory', timeout=300)
@@ -197,7 +210,8 @@ def read(path):
         return ''
 
 
-@test('libvirt: progress, and an abort in the middle', timeout=200)
+@test('libvirt: progress, and an abort in the middle', quick=True,
+      timeout=200)
 def test_abort(t):
     daemon = libvirt(t)
     path = t.path('guest.save')
@@ -249,7 +263,7 @@ def test_full(t):
     goes_on(guest)
 
 
-@test('libvirt: truncated images', timeout=300)
+@test('libvirt: truncated images', quick=True, timeout=300)
 def test_truncated(t):
     daemon = libvirt(t)
     path = t.path('guest.save')
@@ -263,9 +277,9 @@ def test_truncated(t):
         os.truncate(short, size)
         code, said = daemon.virsh('restore', short, *DIRECT, check=False)
         assert code and said, f'{size} bytes: {said}'
-        assert 'timed out' not in said, said
+        # libvirt itself finds that its own header is cut
+        assert ('is truncated' if size > 100 else 'domain XML') in said, said
         assert guest.state() == 'shut off', guest.state()
-        t.note(f'{size} bytes: {said.splitlines()[-1]}')
     daemon.virsh('restore', path, *DIRECT)
     goes_on(guest)
 
@@ -304,4 +318,24 @@ def test_raw(t):
     code, said = guest.virsh('save', path, '--parallel-channels', '4',
                              check=False)
     assert code and 'sparse' in said, said
+    goes_on(guest)
+
+
+@test('libvirt: a block device as the target', timeout=300,
+      stock='failed to truncate')
+def test_device(t):
+    """A partition or volume in place of a file."""
+    device = t.loop(t.path('disk'), 512 * MIB)
+    daemon = libvirt(t)
+    guest = domain(t, daemon)
+    for channels in CHANNELS:
+        guest.virsh('save', device, *DIRECT, *channels)
+        daemon.virsh('restore', device, *DIRECT, *channels)
+        told_direct(guest)
+        goes_on(guest)
+    # Something that was there before, libvirt does not remove
+    small = t.loop(t.path('small'), 32 * MIB)
+    code, said = guest.virsh('save', small, *DIRECT, check=False)
+    assert code and 'RAM alone needs' in said, said
+    assert os.path.exists(small), f'{small} was removed'
     goes_on(guest)
