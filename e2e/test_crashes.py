@@ -20,7 +20,7 @@ MIB = 1 << 20
 RAM = 32
 GUEST = {'dirty': 16}
 MODES = [Mode(4, True), Mode(0), Mode(1, True), Mode(4)]
-NO_SYNC = ('-global', 'migration.x-file-sync=off')
+NO_SYNC = ('-global', 'migration.file-sync=off')
 
 
 def source(t, **kwargs):
@@ -222,7 +222,7 @@ def test_shutdown(t):
                                      'is gone, or is not whole')
 
 
-@test('power: without x-file-sync a shutdown loses the image', quick=True,
+@test('power: without file-sync a shutdown loses the image', quick=True,
       timeout=240)
 def test_shutdown_without_sync(t):
     """The tests of power failures can fail."""
@@ -344,7 +344,7 @@ def state(t, disk, root, want, completed):
     return 'image' if have else 'nothing'
 
 
-@test('power: without x-file-sync btrfs loses the image')
+@test('power: without file-sync btrfs loses the image')
 def test_power_without_sync(t):
     disk, want, after = copies_of_a_save(t, 'btrfs', Mode(4, True),
                                          args=NO_SYNC)

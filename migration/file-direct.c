@@ -75,6 +75,38 @@ static int open_second(const char *path, int fd, int access, Error **errp)
     return second;
 }
 
+DirectQueueEngine file_direct_engine(void)
+{
+    static const DirectQueueEngine engines[DIRECT_IO_ENGINE__MAX] = {
+        [DIRECT_IO_ENGINE_AUTO] = DIRECT_QUEUE_ENGINE_AUTO,
+        [DIRECT_IO_ENGINE_IO_URING] = DIRECT_QUEUE_ENGINE_IO_URING,
+        [DIRECT_IO_ENGINE_LINUX_AIO] = DIRECT_QUEUE_ENGINE_LINUX_AIO,
+        [DIRECT_IO_ENGINE_SYNC] = DIRECT_QUEUE_ENGINE_SYNC,
+    };
+
+    return engines[migrate_direct_io_engine()];
+}
+
+/* Makes a queue, as each channel will, to see if that works. */
+static bool try_engine(const char *path, Error **errp)
+{
+    DirectQueueConfig config = {
+        .fd = direct_fd,
+        .name = path,
+        .limits = direct_limits,
+        .engine = file_direct_engine(),
+        .depth = migrate_direct_io_depth(),
+    };
+    g_autoptr(DirectQueue) q = direct_queue_new(&config, errp);
+
+    if (!q) {
+        error_prepend(errp, "Parameter 'x-direct-io-engine' asks for what "
+                      "can't be had: ");
+        error_append_hint(errp, "Set x-direct-io-engine=auto.\n");
+    }
+    return q != NULL;
+}
+
 bool file_direct_open(const char *path, int fd, int access, Error **errp)
 {
     const char *reason = file_direct_reason();
@@ -102,6 +134,10 @@ bool file_direct_open(const char *path, int fd, int access, Error **errp)
                    " bytes, and QEMU can do up to %d; set direct-io=off", path,
                    MAX(direct_limits.mem_align, direct_limits.offset_align),
                    DIRECT_ALIGN_MAX);
+        file_direct_close();
+        return false;
+    }
+    if (!try_engine(path, errp)) {
         file_direct_close();
         return false;
     }

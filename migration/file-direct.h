@@ -15,7 +15,7 @@
 #ifndef QEMU_MIGRATION_FILE_DIRECT_H
 #define QEMU_MIGRATION_FILE_DIRECT_H
 
-#include "qemu/direct-io.h"
+#include "io/direct-queue.h"
 
 /**
  * file_direct_open:
@@ -51,6 +51,9 @@ int file_direct_fd(DirectIOLimits *limits);
  *          there is one or could be one.
  */
 const char *file_direct_reason(void);
+
+/* The engine that the parameter x-direct-io-engine asks for. */
+DirectQueueEngine file_direct_engine(void);
 
 /* Closes the second descriptor, if there is one. */
 void file_direct_close(void);

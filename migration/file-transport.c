@@ -45,6 +45,25 @@ typedef struct FileTransport {
 
 static FileTransport transport = { .fd = -1, .dir_fd = -1 };
 
+/* Atomic, since others ask: a MigrationFilePhase, or this */
+#define NO_PHASE MIGRATION_FILE_PHASE__MAX
+static MigrationFilePhase current_phase = NO_PHASE;
+
+void file_transport_set_phase(MigrationFilePhase phase)
+{
+    if (file_transport_active()) {
+        trace_migration_file_phase(transport.name,
+                                   MigrationFilePhase_str(phase));
+        qatomic_set(&current_phase, phase);
+    }
+}
+
+bool file_transport_phase(MigrationFilePhase *phase)
+{
+    *phase = qatomic_read(&current_phase);
+    return *phase != NO_PHASE;
+}
+
 static bool file_check_type(const struct stat *st, const char *name,
                             Error **errp)
 {
@@ -145,7 +164,7 @@ static int file_open_outgoing(const char *path, bool *created, Error **errp)
     }
     error_free(err);
     *created = true;
-    return qemu_create(path, O_WRONLY | O_BINARY, 0600, errp);
+    return qemu_create(path, O_WRONLY | O_BINARY, 0660, errp);
 }
 
 static int file_open_incoming(const char *path, Error **errp)
@@ -300,6 +319,7 @@ static bool file_transport_setup(int fd, char *name, uint64_t offset,
     if (!file_direct_open(name, fd, outgoing ? O_WRONLY : O_RDONLY, errp)) {
         goto fail;
     }
+    file_transport_set_phase(MIGRATION_FILE_PHASE_SETUP);
     return true;
 
 fail:
@@ -351,6 +371,7 @@ static gboolean file_accept_incoming_migration(QIOChannel *ioc,
                                                GIOCondition condition,
                                                gpointer opaque)
 {
+    file_transport_set_phase(MIGRATION_FILE_PHASE_STREAM);
     migration_channel_process_incoming(ioc);
     object_unref(OBJECT(ioc));
     return G_SOURCE_REMOVE;
@@ -414,6 +435,9 @@ bool file_transport_begin(Error **errp)
         return false;
     }
     transport.begun = true;
+    if (!migrate_mapped_ram()) {
+        file_transport_set_phase(MIGRATION_FILE_PHASE_STREAM);
+    }
     return true;
 }
 
@@ -512,11 +536,14 @@ static bool file_check_close(Error **errp)
 bool file_transport_sync(Error **errp)
 {
     int64_t start = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
-    bool sync = migrate_get_current()->file_sync;
+    bool sync = migrate_file_sync();
     bool ok;
 
     if (!transport.begun) {
         return true;
+    }
+    if (sync) {
+        file_transport_set_phase(MIGRATION_FILE_PHASE_SYNC);
     }
     /* Two syncs, since the second must not overtake the first */
     ok = (!sync || !transport.held || file_sync_to_storage(errp)) &&
@@ -529,6 +556,7 @@ bool file_transport_sync(Error **errp)
 
 void file_transport_unlock(void)
 {
+    qatomic_set(&current_phase, NO_PHASE);
     file_unlock();
 }
 
@@ -562,6 +590,7 @@ void file_transport_discard(void)
         return;
     }
     transport.begun = false;
+    qatomic_set(&current_phase, NO_PHASE);
     trace_migration_file_discard(transport.name, transport.offset);
 
     if (!file_cut() && !file_invalidate()) {
@@ -573,6 +602,7 @@ void file_transport_discard(void)
 
 void file_transport_cleanup(void)
 {
+    qatomic_set(&current_phase, NO_PHASE);
     file_direct_close();
     file_unlock();
     if (transport.fd >= 0) {

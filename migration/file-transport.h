@@ -15,6 +15,7 @@
 
 #include "file.h"
 #include "io/channel.h"
+#include "qapi/qapi-types-direct-io.h"
 
 /**
  * file_start_outgoing_migration: open a file and connect @s to it
@@ -89,9 +90,8 @@ bool file_transport_hold(Error **errp);
  *
  * To be called when all has been written and before the migration is
  * reported to be completed. Brings the file to stable storage, which may
- * take long, unless this is switched off by the property x-file-sync of
- * the migration object. Does nothing when the migration goes elsewhere.
- * Migration thread, BQL not held.
+ * take long, unless this is switched off by the parameter file-sync. Does
+ * nothing when the migration goes elsewhere. Migration thread, BQL not held.
  *
  * Returns: true on success. On failure the image must not be trusted.
  */
@@ -126,6 +126,26 @@ void file_transport_discard(void);
  * users must have stopped.
  */
 void file_transport_cleanup(void);
+
+/**
+ * file_transport_set_phase: note what the migration is at
+ * @phase: for file_transport_phase()
+ *
+ * Does nothing when the migration goes elsewhere. The transport itself knows
+ * of MIGRATION_FILE_PHASE_SETUP and _SYNC, and of all of a migration without
+ * mapped-ram.
+ */
+void file_transport_set_phase(MigrationFilePhase phase);
+
+/**
+ * file_transport_phase: what the migration is at
+ * @phase: where to put it
+ *
+ * May be called from any thread, and does not wait for the disk.
+ *
+ * Returns: true if a migration to or from a file is running
+ */
+bool file_transport_phase(MigrationFilePhase *phase);
 
 /*
  * The following may be called from any thread that the migration waits for

@@ -39,6 +39,12 @@ void ram_extent_channel_destroy(RamExtentChannel *c);
 /* Name of the engine that moves the bulk; a constant string. */
 const char *ram_extent_channel_engine(RamExtentChannel *c);
 
+/* Why it is none that would be better, or NULL; lives as long as @c. */
+const char *ram_extent_channel_engine_reason(RamExtentChannel *c);
+
+/* Adds what the queues did to @sum.  May be called from any thread. */
+void ram_extent_channel_stats(RamExtentChannel *c, RamExtentStats *sum);
+
 /*
  * Saves @extent: updates the block's present bitmap and starts the writes.
  * Adds to @counts.  False with @errp set on the first error.

@@ -108,6 +108,39 @@ const char *ram_extent_channel_engine(RamExtentChannel *c)
     return direct_queue_engine_name(c->direct ?: c->buffered);
 }
 
+const char *ram_extent_channel_engine_reason(RamExtentChannel *c)
+{
+    return c->direct ? direct_queue_engine_reason(c->direct) : NULL;
+}
+
+static void add_stats(DirectQueueStats *sum, DirectQueue *q)
+{
+    DirectQueueStats stats;
+
+    direct_queue_get_stats(q, &stats);
+    sum->bytes_read += stats.bytes_read;
+    sum->bytes_written += stats.bytes_written;
+    sum->requests += stats.requests;
+    sum->short_transfers += stats.short_transfers;
+    sum->retries += stats.retries;
+    sum->max_in_flight = MAX(sum->max_in_flight, stats.max_in_flight);
+    for (unsigned i = 0; i < DIRECT_QUEUE_LATENCY_BUCKETS; i++) {
+        sum->latency[i] += stats.latency[i];
+    }
+    if (stats.slowest_us > sum->slowest_us) {
+        sum->slowest_us = stats.slowest_us;
+        sum->slowest_offset = stats.slowest_offset;
+    }
+}
+
+void ram_extent_channel_stats(RamExtentChannel *c, RamExtentStats *sum)
+{
+    if (c->direct) {
+        add_stats(&sum->direct, c->direct);
+    }
+    add_stats(&sum->buffered, c->buffered);
+}
+
 void ram_extent_channel_cancel(RamExtentChannel *c)
 {
     if (c->direct) {
@@ -352,10 +385,10 @@ bool ram_extent_channel_load(RamExtentChannel *c, const RamExtent *extent,
     if (!transfer_plan(c, extent, plan, do_read, counts, errp)) {
         return false;
     }
+    counts->zero += extent->pages - normal;
     if (b->keep_absent) {
         return true;
     }
-    counts->zero += extent->pages - normal;
     /* What is read over must land before its zero. */
     if (!bitmap_equal(plan, present, extent->pages)) {
         g_array_append_val(c->overread, overread);

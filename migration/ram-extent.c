@@ -34,6 +34,7 @@ struct RamExtentPool {
     unsigned channels;
     RamExtentThread *threads;
     const char *engine;
+    const char *engine_reason;
 
     /* all below is under this lock */
     QemuMutex lock;
@@ -226,6 +227,7 @@ bool ram_extent_save(RamExtentPool *pool, const RamExtent *extent,
     assert(extent->pages <= RAM_EXTENT_PAGES);
 
     QEMU_LOCK_GUARD(&pool->lock);
+    pool->counts.taken += bitmap_count_one(extent->dirty, extent->pages);
     while (!pool->err && pool->ring_used == pool->ring_size) {
         wait_for_channels(pool);
     }
@@ -307,9 +309,22 @@ void ram_extent_counts(RamExtentPool *pool, RamExtentCounts *counts)
     *counts = pool->counts;
 }
 
+void ram_extent_stats(RamExtentPool *pool, RamExtentStats *stats)
+{
+    *stats = (RamExtentStats) {};
+    for (unsigned i = 0; i < pool->channels; i++) {
+        ram_extent_channel_stats(&pool->threads[i].channel, stats);
+    }
+}
+
 const char *ram_extent_engine_name(RamExtentPool *pool)
 {
     return pool->engine;
+}
+
+const char *ram_extent_engine_reason(RamExtentPool *pool)
+{
+    return pool->engine_reason;
 }
 
 void ram_extent_cancel(RamExtentPool *pool)
@@ -353,6 +368,7 @@ RamExtentPool *ram_extent_pool_new(const RamExtentConfig *config,
                                    Error **errp)
 {
     RamExtentPool *pool = g_new0(RamExtentPool, 1);
+    RamExtentChannel *last;
 
     pool->channels = config->channels;
     pool->threads = g_new0(RamExtentThread, config->channels);
@@ -370,7 +386,10 @@ RamExtentPool *ram_extent_pool_new(const RamExtentConfig *config,
             return NULL;
         }
     }
-    pool->engine = ram_extent_channel_engine(&pool->threads[0].channel);
+    /* What has run out is lacking to those that were made last. */
+    last = &pool->threads[pool->channels - 1].channel;
+    pool->engine = ram_extent_channel_engine(last);
+    pool->engine_reason = ram_extent_channel_engine_reason(last);
     for (unsigned i = 0; i < pool->channels; i++) {
         g_autofree char *name = g_strdup_printf("%s_%u", config->thread_name,
                                                 i);
@@ -379,6 +398,7 @@ RamExtentPool *ram_extent_pool_new(const RamExtentConfig *config,
                            &pool->threads[i], QEMU_THREAD_JOINABLE);
     }
     trace_ram_extent_start(config->name, pool->channels, pool->engine,
+                           pool->engine_reason ?: "no better one",
                            config->direct_fd >= 0);
     return pool;
 }

@@ -18,6 +18,7 @@
 #include "qapi/error.h"
 #include "qemu/lockable.h"
 #include "qemu/main-loop.h"
+#include "ram.h"
 #include "ram-mapped.h"
 #include "trace.h"
 
@@ -25,6 +26,7 @@ typedef struct RamMapped {
     bool load;
     RamExtentPool *pool;
     unsigned channels;
+    unsigned depth;
     uint32_t alignment;
     /* RAMBlock to RamExtentBlock; changed only in the setup of a save */
     GHashTable *blocks;
@@ -34,29 +36,31 @@ typedef struct RamMapped {
 
 /*
  * Made and freed by the thread that migrates, or with the iothread lock when
- * there is no such thread.  The lock below is for those who cancel.
+ * there is no such thread.  The lock below is for those who cancel or ask.
  */
 static RamMapped *saving;
 static RamMapped *loading;
-static QemuMutex saving_lock;
+static QemuMutex running_lock;
 
-/* What query-migrate shows after the channels are gone. */
+/* What query-migrate shows, also after the channels are gone. */
 typedef struct RamMappedRecord {
     bool valid;
     RamExtentCounts counts;
+    RamExtentStats stats;
     const char *engine;
+    char *engine_reason;
     unsigned channels;
+    unsigned depth;
     /* 0 if it was buffered */
     uint32_t alignment;
 } RamMappedRecord;
 
+/* Of the last save and of the last load; with the iothread lock. */
 static RamMappedRecord records[2];
-static QemuMutex records_lock;
 
 static void __attribute__((constructor)) ram_mapped_init(void)
 {
-    qemu_mutex_init(&saving_lock);
-    qemu_mutex_init(&records_lock);
+    qemu_mutex_init(&running_lock);
 }
 
 bool ram_mapped_wanted(QEMUFile *f)
@@ -84,17 +88,27 @@ static int stream_fd(QEMUFile *f)
     return QIO_CHANNEL_FILE(qemu_file_get_ioc(f))->fd;
 }
 
-/* Notes the figures of @m for ram_mapped_counts(). */
+/* Notes the figures of @m for ram_mapped_info().  With running_lock. */
 static void ram_mapped_record(RamMapped *m)
 {
     RamMappedRecord *record = &records[m->load];
 
-    QEMU_LOCK_GUARD(&records_lock);
     record->valid = true;
     record->engine = ram_extent_engine_name(m->pool);
+    g_free(record->engine_reason);
+    record->engine_reason = g_strdup(ram_extent_engine_reason(m->pool));
     record->channels = m->channels;
+    record->depth = m->depth;
     record->alignment = m->alignment;
     ram_extent_counts(m->pool, &record->counts);
+    ram_extent_stats(m->pool, &record->stats);
+}
+
+void ram_mapped_forget(bool of_load)
+{
+    QEMU_LOCK_GUARD(&running_lock);
+    g_free(records[of_load].engine_reason);
+    records[of_load] = (RamMappedRecord) {};
 }
 
 static RamMapped *ram_mapped_new(QEMUFile *f, bool load, Error **errp)
@@ -104,7 +118,8 @@ static RamMapped *ram_mapped_new(QEMUFile *f, bool load, Error **errp)
         .thread_name = load ? "mapped-load" : "mapped-save",
         .fd = stream_fd(f),
         .channels = migrate_multifd() ? migrate_multifd_channels() : 1,
-        .engine = DIRECT_QUEUE_ENGINE_AUTO,
+        .engine = file_direct_engine(),
+        .depth = migrate_direct_io_depth(),
     };
     RamExtentPool *pool;
     RamMapped *m;
@@ -118,16 +133,30 @@ static RamMapped *ram_mapped_new(QEMUFile *f, bool load, Error **errp)
     m->load = load;
     m->pool = pool;
     m->channels = config.channels;
+    m->depth = config.direct_fd < 0 ? 1 : config.depth;
     m->alignment = config.direct_fd < 0 ? 0 :
                    config.direct_limits.offset_align;
     m->blocks = g_hash_table_new_full(NULL, NULL, NULL, extent_block_free);
-    ram_mapped_record(m);
     return m;
 }
 
+/* Takes the save or load out of sight, to be freed; NULL if there is none. */
+static RamMapped *ram_mapped_take(RamMapped **running)
+{
+    RamMapped *m;
+
+    QEMU_LOCK_GUARD(&running_lock);
+    m = *running;
+    *running = NULL;
+    if (m) {
+        ram_mapped_record(m);
+    }
+    return m;
+}
+
+/* Waits for requests in flight. */
 static void ram_mapped_free(RamMapped *m)
 {
-    ram_mapped_record(m);
     ram_extent_pool_free(m->pool);
     g_hash_table_destroy(m->blocks);
     g_free(m);
@@ -168,7 +197,7 @@ bool ram_mapped_save_begin(QEMUFile *f, Error **errp)
     RamMapped *m = ram_mapped_new(f, false, errp);
 
     assert(!saving);
-    WITH_QEMU_LOCK_GUARD(&saving_lock) {
+    WITH_QEMU_LOCK_GUARD(&running_lock) {
         saving = m;
     }
     return m != NULL;
@@ -214,7 +243,11 @@ bool ram_mapped_save_ready(QEMUFile *f, Error **errp)
                          stream_name(f), (int64_t)end);
         return false;
     }
-    return file_transport_hold(errp);
+    if (!file_transport_hold(errp)) {
+        return false;
+    }
+    file_transport_set_phase(MIGRATION_FILE_PHASE_RAM);
+    return true;
 }
 
 bool ram_mapped_save_extent(RAMBlock *rb, RamExtent *extent, Error **errp)
@@ -235,10 +268,7 @@ bool ram_mapped_save_settle(Error **errp)
 
 bool ram_mapped_save_drain(Error **errp)
 {
-    bool ok = ram_extent_drain(saving->pool, errp);
-
-    ram_mapped_record(saving);
-    return ok;
+    return ram_extent_drain(saving->pool, errp);
 }
 
 void ram_mapped_save_news(RamExtentCounts *news)
@@ -252,7 +282,36 @@ void ram_mapped_save_news(RamExtentCounts *news)
     news->buffered_bytes = now.buffered_bytes - told->buffered_bytes;
     news->requests = now.requests - told->requests;
     *told = now;
-    ram_mapped_record(saving);
+}
+
+/*
+ * Bytes that the channels have been given and that are in flight.  Extents
+ * that a channel is at are not counted yet while their requests may be done.
+ */
+static uint64_t bytes_in_flight(const RamExtentCounts *counts,
+                                const RamExtentStats *stats)
+{
+    uint64_t given = counts->direct_bytes + counts->buffered_bytes;
+    uint64_t done = stats->direct.bytes_read + stats->direct.bytes_written +
+                    stats->buffered.bytes_read + stats->buffered.bytes_written;
+
+    return given > done ? given - done : 0;
+}
+
+uint64_t ram_mapped_save_pending(void)
+{
+    RamExtentCounts counts;
+    RamExtentStats stats;
+
+    QEMU_LOCK_GUARD(&running_lock);
+    if (!saving) {
+        return 0;
+    }
+    /* In this order: what is done has been counted before, or will be. */
+    ram_extent_counts(saving->pool, &counts);
+    ram_extent_stats(saving->pool, &stats);
+    return (counts.taken - counts.normal - counts.zero) *
+           qemu_target_page_size() + bytes_in_flight(&counts, &stats);
 }
 
 bool ram_mapped_save_end(QEMUFile *f, Error **errp)
@@ -273,7 +332,7 @@ bool ram_mapped_save_end(QEMUFile *f, Error **errp)
 
 void ram_mapped_save_cancel(void)
 {
-    QEMU_LOCK_GUARD(&saving_lock);
+    QEMU_LOCK_GUARD(&running_lock);
     if (saving) {
         ram_extent_cancel(saving->pool);
     }
@@ -281,13 +340,10 @@ void ram_mapped_save_cancel(void)
 
 void ram_mapped_save_cleanup(void)
 {
-    RamMapped *m;
+    RamMapped *m = ram_mapped_take(&saving);
 
-    WITH_QEMU_LOCK_GUARD(&saving_lock) {
-        m = saving;
-        saving = NULL;
-    }
     if (m) {
+        file_transport_set_phase(MIGRATION_FILE_PHASE_STREAM);
         ram_mapped_free(m);
     }
 }
@@ -357,10 +413,15 @@ bool ram_mapped_load_block(QEMUFile *f, RAMBlock *rb, Error **errp)
     size_t size;
 
     if (!loading) {
-        loading = ram_mapped_new(f, true, errp);
-        if (!loading) {
+        RamMapped *m = ram_mapped_new(f, true, errp);
+
+        if (!m) {
             return false;
         }
+        WITH_QEMU_LOCK_GUARD(&running_lock) {
+            loading = m;
+        }
+        file_transport_set_phase(MIGRATION_FILE_PHASE_RAM);
     }
     if (!load_layout(f, rb, &layout, errp)) {
         return false;
@@ -383,41 +444,118 @@ bool ram_mapped_load_block(QEMUFile *f, RAMBlock *rb, Error **errp)
         error_prepend(errp, "RAM block '%s': ", rb->idstr);
         return false;
     }
-    ram_mapped_record(loading);
     qemu_set_offset(f, mapped_ram_layout_end(&layout), SEEK_SET);
     return true;
 }
 
 void ram_mapped_load_cleanup(void)
 {
-    g_clear_pointer(&loading, ram_mapped_free);
+    RamMapped *m = ram_mapped_take(&loading);
+
+    if (m) {
+        file_transport_set_phase(MIGRATION_FILE_PHASE_STREAM);
+        ram_mapped_free(m);
+    }
+}
+
+/* The ranges that @direct or @buffered has requests in. */
+static DirectIoLatencyList *latency_list(const DirectQueueStats *direct,
+                                         const DirectQueueStats *buffered)
+{
+    DirectIoLatencyList *list = NULL, **tail = &list;
+
+    for (unsigned i = 0; i < DIRECT_QUEUE_LATENCY_BUCKETS; i++) {
+        uint64_t count = direct->latency[i] + buffered->latency[i];
+        DirectIoLatency *range;
+
+        if (count) {
+            range = g_new0(DirectIoLatency, 1);
+            range->from = i ? 1ULL << i : 0;
+            range->has_below = i < DIRECT_QUEUE_LATENCY_BUCKETS - 1;
+            range->below = range->has_below ? 2ULL << i : 0;
+            range->count = count;
+            QAPI_LIST_APPEND(tail, range);
+        }
+    }
+    return list;
+}
+
+/* What the queues did. */
+static void fill_stats(MigrationDirectIO *info, const RamExtentStats *stats)
+{
+    const DirectQueueStats *direct = &stats->direct;
+    const DirectQueueStats *buffered = &stats->buffered;
+    const DirectQueueStats *slow =
+        direct->slowest_us >= buffered->slowest_us ? direct : buffered;
+
+    info->direct_bytes = direct->bytes_read + direct->bytes_written;
+    info->buffered_bytes = buffered->bytes_read + buffered->bytes_written;
+    info->requests = direct->requests + buffered->requests;
+    info->short_transfers = direct->short_transfers +
+                            buffered->short_transfers;
+    info->retries = direct->retries + buffered->retries;
+    info->slowest = slow->slowest_us;
+    info->slowest_offset = slow->slowest_offset;
+    info->latency = latency_list(direct, buffered);
+}
+
+/* How the channels work or worked. */
+static void fill_channels(MigrationDirectIO *info,
+                          const RamMappedRecord *record)
+{
+    info->engine = g_strdup(record->engine);
+    info->engine_reason = g_strdup(record->engine_reason);
+    info->has_channels = info->has_depth = info->has_depth_reached = true;
+    info->channels = record->channels;
+    info->depth = record->depth;
+    info->depth_reached = MAX(record->stats.direct.max_in_flight,
+                              record->stats.buffered.max_in_flight);
+    info->has_alignment = info->active;
+    info->alignment = record->alignment;
+}
+
+static void fill_progress(MigrationDirectIO *info,
+                          const RamMappedRecord *record)
+{
+    uint64_t bytes = (record->counts.normal + record->counts.zero) *
+                     qemu_target_page_size();
+
+    info->has_load_total = info->has_load_done = true;
+    info->load_total = ram_bytes_total();
+    info->load_done = bytes - bytes_in_flight(&record->counts, &record->stats);
 }
 
 MigrationDirectIO *ram_mapped_info(bool of_load)
 {
     RamMappedRecord *record = &records[of_load];
     const char *reason = file_direct_reason();
+    RamMapped *running;
     MigrationDirectIO *info;
+    MigrationFilePhase phase;
+    bool has_phase = file_transport_phase(&phase);
 
-    if (!migrate_mapped_ram() && !migrate_direct_io()) {
+    if (!migrate_mapped_ram() && !migrate_direct_io() && !has_phase) {
         return NULL;
     }
-    QEMU_LOCK_GUARD(&records_lock);
+    QEMU_LOCK_GUARD(&running_lock);
+    running = of_load ? loading : saving;
+    if (running) {
+        ram_mapped_record(running);
+    }
     info = g_new0(MigrationDirectIO, 1);
+    info->has_phase = has_phase;
+    info->phase = has_phase ? phase : 0;
     info->active = !reason && (!record->valid || record->alignment);
     if (!info->active) {
         info->reason = g_strdup(reason ?:
                                 "the settings were changed after the start");
     }
-    info->has_channels = record->valid;
     if (record->valid) {
-        info->engine = g_strdup(record->engine);
-        info->channels = record->channels;
+        fill_channels(info, record);
     }
-    info->has_alignment = info->active && record->valid;
-    info->alignment = record->alignment;
-    info->direct_bytes = record->counts.direct_bytes;
-    info->buffered_bytes = record->counts.buffered_bytes;
-    info->requests = record->counts.requests;
+    fill_stats(info, &record->stats);
+    if (of_load && record->valid) {
+        fill_progress(info, record);
+    }
     return info;
 }

@@ -94,6 +94,16 @@ bool ram_mapped_save_drain(Error **errp);
 void ram_mapped_save_news(RamExtentCounts *news);
 
 /**
+ * ram_mapped_save_pending:
+ *
+ * May be called from any thread.
+ *
+ * Returns: how many bytes of RAM have been handed to the channels of the
+ *          running save, and are not in the file yet
+ */
+uint64_t ram_mapped_save_pending(void);
+
+/**
  * ram_mapped_save_end:
  * @f: the main stream
  * @errp: pointer to a NULL-initialized error object
@@ -134,16 +144,20 @@ bool ram_mapped_load_block(QEMUFile *f, RAMBlock *rb, Error **errp);
 /* Stops the channels of a load, if there are any. */
 void ram_mapped_load_cleanup(void);
 
+/* Forgets the figures of the last save, or load, since a new one begins. */
+void ram_mapped_forget(bool of_load);
+
 /**
  * ram_mapped_info:
- * @loading: of the load, or of the save
+ * @of_load: of the load, or of the save
  *
  * The figures of the last or running save or load of this process, for
  * query-migrate.  Called with the iothread lock held.
  *
  * Returns: the figures, for the caller to free; or NULL if neither mapped-ram
- *          nor direct-io is set.
+ *          nor direct-io is set, and no migration to or from a file is
+ *          running.
  */
-MigrationDirectIO *ram_mapped_info(bool loading);
+MigrationDirectIO *ram_mapped_info(bool of_load);
 
 #endif

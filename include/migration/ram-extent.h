@@ -106,19 +106,37 @@ typedef struct RamExtentConfig {
 
 /**
  * RamExtentCounts:
+ * @taken: dirty pages that were handed over, to be saved
  * @normal: pages that went to, or came from, the file
  * @zero: pages that were found to be zero
- * @direct_bytes: bytes moved through the O_DIRECT descriptor
- * @buffered_bytes: bytes moved through the other one
- * @requests: how many reads or writes that were
+ * @direct_bytes: bytes handed to the queue of the O_DIRECT descriptor
+ * @buffered_bytes: bytes handed to the queue of the other one
+ * @requests: how many stretches of memory that were
+ *
+ * What the channels have looked at.  Its reads and writes may still be in
+ * flight; RamExtentStats knows of those that are done.
  */
 typedef struct RamExtentCounts {
+    uint64_t taken;
     uint64_t normal;
     uint64_t zero;
     uint64_t direct_bytes;
     uint64_t buffered_bytes;
     uint64_t requests;
 } RamExtentCounts;
+
+/**
+ * RamExtentStats:
+ * @direct: of the queues on the O_DIRECT descriptor
+ * @buffered: of the queues on the other one
+ *
+ * What the queues of all channels did: sums, but for the slowest request of
+ * all and for max_in_flight, which is that of the busiest queue.
+ */
+typedef struct RamExtentStats {
+    DirectQueueStats direct;
+    DirectQueueStats buffered;
+} RamExtentStats;
 
 /**
  * ram_extent_pool_new:
@@ -201,12 +219,34 @@ bool ram_extent_load_block(RamExtentPool *pool, RamExtentBlock *block,
 void ram_extent_counts(RamExtentPool *pool, RamExtentCounts *counts);
 
 /**
+ * ram_extent_stats:
+ * @pool: the pool
+ * @stats: filled in with what was done since the pool was made
+ *
+ * May be called from any thread, and does not wait for the disk.  After
+ * ram_extent_drain() the figures are exact.
+ */
+void ram_extent_stats(RamExtentPool *pool, RamExtentStats *stats);
+
+/**
  * ram_extent_engine_name:
  * @pool: the pool
  *
- * Returns: name of the engine that does the I/O; a constant string.
+ * Returns: name of the engine that does the I/O; a constant string.  Should
+ *          the channels have different ones, because something has run out,
+ *          it is the least of them.
  */
 const char *ram_extent_engine_name(RamExtentPool *pool);
+
+/**
+ * ram_extent_engine_reason:
+ * @pool: the pool
+ *
+ * Returns: why that engine is none that would be better, see
+ *          direct_queue_engine_reason(); or NULL.  It lives as long as the
+ *          pool.
+ */
+const char *ram_extent_engine_reason(RamExtentPool *pool);
 
 /**
  * ram_extent_cancel:

@@ -4,8 +4,9 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * What must work is here; what must fail, and how, is in
- * migration-file-faults.c.  With -m slow all combinations are tried, else a
- * choice in which each two settings come together at least once.
+ * migration-file-faults.c, and what QEMU tells in migration-file-status.c.
+ * With -m slow all combinations are tried, else a choice in which each two
+ * settings come together at least once.
  *
  * QDIO_TEST_DIR says where to put the files, to try other file systems.
  */
@@ -13,6 +14,7 @@
 #include "qemu/osdep.h"
 #include "migration-file-faults.h"
 #include "migration-file-helpers.h"
+#include "migration-file-status.h"
 #include "qobject/qlist.h"
 
 /* The settings that are combined, and how many values each has */
@@ -64,22 +66,10 @@ static bool is_direct(const FileWay *way)
     return way->mapped && way->channels && way->direct;
 }
 
-static QDict *query_direct_io(FileVM *vm)
-{
-    QDict *info = file_vm_ask(vm, "{ 'execute': 'query-migrate' }");
-    QDict *direct = qdict_get_qdict(info, "direct-io");
-
-    if (direct) {
-        qobject_ref(direct);
-    }
-    qobject_unref(info);
-    return direct;
-}
-
 /* Checks what query-migrate tells after RAM has moved as @way says. */
 static void check_direct_io(FileVM *vm, const FileWay *way)
 {
-    QDict *info = query_direct_io(vm);
+    QDict *info = file_vm_direct_io(vm);
     int64_t direct, buffered;
 
     if (!way->mapped && !way->direct) {
@@ -331,7 +321,7 @@ static void test_past_cache(void)
     file_vm_save(from, &way, &target);
 
     normal = query_ram(from, "normal-bytes");
-    info = query_direct_io(from);
+    info = file_vm_direct_io(from);
     direct = qdict_get_int(info, "direct-bytes");
     qobject_unref(info);
     g_assert_cmpint(normal, >, FILE_VM_SCATTERED - FILE_VM_RUN);
@@ -365,7 +355,7 @@ static void wait_writing(FileVM *vm)
         QDict *info;
 
         g_usleep(1000);
-        info = query_direct_io(vm);
+        info = file_vm_direct_io(vm);
         if (info) {
             written = qdict_get_int(info, "direct-bytes") +
                       qdict_get_int(info, "buffered-bytes");
@@ -603,17 +593,6 @@ static bool get_direct_io(FileVM *vm)
     return value;
 }
 
-static void check_hmp(FileVM *vm, const char *command, const char *expected)
-{
-    g_autofree char *text = qtest_hmp(vm->qts, "%s", command);
-
-    if (!strstr(text, expected)) {
-        g_printerr("'%s' is not in what '%s' prints: %s\n", expected, command,
-                   text);
-        g_assert_not_reached();
-    }
-}
-
 static void test_round_trips(void)
 {
     g_autoptr(FileVM) vm = file_vm_start("source", NULL);
@@ -627,24 +606,24 @@ static void test_round_trips(void)
     g_assert_false(get_cap(vm, "mapped-ram"));
 
     g_assert_false(get_direct_io(vm));
-    check_hmp(vm, "info migrate_parameters", "direct-io: off");
+    file_vm_check_hmp(vm, "info migrate_parameters", "direct-io: off");
     file_vm_set_bool(vm, "direct-io", true);
     g_assert_true(get_direct_io(vm));
-    check_hmp(vm, "info migrate_parameters", "direct-io: on");
+    file_vm_check_hmp(vm, "info migrate_parameters", "direct-io: on");
     /* Other parameters leave it alone. */
     file_vm_set_int(vm, "multifd-channels", 3);
     g_assert_true(get_direct_io(vm));
     file_vm_set_bool(vm, "direct-io", false);
     g_assert_false(get_direct_io(vm));
 
-    check_hmp(vm, "migrate_set_parameter direct-io on", "");
+    file_vm_check_hmp(vm, "migrate_set_parameter direct-io on", "");
     g_assert_true(get_direct_io(vm));
-    check_hmp(vm, "migrate_set_parameter direct-io off", "");
+    file_vm_check_hmp(vm, "migrate_set_parameter direct-io off", "");
     g_assert_false(get_direct_io(vm));
-    check_hmp(vm, "migrate_set_parameter direct-io maybe", "Error");
-    check_hmp(vm, "migrate_set_capability mapped-ram on", "");
+    file_vm_check_hmp(vm, "migrate_set_parameter direct-io maybe", "Error");
+    file_vm_check_hmp(vm, "migrate_set_capability mapped-ram on", "");
     g_assert_true(get_cap(vm, "mapped-ram"));
-    check_hmp(vm, "info migrate_capabilities", "mapped-ram: on");
+    file_vm_check_hmp(vm, "info migrate_capabilities", "mapped-ram: on");
 
     desc = file_vm_refuse(vm, "{ 'execute': 'migrate-set-parameters',"
                           " 'arguments': { 'direct-io': 1 } }");
@@ -690,10 +669,13 @@ static void test_tells(void)
         g_assert_cmpint(strstr(log, "direct-io has no effect") != NULL, ==,
                         i > 0);
         if (is_direct(&tell[i])) {
-            check_hmp(vm, "info migrate", "direct-io: active, alignment ");
-            check_hmp(vm, "info migrate", " kbytes direct, 0 kbytes buffered");
+            file_vm_check_hmp(vm, "info migrate",
+                              "direct-io: active, alignment ");
+            file_vm_check_hmp(vm, "info migrate",
+                              " kbytes direct, 0 kbytes buffered");
         } else if (tell[i].mapped || tell[i].direct) {
-            check_hmp(vm, "info migrate", "direct-io: inactive, because ");
+            file_vm_check_hmp(vm, "info migrate",
+                              "direct-io: inactive, because ");
         }
         file_vm_cont(vm);
     }
@@ -731,6 +713,7 @@ int main(int argc, char **argv)
     qtest_add_data_func("migration-file/zero-later/multifd",
                         GUINT_TO_POINTER(4), test_zero_later);
     file_faults_add();
+    file_status_add();
     if (g_test_slow()) {
         add_all();
     } else {

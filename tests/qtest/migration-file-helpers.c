@@ -407,6 +407,29 @@ char *file_vm_status(FileVM *vm)
     return status;
 }
 
+QDict *file_vm_direct_io(FileVM *vm)
+{
+    QDict *info = file_vm_ask(vm, "{ 'execute': 'query-migrate' }");
+    QDict *direct = qdict_get_qdict(info, "direct-io");
+
+    if (direct) {
+        qobject_ref(direct);
+    }
+    qobject_unref(info);
+    return direct;
+}
+
+void file_vm_check_hmp(FileVM *vm, const char *command, const char *expected)
+{
+    g_autofree char *text = qtest_hmp(vm->qts, "%s", command);
+
+    if (!strstr(text, expected)) {
+        g_printerr("'%s' is not in what '%s' prints: %s\n", expected, command,
+                   text);
+        g_assert_not_reached();
+    }
+}
+
 /* Returns false if the migration has not ended yet. */
 static bool reached(FileVM *vm, const char *wanted)
 {

@@ -176,6 +176,12 @@ void file_vm_wait(FileVM *vm, const char *status);
 /* The status; to be freed. */
 char *file_vm_status(FileVM *vm);
 
+/* What query-migrate has under direct-io, to be unreferenced; or NULL. */
+QDict *file_vm_direct_io(FileVM *vm);
+
+/* Executes an HMP command, and checks that its output has @expected. */
+void file_vm_check_hmp(FileVM *vm, const char *command, const char *expected);
+
 /* Waits until the dirty bitmap has been synchronized @count times. */
 void file_vm_wait_syncs(FileVM *vm, int64_t count);
 

@@ -1,0 +1,74 @@
+/*
+ * HMP: the direct-io section of info migrate
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "migration/direct-io-hmp.h"
+
+static void print_how(Monitor *mon, const MigrationDirectIO *info)
+{
+    monitor_printf(mon, "direct-io: %s", info->active ? "active" : "inactive");
+    if (info->reason) {
+        monitor_printf(mon, ", because %s", info->reason);
+    }
+    if (info->has_alignment) {
+        monitor_printf(mon, ", alignment %" PRIu32 " bytes", info->alignment);
+    }
+    if (info->has_phase) {
+        monitor_printf(mon, ", phase %s", MigrationFilePhase_str(info->phase));
+    }
+    monitor_printf(mon, "\n");
+
+    if (info->engine) {
+        monitor_printf(mon, "direct-io engine: %s, %" PRIu32 " channels, "
+                       "depth %" PRIu32 ", reached %" PRIu32 "\n",
+                       info->engine, info->channels, info->depth,
+                       info->depth_reached);
+    }
+    if (info->engine_reason) {
+        monitor_printf(mon, "direct-io engine reason: %s\n",
+                       info->engine_reason);
+    }
+}
+
+static void print_latency(Monitor *mon, const DirectIoLatencyList *latency)
+{
+    const char *separator = "direct-io latency:";
+
+    for (; latency; latency = latency->next) {
+        const DirectIoLatency *range = latency->value;
+
+        monitor_printf(mon, "%s %" PRIu64 "-", separator, range->from);
+        if (range->has_below) {
+            monitor_printf(mon, "%" PRIu64, range->below);
+        }
+        monitor_printf(mon, " us: %" PRIu64, range->count);
+        separator = ",";
+    }
+    if (*separator == ',') {
+        monitor_printf(mon, "\n");
+    }
+}
+
+void hmp_info_direct_io(Monitor *mon, const MigrationDirectIO *info)
+{
+    print_how(mon, info);
+    monitor_printf(mon, "direct-io ram: %" PRIu64 " kbytes direct, %" PRIu64
+                   " kbytes buffered, %" PRIu64 " requests, %" PRIu64
+                   " short, %" PRIu64 " retries\n", info->direct_bytes >> 10,
+                   info->buffered_bytes >> 10, info->requests,
+                   info->short_transfers, info->retries);
+    if (info->slowest) {
+        monitor_printf(mon, "direct-io slowest request: %" PRIu64 " us at "
+                       "offset %" PRIu64 "\n", info->slowest,
+                       info->slowest_offset);
+    }
+    print_latency(mon, info->latency);
+    if (info->has_load_total) {
+        monitor_printf(mon, "direct-io loaded: %" PRIu64 " of %" PRIu64
+                       " kbytes\n", info->load_done >> 10,
+                       info->load_total >> 10);
+    }
+}
