@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What query-migrate tells while a save or a restore waits for the disk."""
+
+import errno
+import os
+import time
+
+from .lib.harness import Mode, test
+from .lib.qmp import QMPError
+from .test_faults import HeldRestore, check_error, faulty, stalls
+
+
+def wait_held(t):
+    deadline = time.monotonic() + 60
+    while not stalls(t):
+        assert time.monotonic() < deadline, 'nothing was held'
+        time.sleep(0.02)
+
+
+def release(t, vm):
+    """Lets go of what is held; returns the final state."""
+    assert stalls(t) == ['stall'], 'it was not held all the time'
+    open(t.path('fault-gate'), 'w').close()
+    info = vm.wait_migration()
+    assert info['status'] == 'completed', info
+    assert 'phase' not in info['direct-io'], info
+    return info
+
+
+@test('status: a restore tells how far it is', quick=True)
+def test_load_progress(t):
+    held = HeldRestore(t, Mode(1, True))
+    section = held.vm.migration()['direct-io']
+    assert section['phase'] == 'ram', section
+    assert 0 <= section['load-done'] < section['load-total'], section
+    held.release()
+    section = held.vm.migration()['direct-io']
+    assert section['load-done'] == section['load-total'], section
+
+
+@test('status: a save waits for stable storage', quick=True)
+def test_sync_phase(t):
+    vm = t.source(emulator=faulty(t, 'image', 'sync:1:hold'))
+    vm.setup(Mode(2, True))
+    vm.start_save(f'file:{t.path("image")}')
+    wait_held(t)
+    info = vm.migration()
+    assert info['status'] in ('active', 'device'), info
+    assert info['direct-io']['phase'] == 'sync', info
+    assert 'phase sync' in vm.command('human-monitor-command', {
+        'command-line': 'info migrate'})
+    release(t, vm)
+
+
+@test('status: a save waits for a write', quick=True)
+def test_write_held(t):
+    vm = t.source(emulator=faulty(t, 'image', 'write:d2:hold'))
+    vm.setup(Mode(1, True))
+    vm.start_save(f'file:{t.path("image")}')
+    wait_held(t)
+    info = vm.migration()
+    assert info['direct-io']['phase'] == 'ram', info
+    assert info['ram']['remaining'] > 0, info
+    release(t, vm)
+
+
+@test('status: file-sync=off does not sync', quick=True)
+def test_no_sync(t):
+    """Where each sync fails, only who does without gets an image."""
+    path = t.path('image')
+    vm = t.source(emulator=faulty(t, 'image', f'sync:1+:{errno.EIO}'))
+    info = vm.try_save(f'file:{path}', Mode(2, True))
+    check_error(info, path, 'stable storage')
+    vm.save(f'file:{path}', Mode(2, True), file_sync=False)
+    t.restores(f'file:{path}', vm.ram_hash(), Mode(2, True))
+
+
+@test('status: the engine, and why none better', quick=True)
+def test_engine(t):
+    path = t.path('image')
+    engines = []
+    reasons = []
+    for hidden in ('', 'aio', 'sync'):
+        vm = t.source(emulator=faulty(t, 'image', engine=hidden))
+        section = vm.save(f'file:{path}', Mode(2, True))['direct-io']
+        engines.append(section['engine'])
+        reasons.append(section.get('engine-reason', ''))
+        if hidden:
+            vm.command('cont')
+            vm.setup(Mode(2, True), x_direct_io_engine='io_uring')
+            try:
+                vm.start_save(f'file:{path}')
+                raise AssertionError('an engine that is not there was taken')
+            except QMPError as err:
+                assert 'x-direct-io-engine' in err.desc, err.desc
+                assert path in err.desc, err.desc
+            vm.ticks_on()
+        vm.kill()
+        os.unlink(path)
+    assert engines[1:] == ['linux-aio', 'sync'], engines
+    assert 'io_uring: ' in reasons[1], reasons
+    assert 'linux-aio: ' in reasons[2], reasons
+    if engines[0] == 'io_uring':
+        assert not reasons[0], reasons
