@@ -164,7 +164,7 @@ static int file_open_outgoing(const char *path, bool *created, Error **errp)
     }
     error_free(err);
     *created = true;
-    return qemu_create(path, O_WRONLY | O_BINARY, 0660, errp);
+    return qemu_create(path, O_WRONLY | O_BINARY, 0600, errp);
 }
 
 static int file_open_incoming(const char *path, Error **errp)
