@@ -31,7 +31,10 @@ OWN_TESTS = [('qtest', 'migration-test'), ('suite', 'qapi-schema'),
 OWN_OPTIONS = {'10.0': {'migration-test': ['--full']}}
 # The base whose iotests that migrate must pass, and on which images
 IOTESTS = {'10.0': ('qcow2', 'raw')}
-E2E_BASES = ('7.2',)
+# Options of the end-to-end tests.  Most of what they find does not depend on
+# the base, and that of 7.2 exchanges images with all others.
+E2E_OPTIONS = {'7.2': [], '10.0': ['--quick']}
+BENCH_BASE = '7.2'
 
 
 class Tests:
@@ -202,15 +205,15 @@ class Tests:
             self.report.skip('end to end', 'there is no e2e here')
             return
         for tree in self.trees:
-            if tree.base.name not in E2E_BASES:
-                continue
             build = self._built(tree)
             if not build:
                 self.report.skip(f'end to end {tree.base.name}',
                                  'it could not be built')
                 continue
-            others = [self._built(t) for t in self.trees if t is not tree]
-            self._e2e(build, others[0] if others else None)
+            options = E2E_OPTIONS[tree.base.name]
+            others = [] if options else [self._built(t) for t in self.trees
+                                         if t is not tree]
+            self._e2e(build, others[0] if others else None, options=options)
 
     def _e2e(self, build, other, name='end to end', log='e2e', options=()):
         """`other`: the build to exchange images with, or None."""
@@ -234,9 +237,9 @@ class Tests:
         for tree in self.trees:
             build = self._built(tree)
             if build:
-                quick = [] if tree.base.name in E2E_BASES else ['--quick']
                 self._e2e(build, None, 'libvirt', 'libvirt',
-                          ['--libvirt', fetch.libvirt(), *quick])
+                          ['--libvirt', fetch.libvirt(),
+                           *E2E_OPTIONS[tree.base.name]])
             else:
                 self.report.skip(f'libvirt {tree.base.name}',
                                  'it could not be built')
@@ -245,7 +248,7 @@ class Tests:
         """The benchmark runs on small guests; how fast they are does not
         matter."""
         for tree in self.trees:
-            if tree.base.name not in E2E_BASES:
+            if tree.base.name != BENCH_BASE:
                 continue
             build = self._built(tree)
             if not build or os.geteuid():
