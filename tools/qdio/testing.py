@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 
 from . import fetch, sanitize
 from .apply import apply, make_commits
@@ -37,19 +38,29 @@ E2E_OPTIONS = {'7.2': [], '10.0': ['--quick']}
 BENCH_BASE = '7.2'
 
 
+def time_limit():
+    """After how many minutes no further part is begun; 0 for no limit."""
+    text = os.environ.get('QDIO_MINUTES', '0')
+    if not text.isdecimal():
+        raise Fault(f"QDIO_MINUTES is '{text}'; make it a number of minutes, "
+                    'or 0 for no limit')
+    return int(text)
+
+
 class Tests:
     """The parts, in the order in which they run.  What several of them need,
     such as a build, is made by the first of them."""
 
     PARTS = ('tools', 'lint', 'refresh', 'patches', 'build', 'unit', 'qtest',
-             'own', 'iotests', 'sanitize', 'e2e', 'libvirt', 'bench', 'demo',
-             'deb', 'canary')
+             'own', 'iotests', 'e2e', 'libvirt', 'demo', 'bench', 'deb',
+             'sanitize', 'canary')
 
-    def __init__(self, bases, source):
+    def __init__(self, bases, source, minutes=0):
         self.report = Report()
         self.series = Series(ROOT)
         self.trees = [Tree(base, source) for base in bases]
         self._broken = set()
+        self._minutes = minutes
 
     def prepare(self):
         """Fetch and apply; edits in a tree are kept apart, not tested."""
@@ -58,9 +69,16 @@ class Tests:
             apply(self.series, tree.base.name, tree, 'keep')
 
     def run(self, parts):
+        start = time.monotonic()
         for part in self.PARTS:
-            if part in parts:
-                self.report.part(part, getattr(self, 'part_' + part))
+            if part not in parts:
+                continue
+            if self._minutes and \
+                    time.monotonic() - start > 60 * self._minutes:
+                self.report.skip(part, f'the {self._minutes} minutes of '
+                                 'QDIO_MINUTES are over')
+                continue
+            self.report.part(part, getattr(self, 'part_' + part))
         return self.report.close()
 
     # The repository
@@ -372,10 +390,11 @@ def main(args):
     name = args.base or args.base_option
     if args.source and not name:
         raise Fault('--source needs a --base that says which one it is')
+    minutes = time_limit()
     bases = [get_base(n) for n in ([name] if name else base_names())]
     check_space()
     install_needed()
-    tests = Tests(bases, args.source)
+    tests = Tests(bases, args.source, minutes)
     with contextlib.ExitStack() as locks:
         for tree in tests.trees:
             locks.enter_context(tree.locked())

@@ -35,6 +35,10 @@ class BadInput(MadeUp):
     def test_unknown_part(self):
         self.refused('test', '--only', 'nits', says="no part 'nits'; --only")
 
+    def test_time_limit(self):
+        self.refused('test', '--only', 'lint', says="QDIO_MINUTES is 'soon'",
+                     QDIO_MINUTES='soon')
+
     def test_unknown_slug(self):
         self.refused('walk', '1.0', 'nix', '--source', self.source('1.0'),
                      says="no slug 'nix'")
