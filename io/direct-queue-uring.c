@@ -81,12 +81,38 @@ static bool uring_try(struct io_uring *ring, Error **errp)
     return true;
 }
 
+/*
+ * io_uring does not pass short transfers on: it goes on by itself, from where
+ * the file system left the position and the iterator.  FUSE (seen with Linux
+ * 6.18) leaves the one behind and the other ahead of what its server took, so
+ * wrong bytes would end up in the file, and success would be reported.  No
+ * flag turns this off.  Few servers are short, but none says that it is not.
+ */
+static bool uring_suits(int fd, Error **errp)
+{
+    g_autofree char *fs = direct_io_fs_name(fd);
+
+    if (g_str_equal(fs, "fuse")) {
+        error_setg(errp, "not safe on FUSE, where after a short write the "
+                   "kernel goes on at the wrong place");
+        return false;
+    }
+    return true;
+}
+
 static bool uring_open(const DirectQueueConfig *config, unsigned depth,
                        void **state, Error **errp)
 {
-    UringState *s = g_new0(UringState, 1);
-    int ret = io_uring_queue_init(depth, &s->ring, 0);
+    UringState *s;
+    int ret;
 
+    /* Who asks for io_uring by name knows the server. */
+    if (config->engine == DIRECT_QUEUE_ENGINE_AUTO &&
+        !uring_suits(config->fd, errp)) {
+        return false;
+    }
+    s = g_new0(UringState, 1);
+    ret = io_uring_queue_init(depth, &s->ring, 0);
     if (ret < 0) {
         uring_explain(-ret, errp);
         g_free(s);

@@ -40,6 +40,7 @@ STATFS = struct.Struct('<5Q4I6I')
 MAX_WRITE = 1 << 20
 ASYNC_READ, BIG_WRITES, ASYNC_DIO = 1 << 0, 1 << 5, 1 << 15
 WRITEBACK_CACHE, MAX_PAGES = 1 << 16, 1 << 22
+FOPEN_DIRECT_IO = 1 << 0
 SET_MODE, SET_SIZE = 1 << 0, 1 << 3
 ROOT = 1
 THREADS = 8
@@ -53,8 +54,10 @@ class Server:
         self.fd = fd
         self.directory = directory
         self.faults = faults
-        # With ASYNC_DIO the kernel turns short writes into EIO
+        # The protocol has short writes in files opened with FOPEN_DIRECT_IO
+        # only; and with ASYNC_DIO the kernel turns them into EIO.
         short = any(what == 'short' for _, _, what in faults)
+        self.opened = FOPEN_DIRECT_IO if short else 0
         self.flags = ASYNC_READ | BIG_WRITES | MAX_PAGES | \
             (0 if short else ASYNC_DIO) | \
             (WRITEBACK_CACHE if writeback else 0)
@@ -142,7 +145,7 @@ class Server:
         with self.lock:
             if node not in self.files:
                 self.files[node] = os.open(self._path(node), os.O_RDWR)
-        return struct.pack('<QII', 0, 0, 0)
+        return struct.pack('<QII', 0, self.opened, 0)
 
     def init(self, _, body):
         major, minor, ahead, _ = struct.unpack_from('<4I', body)

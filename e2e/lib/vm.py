@@ -35,7 +35,10 @@ class NotQEMU(Exception):
 
 
 class Emulator:
-    """One build of QEMU, how to start it, and what to expect of it."""
+    """One build of QEMU, how to start it, and what to expect of it; `params`
+    are migration parameters that its machines get."""
+
+    params = {}
 
     def __init__(self, name, path, firmware, libs=''):
         self.name = name
@@ -314,6 +317,7 @@ class VM(Console):
         values = {'max-bandwidth': 1 << 40, 'direct-io': mode.direct}
         if mode.channels:
             values['multifd-channels'] = mode.channels
+        values.update(self.emulator.params)
         values.update(params)
         self.command('migrate-set-parameters',
                      {k.replace('_', '-'): v for k, v in values.items()})

@@ -70,7 +70,10 @@ typedef enum DirectQueueEngine {
     /* The best one that works here, looked for in the order below. */
     DIRECT_QUEUE_ENGINE_AUTO,
 
-    /* io_uring; needs Linux 5.6, and a sandbox that lets it through. */
+    /*
+     * io_uring; needs Linux 5.6, and a sandbox that lets it through.  Not
+     * taken by itself on FUSE, whose short writes it would make wrong ones.
+     */
     DIRECT_QUEUE_ENGINE_IO_URING,
 
     /* Linux's older aio; it waits in the submission if not O_DIRECT. */
