@@ -560,7 +560,8 @@ static DirectQueue *queue_alloc(const DirectQueueConfig *config,
     q->align = MAX(limits->mem_align, limits->offset_align);
     q->request_size = MAX(MIN(limits->best_size, REQUEST_SIZE_MAX), q->align);
     assert(q->request_size <= REQUEST_SIZE_MAX);
-    q->bytes_max = config->depth ? UINT64_MAX : DIRECT_QUEUE_BYTES_DEFAULT;
+    q->bytes_max = config->bytes ?:
+                   (config->depth ? UINT64_MAX : DIRECT_QUEUE_BYTES_DEFAULT);
 
     QSIMPLEQ_INIT(&q->unused);
     QSIMPLEQ_INIT(&q->ready);

@@ -87,6 +87,11 @@ DirectQueueEngine file_direct_engine(void)
     return engines[migrate_direct_io_engine()];
 }
 
+unsigned file_direct_depth(unsigned channels)
+{
+    return DIV_ROUND_UP(migrate_direct_io_depth(), channels);
+}
+
 /* Makes a queue, as each channel will, to see if that works. */
 static bool try_engine(const char *path, Error **errp)
 {
@@ -95,7 +100,7 @@ static bool try_engine(const char *path, Error **errp)
         .name = path,
         .limits = direct_limits,
         .engine = file_direct_engine(),
-        .depth = migrate_direct_io_depth(),
+        .depth = file_direct_depth(migrate_multifd_channels()),
     };
     g_autoptr(DirectQueue) q = direct_queue_new(&config, errp);
 

@@ -55,6 +55,12 @@ const char *file_direct_reason(void);
 /* The engine that the parameter x-direct-io-engine asks for. */
 DirectQueueEngine file_direct_engine(void);
 
+/*
+ * How many requests each of @channels channels may have in flight: its share
+ * of what the parameter x-direct-io-depth says, 1 or more.
+ */
+unsigned file_direct_depth(unsigned channels);
+
 /* Closes the second descriptor, if there is one. */
 void file_direct_close(void);
 

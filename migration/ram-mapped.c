@@ -119,11 +119,11 @@ static RamMapped *ram_mapped_new(QEMUFile *f, bool load, Error **errp)
         .fd = stream_fd(f),
         .channels = migrate_multifd() ? migrate_multifd_channels() : 1,
         .engine = file_direct_engine(),
-        .depth = migrate_direct_io_depth(),
     };
     RamExtentPool *pool;
     RamMapped *m;
 
+    config.depth = file_direct_depth(config.channels);
     config.direct_fd = file_direct_fd(&config.direct_limits);
     pool = ram_extent_pool_new(&config, errp);
     if (!pool) {

@@ -96,7 +96,9 @@ typedef enum DirectQueueEngine {
  * @engine: which engine; all but AUTO fail if theirs does not work here
  * @depth: how many requests may be in flight, of any size; 0 for
  *         DIRECT_QUEUE_DEPTH_DEFAULT requests, which together have no more
- *         than DIRECT_QUEUE_BYTES_DEFAULT bytes
+ *         than @bytes
+ * @bytes: how many bytes may be in flight; 0 for no limit, or
+ *         DIRECT_QUEUE_BYTES_DEFAULT if @depth is 0, too
  */
 typedef struct DirectQueueConfig {
     int fd;
@@ -104,6 +106,7 @@ typedef struct DirectQueueConfig {
     DirectIOLimits limits;
     DirectQueueEngine engine;
     unsigned depth;
+    uint64_t bytes;
 } DirectQueueConfig;
 
 /* Bucket 0 is below 2 us, bucket n from 2^n us, the last has no upper end. */

@@ -874,8 +874,9 @@ static struct {
     bool at_once;
     FaultOrder order;
 
-    /* The queue's alignment of memory, if not that of offsets. */
+    /* The queue's alignment of memory, if not that of offsets; its bytes. */
     uint32_t mem_align;
+    uint64_t bytes;
 
     /* No transfer moves more than this, if not 0. */
     size_t most;
@@ -1060,6 +1061,7 @@ static DirectQueue *fault_queue(int *fd, uint32_t align, uint32_t size,
         .name = "the-file",
         .limits = { fault.mem_align ?: align, align, size },
         .depth = depth,
+        .bytes = fault.bytes,
     };
 
     *fd = direct_io_test_file(g_get_tmp_dir(), 0, NULL);
@@ -1123,19 +1125,22 @@ static void test_short_everywhere(void)
     }
 }
 
-/* Large requests are limited by their bytes, unless a depth is asked for. */
+/* Large requests are limited by their bytes, by default or as asked for. */
 static void test_bytes_in_flight(void)
 {
     static const struct {
         unsigned depth;
+        uint64_t bytes;
         uint32_t size;
         size_t len;
         unsigned in_flight;
     } cases[] = {
-        { 0, 4 * KiB, 100 * 4 * KiB, DIRECT_QUEUE_DEPTH_DEFAULT },
-        { 0, 8 * MiB, 48 * MiB, DIRECT_QUEUE_BYTES_DEFAULT / (8 * MiB) },
-        { 0, 64 * MiB, 64 * MiB + 4 * KiB, 1 },
-        { 5, 8 * MiB, 48 * MiB, 5 },
+        { 0, 0, 4 * KiB, 100 * 4 * KiB, DIRECT_QUEUE_DEPTH_DEFAULT },
+        { 0, 0, 8 * MiB, 48 * MiB, DIRECT_QUEUE_BYTES_DEFAULT / (8 * MiB) },
+        { 0, 0, 64 * MiB, 64 * MiB + 4 * KiB, 1 },
+        { 5, 0, 8 * MiB, 48 * MiB, 5 },
+        { 5, 16 * MiB, 8 * MiB, 48 * MiB, 2 },
+        { 0, 12 * KiB, 4 * KiB, 100 * 4 * KiB, 3 },
     };
 
     for (int i = 0; i < ARRAY_SIZE(cases); i++) {
@@ -1145,6 +1150,7 @@ static void test_bytes_in_flight(void)
         int fd;
 
         fault_reset();
+        fault.bytes = cases[i].bytes;
         q = fault_queue(&fd, 4096, cases[i].size, cases[i].depth);
         g_assert_cmpint(ftruncate(fd, cases[i].len), ==, 0);
         /* Twice: what has ended makes room again. */

@@ -222,14 +222,14 @@ static void test_roundtrip(const void *opaque)
 }
 
 /*
- * Gaps of up to 64 KiB cost no request of their own, neither way.  What the
+ * Gaps of up to 16 KiB cost no request of their own, neither way.  What the
  * file holds there does not matter: the pages become zero.
  */
 static void test_gaps(void)
 {
-    /* data, and behind it zero pages: only the gap of 17 pages is left out */
+    /* data, and behind it zero pages: only the gap of 5 pages is left out */
     static const struct { int data, zero; } runs[] = {
-        { 2, 2 }, { 2, 16 }, { 1, 17 }, { 3, 1 }, { 1, 83 },
+        { 2, 2 }, { 2, 4 }, { 1, 5 }, { 3, 1 }, { 1, 107 },
     };
     Fixture f = {};
     RamExtentPool *pool;
