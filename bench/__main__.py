@@ -88,7 +88,7 @@ def write(args, rows, figures):
         with open(args.readme, encoding='utf-8') as f:
             page = f.read()
         try:
-            page = report.insert(page, figures)
+            page = report.insert(page, figures, args.base)
         except ValueError as err:
             fail(f'{args.readme}: {err}')
         with open(args.readme, 'w', encoding='utf-8') as f:

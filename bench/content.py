@@ -52,6 +52,12 @@ class Content:
     def data_bytes(self):
         return sum(size for _, size in self.runs())
 
+    def run_bytes(self):
+        """How long the runs of data are, if there are zeros between them;
+        else None."""
+        data, zeros = KINDS[self.kind] or (0, 0)
+        return data if data and zeros else None
+
     def fill(self, pid):
         """Fills the RAM of the guest that process `pid` runs.  It must be
         anonymous, preallocated, and zero."""

@@ -53,8 +53,8 @@ def _parser():
         help='1 GiB, few sides, at most two minutes')
     add('--figures', action='store_true',
         help='what the README shows, in about 8 minutes (--minutes): writes\n'
-        'figures.json and pictures to bench/results, and the tables into\n'
-        'the README')
+        'figures.json and pictures to bench/results (bench/results/BASE if\n'
+        'not 7.2), and the tables into the README')
     add('--ram', type=positive, metavar='MIB', help='default 4096')
     add('--rounds', type=positive, metavar='N', help='default 5')
     add('--minutes', type=float, metavar='N',
@@ -95,21 +95,36 @@ QUICK = {'ram': 1024, 'rounds': 3, 'minutes': 1.6, 'channels': [1, 4],
          'engines': ['auto'], 'modes': ['direct']}
 RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'results')
 FIGURES = {'minutes': 8, 'channels': [1, 8], 'engines': ['auto'],
-           'json': os.path.join(RESULTS, 'figures.json'),
            'readme': os.path.join(os.path.dirname(os.path.dirname(RESULTS)),
-                                  'README.md'),
-           'pictures': RESULTS}
-# One after the other: scenarios, what is special there, rounds.  The last one
-# gets the time that is left.
+                                  'README.md')}
+
+
+def figures_files(base):
+    """Where the figures of a base go."""
+    where = RESULTS if base == '7.2' else os.path.join(RESULTS, base)
+    return {'json': os.path.join(where, 'figures.json'), 'pictures': where}
+
+
+def pieces(base):
+    """What --figures measures, one after the other: scenarios, what is
+    special there, rounds.  The last one gets the time that is left.  7.2 is
+    compared with the distribution's QEMU, others with the same version,
+    built alike."""
+    other = 'stock' if base == '7.2' else 'base'
+    return [(names, {'programs': ['ours', other, 'exec', 'fio'], **changes},
+             rounds) for names, changes, rounds in PIECES]
+
+
 PIECES = (
-    (['slow'], {'channels': [1], 'programs': ['ours', 'stock']}, 1),
+    (['slow'], {}, 1),
     (['zero'], {'programs': ['ours', 'scan']}, 1),
-    (['bandwidth', 'stall'], {'programs': ['ours', 'stock']}, 1),
-    (['tcp'], {}, 2),
+    (['bandwidth', 'stall'], {}, 1),
+    (['tcp'], {'programs': []}, 3),
     (['half-zero-64k', 'half-zero-8k'],
-     {'programs': ['ours'], 'direct': [True]}, 1),
+     {'programs': ['ours', 'fio'], 'direct': [True]}, 2),
+    (['sizes'], {'channels': [1]}, 1),
     (['random'], {'skip': re.compile('ours.*buffered|final size|'
-                                     'stock.*buffered, 8')}, 5),
+                                     '(stock|base).*buffered, 8')}, 5),
 )
 DEFAULT = {'ram': 4096, 'rounds': 5, 'minutes': None,
            'channels': [1, 2, 4, 8], 'engines': None,
@@ -129,7 +144,7 @@ def parse(argv=None):
     if args.quick:
         _fill(args, QUICK)
     if args.figures:
-        _fill(args, FIGURES)
+        _fill(args, {**FIGURES, **figures_files(args.base)})
     _fill(args, DEFAULT)
     scenarios_given = bool(args.scenarios)
     names = args.scenarios or ['random']
@@ -140,7 +155,8 @@ def parse(argv=None):
             parser.error(f"there is no scenario '{name}'; choose from "
                          f"{', '.join(SCENARIOS)}")
     args.scenarios = list(dict.fromkeys(names))
-    args.pieces = PIECES if args.figures and not scenarios_given else \
+    args.pieces = pieces(args.base) if args.figures and not scenarios_given \
+        else \
         [(args.scenarios, {}, args.rounds)]
     if args.append and not args.json:
         parser.error('--append needs --json, the file to add to')
@@ -155,7 +171,7 @@ def check_system(args, fail):
     if os.geteuid():
         fail('must be root, to drop the page cache')
     if args.figures:
-        os.makedirs(RESULTS, exist_ok=True)
+        os.makedirs(os.path.dirname(args.json), exist_ok=True)
     for path in (args.json, args.markdown, args.readme):
         where = os.path.dirname(os.path.abspath(path or ''))
         if not os.access(where, os.W_OK):

@@ -149,15 +149,17 @@ def markdown(rows, sessions):
     return '\n'.join(parts)
 
 
-BEGIN, END = '<!-- figures -->', '<!-- end of figures -->'
+END = '<!-- end of figures -->'
 
 
-def insert(text, figures):
-    """A page with new figures between the two remarks that mark them."""
-    before, begin, rest = text.partition(BEGIN)
+def insert(text, figures, base):
+    """A page with new figures of a base between the two remarks that mark
+    them."""
+    mark = f'<!-- figures {base} -->'
+    before, begin, rest = text.partition(mark)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"there are no '{BEGIN}' and '{END}' to put the "
+        raise ValueError(f"there are no '{mark}' and '{END}' to put the "
                          'figures between')
     return f'{before}{begin}\n{figures}\n{end}{after}'
 

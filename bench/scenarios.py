@@ -83,7 +83,8 @@ def _content(name, setting):
     content = Content(name, setting.ram)
     sides = []
     if setting.wants('fio'):
-        sides += [Fio(), Fio(huge=True), Fio(final=True)]
+        sides += [Fio(runs=True, huge=True)] if content.run_bytes() else \
+            [Fio(), Fio(huge=True), Fio(final=True)]
     for channels in setting.channels:
         for direct in setting.direct:
             sides += _guests(setting, channels, direct)
@@ -106,8 +107,10 @@ def half_zero_8k(setting):
 
 def zero(setting):
     content = Content('zero', setting.ram if setting.ram < 1024 else TOP)
-    sides = [Scan()] if setting.wants('scan') else []
+    sides = []
     for channels in setting.ends():
+        if setting.wants('scan'):
+            sides.append(Scan(channels))
         sides += [Guest(name, emulator, channels, True)
                   for name, emulator in setting.all()]
     return [Task('zero', side, content) for side in sides]

@@ -204,18 +204,23 @@ class Fio:
     final       whether the file has its size before it is written; else each
                 write makes it longer
     huge        whether its memory is of huge pages, as a guest's often is:
-                then a request has fewer pieces"""
+                then a request has fewer pieces
+    runs        whether only the content's runs of data are written and read,
+                each in its place, 64 in flight, in a file of final size"""
 
     RESERVED = '/proc/sys/vm/nr_hugepages'
 
-    def __init__(self, final=False, huge=False):
-        self.final = final
+    def __init__(self, final=False, huge=False, runs=False):
+        self.final = final or runs
         self.huge = huge
-        self.name = 'fio, ' + ('file of final size' if final else 'fresh file')
+        self.runs = runs
+        self.name = 'fio, ' + ('runs of data' if runs else
+                               'file of final size' if final else 'fresh file')
         self.name += ', huge pages' if huge else ''
 
     def facts(self):
-        return {'program': 'fio', 'final': self.final, 'huge': self.huge}
+        return {'program': 'fio', 'final': self.final, 'huge': self.huge,
+                'runs': self.runs}
 
     @contextlib.contextmanager
     def huge_pages(self):
@@ -230,13 +235,22 @@ class Fio:
             with open(self.RESERVED, 'w') as f:
                 f.write(before)
 
-    def job(self, path, rw, size):
+    def amount(self, rw, content):
+        """The options that say how much is written or read, and where."""
+        size = content.data_bytes()
+        if not self.runs:
+            return [f'--rw={rw}', '--bs=1M', f'--size={size}', '--iodepth=16']
+        run = content.run_bytes()
+        return [f'--rw={rw}:{run}', f'--bs={run}', f'--io_size={size}',
+                f'--filesize={content.ram}M', '--iodepth=64']
+
+    def job(self, path, rw, content):
         drop_caches()
         before = page_cache()
         out = subprocess.run(
-            ['fio', '--name=limit', f'--filename={path}', f'--rw={rw}',
-             '--bs=1M', f'--size={size}', '--ioengine=io_uring',
-             '--iodepth=16', '--direct=1', '--end_fsync=1',
+            ['fio', '--name=limit', f'--filename={path}',
+             *self.amount(rw, content), '--ioengine=io_uring',
+             '--direct=1', '--end_fsync=1',
              f'--fallocate={"truncate" if self.final else "none"}',
              f'--iomem={"mmaphuge" if self.huge else "malloc"}',
              '--output-format=json'],
@@ -249,22 +263,24 @@ class Fio:
                 'cached': cached(path)}
 
     def run(self, place, content):
-        size = content.data_bytes()
         with place.fresh('fio') as path, \
                 self.huge_pages() if self.huge else contextlib.nullcontext():
-            save = self.job(path, 'write', size)
-            return {'save': save, 'restore': self.job(path, 'read', size)}
+            save = self.job(path, 'write', content)
+            return {'save': save,
+                    'restore': self.job(path, 'read', content)}
 
 
 class Scan:
-    """Reading zeros from memory with as many threads as there are CPUs: what
-    looking for zero pages costs at least."""
+    """Reading zeros from memory: what looking for zero pages costs at least,
+    with so many channels, though with no more threads than there are CPUs."""
 
-    name = 'scan of memory'
-    PART = 64 * MIB
+    def __init__(self, channels):
+        self.channels = channels
+        self.threads = min(channels, os.cpu_count() or 1)
+        self.name = f'scan of memory, {self.threads} threads'
 
     def facts(self):
-        return {'program': 'scan'}
+        return {'program': 'scan', 'channels': self.channels}
 
     def run(self, place, content):
         size = content.ram * MIB
@@ -279,7 +295,7 @@ class Scan:
                 m[offset] = 0
             buffer = (ctypes.c_char * part).from_buffer(m)
             at = ctypes.addressof(buffer)
-            threads = os.cpu_count() or 1
+            threads = self.threads
             each = part // threads - 4096
 
             def scan(number):

@@ -22,7 +22,9 @@ def _ratio(above, below):
 
 
 def _stock(rows, scenario, phase, **facts):
-    return rows.of(scenario, phase, program='stock', **facts)
+    """What QEMU without the series does: the distribution's, or the base."""
+    return [row for program in ('stock', 'base')
+            for row in rows.of(scenario, phase, program=program, **facts)]
 
 
 def _save(rows):
@@ -79,9 +81,16 @@ def _contents(rows):
             full = best(rows.ours('random', phase), phase)
             yield (f'{phase} of half zero in runs of {kind}, of the time of '
                    'random RAM', 0.55, _ratio(half, full), False, '')
-    scan = best(rows.of('zero', 'save', program='scan'), 'save')
-    yield ('save of zero RAM, of the time of reading it', 1.5,
-           _ratio(worst(rows.ours('zero', 'save'), 'save'), scan), False, '')
+            fio = best(rows.of(f'half-zero-{kind}', phase, program='fio'),
+                       phase)
+            yield (f'{phase} of half zero in runs of {kind}: rate, of fio on '
+                   'the same runs', 0.9, _ratio(fio, half), True, '')
+    for row in rows.ours('zero', 'save'):
+        channels = row.facts['channels']
+        scan = best(rows.of('zero', 'save', program='scan', channels=channels),
+                    'save')
+        yield (f'save of zero RAM, {channels} channels, of the time of reading '
+               'it', 1.5, _ratio(row.median('save'), scan), False, '')
     for phase in ('save', 'restore'):
         costs = [row.median(phase) / row.ram
                  for row in rows.ours('sizes', phase)]

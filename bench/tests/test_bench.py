@@ -104,6 +104,18 @@ class Targets(unittest.TestCase):
         verdict = self.verdict([ours, stock], "slow disk: rate, of stock's")
         self.assertEqual(verdict.value, 20 / 64 / (8 / 1024))
 
+    def test_half_zero_is_compared_with_fio_on_the_same_runs(self):
+        scenario = 'half-zero-64k'
+        runs = [run('fio', 3.0, scenario=scenario, program='fio'),
+                direct('ours', 1, 2.0, scenario=scenario),
+                direct('ours', 8, 4.0, scenario=scenario)]
+        self.assertEqual(self.verdict(runs, 'save of half zero').value, 0.75)
+
+    def test_the_base_counts_as_stock(self):
+        runs = [direct('ours', 1, {'seconds': 1, 'cpu': 1}),
+                direct('base', 1, {'seconds': 1, 'cpu': 3})]
+        self.assertEqual(self.verdict(runs, 'save: CPU time').value, 3)
+
     def test_nothing_is_said_of_what_was_not_measured(self):
         self.assertEqual(targets.verdicts(stats.Rows([run('fio', 1.0)])), [])
 
@@ -165,10 +177,13 @@ class Report(unittest.TestCase):
         self.assertEqual(widths, {5, 7})
 
     def test_figures_are_put_into_a_page(self):
-        page = f'a\n{report.BEGIN}\nold\n{report.END}\nb\n'
-        self.assertEqual(report.insert(page, 'new'), page.replace('old', 'new'))
+        page = ''.join(f'a\n<!-- figures {base} -->\nold {base}\n{report.END}'
+                       for base in ('7.2', '10.0')) + '\nb\n'
+        for base in ('7.2', '10.0'):
+            self.assertEqual(report.insert(page, 'new', base),
+                             page.replace(f'old {base}', 'new'))
         with self.assertRaises(ValueError):
-            report.insert('a\n', 'new')
+            report.insert('a\n', 'new', '7.2')
 
     def test_disturbance(self):
         runs = [direct('ours', 1, {'seconds': 2.0, 'cpu': 0.5,
@@ -234,6 +249,14 @@ class Selection(unittest.TestCase):
                           'fio, file of final size',
                           'ours 1.0, direct, 1 ch'])
 
+    def test_fio_does_the_same_runs_as_the_guest(self):
+        task, = scenarios.plan(['half-zero-8k'], setting(programs=['fio']))
+        said = task.side.amount('write', task.content)
+        for word in ('--rw=write:8192', '--bs=8192',
+                     f'--filesize={task.content.ram}M',
+                     f'--io_size={task.content.ram << 19}'):
+            self.assertIn(word, said)
+
     def test_skipped_sides(self):
         names = self.names('random', direct=(True, False),
                            skip=re.compile('fio|exec|buffered, 8'))
@@ -282,9 +305,13 @@ class Selection(unittest.TestCase):
         self.assertTrue(measure.Clock(None).fits(1e9))
 
     def test_pieces_name_what_there_is(self):
-        for names, changes, rounds in options.PIECES:
-            self.assertTrue(scenarios.plan(names, setting().but(**changes)))
-            self.assertGreater(rounds, 0)
+        for base, other in (('7.2', 'stock'), ('10.0', 'base')):
+            for names, changes, rounds in options.pieces(base):
+                tasks = scenarios.plan(
+                    names, setting(base=Emulator()).but(**changes))
+                self.assertTrue(tasks)
+                self.assertGreater(rounds, 0)
+            self.assertIn(other, {t.side.facts()['program'] for t in tasks})
 
 
 class Options(unittest.TestCase):
@@ -303,6 +330,13 @@ class Options(unittest.TestCase):
     def test_quick_can_be_changed(self):
         args = options.parse(['--quick', '--ram', '64'])
         self.assertEqual((args.ram, args.rounds, args.minutes), (64, 3, 1.6))
+
+    def test_figures_of_bases_lie_apart(self):
+        places = {base: options.parse(['--figures', '--base', base]).json
+                  for base in ('7.2', '10.0')}
+        self.assertEqual(os.path.basename(os.path.dirname(places['10.0'])),
+                         '10.0')
+        self.assertNotEqual(*places.values())
 
     def test_lists(self):
         args = options.parse(['slow', 'slow', '--channels', '8,1,8',
