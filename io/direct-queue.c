@@ -369,10 +369,15 @@ static void queue_run(DirectQueue *q, bool wait)
     }
 }
 
+bool direct_queue_busy(const DirectQueue *q)
+{
+    return q->in_flight > 0 || !QSIMPLEQ_EMPTY(&q->ready);
+}
+
 static void queue_wait_all(DirectQueue *q)
 {
     trace_direct_queue_drain(q, q->in_flight);
-    while (q->in_flight > 0 || !QSIMPLEQ_EMPTY(&q->ready)) {
+    while (direct_queue_busy(q)) {
         queue_run(q, true);
     }
 }
@@ -432,6 +437,12 @@ bool direct_queue_read(DirectQueue *q, void *buf, size_t len,
                        uint64_t offset, Error **errp)
 {
     return direct_queue_transfer(q, false, buf, len, offset, errp);
+}
+
+bool direct_queue_wait(DirectQueue *q, Error **errp)
+{
+    queue_run(q, true);
+    return queue_report(q, errp);
 }
 
 bool direct_queue_drain(DirectQueue *q, Error **errp)

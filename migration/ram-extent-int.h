@@ -59,6 +59,15 @@ bool ram_extent_channel_save(RamExtentChannel *c, const RamExtent *extent,
 bool ram_extent_channel_load(RamExtentChannel *c, const RamExtent *extent,
                              RamExtentCounts *counts, Error **errp);
 
+/* Whether it has requests in flight. */
+bool ram_extent_channel_busy(const RamExtentChannel *c);
+
+/*
+ * Waits until one of these or more is through.  False with @errp set if one
+ * has failed.
+ */
+bool ram_extent_channel_wait(RamExtentChannel *c, Error **errp);
+
 /* Waits until all that was started is done, and finishes what was loaded. */
 bool ram_extent_channel_drain(RamExtentChannel *c, Error **errp);
 

@@ -422,6 +422,17 @@ static void zero_overread(RamExtentChannel *c)
     g_array_set_size(c->overread, 0);
 }
 
+/* The buffered queue never has anything in flight between calls. */
+bool ram_extent_channel_busy(const RamExtentChannel *c)
+{
+    return c->direct && direct_queue_busy(c->direct);
+}
+
+bool ram_extent_channel_wait(RamExtentChannel *c, Error **errp)
+{
+    return direct_queue_wait(c->direct, errp);
+}
+
 bool ram_extent_channel_drain(RamExtentChannel *c, Error **errp)
 {
     if ((c->direct && !direct_queue_drain(c->direct, errp)) ||

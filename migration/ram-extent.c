@@ -199,6 +199,26 @@ static void do_drain(RamExtentThread *t)
     wake_feeder(pool);
 }
 
+/*
+ * Nothing to do but requests in flight: see how they end, so that an error is
+ * noticed, and what is still to be written is known, before the next extent
+ * comes or a drain.  Called with the lock held, which it drops.
+ */
+static void do_wait(RamExtentThread *t)
+{
+    RamExtentPool *pool = t->pool;
+    Error *err = NULL;
+
+    qemu_mutex_unlock(&pool->lock);
+    ram_extent_channel_wait(&t->channel, &err);
+    qemu_mutex_lock(&pool->lock);
+
+    if (err) {
+        latch_error(pool, err);
+        wake_feeder(pool);
+    }
+}
+
 static void *channel_thread(void *opaque)
 {
     RamExtentThread *t = opaque;
@@ -212,6 +232,8 @@ static void *channel_thread(void *opaque)
             do_extent(t, &extent, saving);
         } else if (t->drained != pool->drains) {
             do_drain(t);
+        } else if (ram_extent_channel_busy(&t->channel)) {
+            do_wait(t);
         } else {
             qemu_cond_wait(&pool->work, &pool->lock);
         }

@@ -202,6 +202,27 @@ bool direct_queue_read(DirectQueue *q, void *buf, size_t len,
                        uint64_t offset, Error **errp);
 
 /**
+ * direct_queue_wait:
+ * @q: the queue
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Wait until one or more of the requests in flight are through: for a caller
+ * that has nothing to transfer, and wants to know of errors, and others to see
+ * statistics that are right.  Returns at once if nothing is in flight.
+ *
+ * Returns: as direct_queue_write()
+ */
+bool direct_queue_wait(DirectQueue *q, Error **errp);
+
+/**
+ * direct_queue_busy:
+ * @q: the queue
+ *
+ * Returns: whether there are requests that are not through yet.
+ */
+bool direct_queue_busy(const DirectQueue *q);
+
+/**
  * direct_queue_drain:
  * @q: the queue
  * @errp: pointer to a NULL-initialized error object

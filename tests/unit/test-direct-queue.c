@@ -1168,6 +1168,44 @@ static void test_bytes_in_flight(void)
     }
 }
 
+/* Waiting without a drain: each one fetches something, and sees errors. */
+static void test_wait(void)
+{
+    g_autofree uint8_t *buf = g_malloc0(4 * 4096);
+    DirectQueueStats stats;
+    Error *err = NULL;
+    DirectQueue *q;
+    int fd;
+
+    fault_reset();
+    fault.mem_align = 1;
+    q = fault_queue(&fd, 512, 4096, 4);
+    g_assert_false(direct_queue_busy(q));
+    g_assert_true(direct_queue_wait(q, &error_abort));
+
+    g_assert_true(direct_queue_write(q, buf, 3 * 4096, 0, &error_abort));
+    for (int done = 0; done < 3; done++) {
+        direct_queue_get_stats(q, &stats);
+        g_assert_cmpuint(stats.requests, ==, done);
+        g_assert_true(direct_queue_busy(q));
+        g_assert_true(direct_queue_wait(q, &error_abort));
+    }
+    direct_queue_get_stats(q, &stats);
+    g_assert_cmpuint(stats.bytes_written, ==, 3 * 4096);
+    g_assert_false(direct_queue_busy(q));
+
+    fault_reset();
+    fault.at = 1;
+    fault.result = -EIO;
+    g_assert_true(direct_queue_write(q, buf, 4096, 0, &error_abort));
+    g_assert_false(direct_queue_wait(q, &err));
+    g_assert_nonnull(strstr(error_get_pretty(err), strerror(EIO)));
+    error_free(err);
+    g_assert_false(direct_queue_busy(q));
+    direct_queue_free(q);
+    close(fd);
+}
+
 /* All transfers are short, all the time, in any order of completion. */
 static void test_short_always(void)
 {
@@ -1803,6 +1841,7 @@ int main(int argc, char **argv)
                     test_short_everywhere);
     g_test_add_func("/direct-queue/fault/short-always", test_short_always);
     g_test_add_func("/direct-queue/bytes-in-flight", test_bytes_in_flight);
+    g_test_add_func("/direct-queue/wait", test_wait);
     g_test_add_func("/direct-queue/fault/short-stuck", test_short_stuck);
     g_test_add_func("/direct-queue/fault/eof-last-first",
                     test_eof_last_first);

@@ -361,6 +361,52 @@ static void test_truncated(void)
     fixture_destroy(&f);
 }
 
+/* What has been written is known without a drain, also of an idle channel. */
+static void test_idle(void)
+{
+    Fixture f = {};
+    RamExtent extent = {};
+    RamExtentConfig config = {
+        .thread_name = "test",
+        .channels = 1,
+    };
+    RamExtentPool *pool;
+    RamExtentStats stats;
+    int64_t end = g_get_monotonic_time() + 30 * G_USEC_PER_SEC;
+
+    fixture_init(&f, 1024);
+    config.name = f.path;
+    config.fd = f.fd;
+    config.direct_fd = direct_io_reopen(f.fd, f.path, O_RDWR, NULL);
+    if (config.direct_fd < 0 ||
+        !direct_io_probe(config.direct_fd, f.path, &config.direct_limits,
+                         NULL)) {
+        g_test_skip("no direct I/O in the directory for temporary files");
+        goto out;
+    }
+    for (unsigned long i = 0; i < f.pages; i++) {
+        fill_page(&f, i, 1);
+    }
+    extent.block = &f.block;
+    extent.pages = 1024;
+    bitmap_set(extent.dirty, 0, 1024);
+    pool = ram_extent_pool_new(&config, &error_abort);
+    g_assert_true(ram_extent_save(pool, &extent, &error_abort));
+    do {
+        g_usleep(1000);
+        memset(&stats, 0, sizeof(stats));
+        ram_extent_stats(pool, &stats);
+    } while (stats.direct.bytes_written < 1024 * PAGE &&
+             g_get_monotonic_time() < end);
+    g_assert_cmpuint(stats.direct.bytes_written, ==, 1024 * PAGE);
+    ram_extent_pool_free(pool);
+out:
+    if (config.direct_fd >= 0) {
+        close(config.direct_fd);
+    }
+    fixture_destroy(&f);
+}
+
 static void *cancel_thread(void *opaque)
 {
     g_usleep(g_test_rand_int_range(0, 3000));
@@ -424,6 +470,7 @@ int main(int argc, char **argv)
     g_test_add_func("/ram-extent/keep-absent", test_keep_absent);
     g_test_add_func("/ram-extent/write-error", test_write_error);
     g_test_add_func("/ram-extent/truncated", test_truncated);
+    g_test_add_func("/ram-extent/idle", test_idle);
     g_test_add_func("/ram-extent/cancel", test_cancel);
     return g_test_run();
 }
