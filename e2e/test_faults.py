@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import random
+import re
 import shutil
 import subprocess
 import threading
@@ -667,6 +668,58 @@ def test_full(t):
         want = vm.ram_hash()
         t.restores(f'file:{path}', want).kill()
         vm.kill()
+
+
+@test('full: RAM that does not fit is refused before it is written',
+      quick=True, timeout=200)
+def test_does_not_fit(t):
+    """While the guest runs.  What is zero needs no room."""
+    for kind, size in (('tmpfs', 200 * MIB), ('ext4', 300 * MIB),
+                       ('xfs', 400 * MIB)):
+        target = t.filesystem(kind, size)
+        path = os.path.join(target, 'image')
+        # The firmware's is the only memory that is not zero
+        small = t.vm(guest=False, ram=256)
+        for mode in (Mode(4, True), Mode(0)):
+            filler = fill(target, 24 * MIB)
+            vm = t.source(guest=DIRTY)
+            info = vm.try_save(f'file:{path}', mode)
+            check_error(info, path, cause(errno.ENOSPC))
+            check_early(vm, info, kind)
+            vm.kill()
+            small.save(f'file:{path}', mode)
+            want = small.ram_hash()
+            dst = t.vm(incoming=True, guest=False, ram=256)
+            dst.load(f'file:{path}', mode)
+            assert dst.ram_hash() == want, 'restored RAM differs'
+            dst.kill()
+            small.command('cont')
+            os.unlink(path)
+            os.unlink(filler)
+        small.kill()
+
+
+@test('full: a file system that may compress only leads to a warning',
+      timeout=120)
+def test_may_fit(t):
+    target = t.filesystem('btrfs', 400 * MIB)
+    fill(target, 24 * MIB)
+    vm = t.source(guest=DIRTY)
+    info = vm.try_save(f'file:{target}/image', Mode(4, True))
+    check_error(info, 'cannot write', cause(errno.ENOSPC))
+    assert 'RAM may need' in vm.stderr(), vm.stderr()
+    vm.ticks_on(1)
+
+
+def check_early(vm, info, kind):
+    """Nothing was written for nothing, and the guest has not noticed."""
+    never_stopped(vm)
+    written = sum(info['direct-io'][kind]
+                  for kind in ('direct-bytes', 'buffered-bytes'))
+    assert not written, f'{kind}: {written} bytes were written'
+    said = info['error-desc']
+    assert kind in said and re.search(r'needs \d{8} bytes', said), said
+    vm.ticks_on(1)
 
 
 @test('full: the target fills up and has space again', timeout=300)

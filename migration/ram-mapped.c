@@ -20,6 +20,7 @@
 #include "qemu/main-loop.h"
 #include "ram.h"
 #include "ram-mapped.h"
+#include "ram-space.h"
 #include "trace.h"
 
 typedef struct RamMapped {
@@ -30,6 +31,8 @@ typedef struct RamMapped {
     uint32_t alignment;
     /* RAMBlock to RamExtentBlock; changed only in the setup of a save */
     GHashTable *blocks;
+    RamSpaceCheck space;
+    bool space_checked;
     /* what ram_mapped_save_news() has told already */
     RamExtentCounts told;
 } RamMapped;
@@ -137,6 +140,9 @@ static RamMapped *ram_mapped_new(QEMUFile *f, bool load, Error **errp)
     m->alignment = config.direct_fd < 0 ? 0 :
                    config.direct_limits.offset_align;
     m->blocks = g_hash_table_new_full(NULL, NULL, NULL, extent_block_free);
+    m->space = (RamSpaceCheck) {
+        .fd = config.fd, .name = config.name, .blocks = m->blocks,
+    };
     return m;
 }
 
@@ -258,7 +264,16 @@ bool ram_mapped_save_extent(RAMBlock *rb, RamExtent *extent, Error **errp)
                    "has no place in the file", rb->idstr);
         return false;
     }
+    if (!saving->space_checked && !ram_mapped_save_check_space(errp)) {
+        return false;
+    }
     return ram_extent_save(saving->pool, extent, errp);
+}
+
+bool ram_mapped_save_check_space(Error **errp)
+{
+    saving->space_checked = true;
+    return ram_space_check(&saving->space, errp);
 }
 
 bool ram_mapped_save_settle(Error **errp)
@@ -334,6 +349,7 @@ void ram_mapped_save_cancel(void)
 {
     QEMU_LOCK_GUARD(&running_lock);
     if (saving) {
+        qatomic_set(&saving->space.stop, true);
         ram_extent_cancel(saving->pool);
     }
 }

@@ -76,6 +76,18 @@ bool ram_mapped_saving(void);
  */
 bool ram_mapped_save_extent(RAMBlock *rb, RamExtent *extent, Error **errp);
 
+/**
+ * ram_mapped_save_check_space:
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Whether there is room for what is dirty; see ram_space_check().  The first
+ * extent of a save does this by itself.  To be called again when it may be the
+ * last time that the guest runs, after a drain and the synchronization.
+ *
+ * Returns: true, or false with @errp set.
+ */
+bool ram_mapped_save_check_space(Error **errp);
+
 /* Waits until all extents are looked at; see ram_extent_settle(). */
 bool ram_mapped_save_settle(Error **errp);
 
