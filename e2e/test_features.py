@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Features of QEMU that have to do with RAM, beside saving it to files."""
+
+import os
+import re
+
+from .lib import image
+from .lib.harness import Mode, Skip, test
+from .lib.qmp import QMPError
+
+MODES = (None, Mode(0), Mode(4), Mode(1, True), Mode(4, True))
+STREAM = Mode(0)
+TABLE = 60000           # an ACPI table has less than 64 KiB
+
+
+def hmp(vm, line):
+    return vm.command('human-monitor-command', {'command-line': line})
+
+
+def used_length(vm, block):
+    """Of a RAM block, as it is now."""
+    found = re.search(rf'{re.escape(block)} .*?0x[0-9a-f]+ (0x[0-9a-f]+)',
+                      hmp(vm, 'info ramblock'))
+    assert found, f'there is no RAM block {block}'
+    return int(found.group(1), 16)
+
+
+def setup(vm, mode):
+    """`mode`, or the plain stream, without mapped-ram, for None."""
+    vm.setup(mode or STREAM)
+    if not mode:
+        vm.command('migrate-set-capabilities', {'capabilities': [
+            {'capability': 'mapped-ram', 'state': False}]})
+
+
+def tables(t, count):
+    """Arguments for so many ACPI tables more."""
+    path = t.path('table')
+    if not os.path.exists(path):
+        with open(path, 'wb') as f:
+            f.write(bytes(range(250)) * (TABLE // 250))
+    args = []
+    for i in range(count):
+        args += ['-acpitable', f'sig=QDI{i},data={path}']
+    return args
+
+
+@test('features: RAM blocks that are resized when they are restored',
+      quick=True, timeout=240)
+def test_resizable(t):
+    """ACPI tables are in a block that grows with them: here the source has
+    more of them than the destination, then fewer."""
+    block = '/rom@etc/acpi/tables'
+    for here, there in ((4, 0), (0, 4)):
+        for mode in MODES:
+            path = t.path('image')
+            src = t.vm(guest=False, ram=64, args=tables(t, here))
+            src.command('stop')
+            setup(src, mode)
+            src.save(f'file:{path}')
+            size, want = used_length(src, block), src.ram_hash()
+            src.kill()
+            for emulator in others(t):
+                dst = t.vm(guest=False, ram=64, incoming=True,
+                           emulator=emulator, args=tables(t, there))
+                before = used_length(dst, block)
+                assert before != size, 'both have the same size already'
+                setup(dst, mode)
+                dst.load(f'file:{path}')
+                after = used_length(dst, block)
+                assert after == size, f'{before} became {after}, not {size}'
+                assert dst.ram_hash() == want, 'restored RAM differs'
+                # Stock QEMU leaves what was there where zeros should be
+                if mode and emulator is not t.config.stock:
+                    check_saved_again(t, dst, path)
+                dst.kill()
+            os.unlink(path)
+
+
+def others(t):
+    """Who restores it."""
+    return [t.config.ours] + [e for e in (t.config.other, t.config.stock) if e]
+
+
+def check_saved_again(t, vm, path):
+    """All of its RAM blocks are those of the image."""
+    again = t.path('again')
+    vm.save(f'file:{again}', Mode(1))
+    code, found = image.tool('compare', path, again)
+    assert code == 0 and found['same'], f'{vm.emulator.name}: {found}'
+    os.unlink(again)
+
+
+@test('features: shared memory is left out with x-ignore-shared', quick=True)
+def test_ignore_shared(t):
+    """It stays in its file, and is not in the image."""
+    memory = t.path('memory')
+    args = ('-object', f'memory-backend-file,id=ram0,size=128M,share=on,'
+            f'mem-path={memory}', '-machine', 'memory-backend=ram0')
+    path = t.path('image')
+    src = t.source(args=args)
+    setup(src, None)
+    allow(src, 'x-ignore-shared')
+    src.save(f'file:{path}')
+    want = src.ram_hash()
+    src.kill()
+    size = os.path.getsize(path)
+    assert size < 16 << 20, f'the image has {size} bytes'
+    dst = t.vm(incoming=True, args=args)
+    setup(dst, None)
+    allow(dst, 'x-ignore-shared')
+    dst.load(f'file:{path}')
+    assert dst.ram_hash() == want, 'restored RAM differs'
+    goes_on(dst)
+
+
+def allow(vm, capability):
+    vm.command('migrate-set-capabilities', {'capabilities': [
+        {'capability': capability, 'state': True}]})
+
+
+def goes_on(vm):
+    vm.command('cont')
+    vm.ticks_on()
+    vm.kill()
+
+
+@test('features: a background snapshot to a file', quick=True)
+def test_background_snapshot(t):
+    """RAM is as it was at the beginning, though the guest goes on."""
+    path = t.path('image')
+    src = t.source(guest={'dirty': 32})
+    setup(src, None)
+    try:
+        allow(src, 'background-snapshot')
+    except QMPError as err:
+        raise Skip(f'not on this host: {err.desc}') from None
+    src.save(f'file:{path}')
+    src.ticks_on(1)
+    src.kill()
+    dst = t.vm(incoming=True)
+    setup(dst, None)
+    dst.load(f'file:{path}')
+    # The guest looks at all of its memory
+    dst.command('cont')
+    dst.wait_guest('sweep', 1)
+    dst.kill()
+
+
+@test('features: cpr-reboot saves to files', quick=True)
+def test_cpr_reboot(t):
+    if version(t.config.ours) < (8, 2):
+        raise Skip(f'QEMU {t.config.ours.version} has no parameter "mode"')
+    for mode in MODES:
+        path = t.path('image')
+        src = t.source()
+        setup(src, mode)
+        src.command('migrate-set-parameters', {'mode': 'cpr-reboot'})
+        src.save(f'file:{path}')
+        want = src.ram_hash()
+        src.kill()
+        dst = t.vm(incoming=True)
+        setup(dst, mode)
+        dst.command('migrate-set-parameters', {'mode': 'cpr-reboot'})
+        dst.load(f'file:{path}')
+        assert dst.ram_hash() == want, f'{mode}: restored RAM differs'
+        goes_on(dst)
+        os.unlink(path)
+
+
+def version(emulator):
+    return tuple(int(x) for x in emulator.version.split('.')[:2])
+
+
+@test('features: memory that virtio-mem has not plugged stays unpopulated',
+      quick=True)
+def test_virtio_mem(t):
+    memory = t.path('memory')
+    args = ('-m', '128,maxmem=2G', '-object',
+            f'memory-backend-file,id=vm0,size=512M,share=on,mem-path={memory}',
+            '-device', 'virtio-mem-pci,id=vmem0,memdev=vm0,requested-size=0')
+    for mode in MODES:
+        path = t.path('image')
+        src = t.source(args=args)
+        setup(src, mode)
+        src.save(f'file:{path}')
+        want = src.ram_hash()
+        check_unpopulated(memory, 'saving')
+        src.kill()
+        dst = t.vm(incoming=True, args=args)
+        setup(dst, mode)
+        dst.load(f'file:{path}')
+        assert dst.ram_hash() == want, f'{mode}: restored RAM differs'
+        check_unpopulated(memory, 'restoring')
+        goes_on(dst)
+        os.unlink(path)
+        os.unlink(memory)
+
+
+def check_unpopulated(memory, what):
+    used = os.stat(memory).st_blocks * 512
+    assert used < 1 << 20, f'{what} populated {used} bytes'
