@@ -110,7 +110,8 @@ def _limits(rows):
            _ratio(MIB / ROTATING['rate'], ours), True, '')
     costs = [row.median('save') / row.ram for row in
              _stock(rows, 'slow', 'save', legacy=False)]
-    yield ("slow disk: rate, of stock's best direct", 10,
+    yield ("slow disk: rate, of stock's best direct as it is set by default",
+           10,
            _ratio(min(costs, default=None), ours), True, '')
     for row in rows.of('tcp', 'save', program='ours'):
         base = rows.of('tcp', 'save', program='base',
