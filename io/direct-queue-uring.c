@@ -12,15 +12,27 @@
 #include "qemu/osdep.h"
 #include "qapi/error.h"
 #include "direct-queue-int.h"
+#include "trace.h"
 
 #include <liburing.h>
 
 /* How long to wait if the kernel has no memory even for a submission. */
 #define NO_MEMORY_WAIT_US   1000
 
+/*
+ * What can't be done without waiting, such as a write into a hole of a file,
+ * the kernel hands to threads of its own.  It has been seen (Linux 6.18) to
+ * leave such requests lying, with no thread at all, until one more came.  So
+ * after each second without a completion one more comes, that does nothing.
+ * A disk may really take that long: then no more than so many are out.
+ */
+#define NUDGE_AFTER_S       1
+#define NUDGES_MAX          4
+
 typedef struct UringState {
     struct io_uring ring;
     int fd;
+    unsigned nudges;            /* that have not come back */
 } UringState;
 
 /* Why there is no io_uring: mostly because somebody decided so. */
@@ -160,9 +172,29 @@ static DirectSubmit uring_submit(void *state, DirectRequest *req,
     return DIRECT_SUBMIT_QUEUED;
 }
 
+/* Make the kernel look at what it may have forgotten. */
+static void uring_nudge(UringState *s)
+{
+    struct io_uring_sqe *sqe;
+
+    if (s->nudges == NUDGES_MAX) {
+        return;
+    }
+    sqe = io_uring_get_sqe(&s->ring);
+    if (sqe) {
+        trace_direct_queue_uring_nudge(s, s->fd, s->nudges);
+        io_uring_prep_nop(sqe);
+        io_uring_sqe_set_flags(sqe, IOSQE_ASYNC);
+        io_uring_sqe_set_data(sqe, NULL);
+        s->nudges++;
+        io_uring_submit(&s->ring);
+    }
+}
+
 /* Wait for something to come back, or for a while if that can't be. */
 static void uring_wait(UringState *s)
 {
+    struct __kernel_timespec timeout = { .tv_sec = NUDGE_AFTER_S };
     struct io_uring_cqe *cqe;
     int ret = 0;
 
@@ -170,12 +202,29 @@ static void uring_wait(UringState *s)
         ret = io_uring_submit(&s->ring);
     }
     if (ret >= 0) {
-        ret = io_uring_wait_cqe(&s->ring, &cqe);
+        ret = io_uring_wait_cqe_timeout(&s->ring, &cqe, &timeout);
     }
-    if (ret < 0 && ret != -EINTR) {
+    if (ret == -ETIME) {
+        uring_nudge(s);
+    } else if (ret < 0 && ret != -EINTR) {
         /* The kernel is short of memory, which only time can help. */
         g_usleep(NO_MEMORY_WAIT_US);
     }
+}
+
+/* The next completion of a request, or NULL; drops those of nudges. */
+static struct io_uring_cqe *uring_peek(UringState *s)
+{
+    struct io_uring_cqe *cqe;
+
+    while (io_uring_peek_cqe(&s->ring, &cqe) == 0) {
+        if (io_uring_cqe_get_data(cqe)) {
+            return cqe;
+        }
+        s->nudges--;
+        io_uring_cqe_seen(&s->ring, cqe);
+    }
+    return NULL;
 }
 
 static bool uring_reap(void *state, bool wait, DirectRequest **req,
@@ -184,7 +233,7 @@ static bool uring_reap(void *state, bool wait, DirectRequest **req,
     UringState *s = state;
     struct io_uring_cqe *cqe;
 
-    while (io_uring_peek_cqe(&s->ring, &cqe) < 0) {
+    while (!(cqe = uring_peek(s))) {
         if (!wait) {
             return false;
         }

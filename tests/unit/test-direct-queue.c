@@ -1661,6 +1661,48 @@ static void check_choice(int fd, const Forbidden *uring, const Forbidden *aio,
     _exit(0);
 }
 
+static void *write_late(void *opaque)
+{
+    static const uint8_t data[4096] = { 1, 2, 3 };
+
+    g_usleep(2500 * 1000);
+    g_assert_cmpint(write(*(int *)opaque, data, sizeof(data)), ==,
+                    sizeof(data));
+    return NULL;
+}
+
+/* A request that takes its time is waited for, however often one looks. */
+static void test_uring_patience(void)
+{
+    DirectQueueConfig config = {
+        .name = "the-file",
+        .engine = DIRECT_QUEUE_ENGINE_IO_URING,
+        .depth = 1,
+    };
+    uint8_t buf[4096] = {};
+    DirectQueueStats stats;
+    DirectQueue *q;
+    GThread *thread;
+    int fds[2];
+
+    /* io_uring reads pipes as well as files */
+    g_assert_cmpint(pipe(fds), ==, 0);
+    config.fd = fds[0];
+    direct_io_limits_buffered(&config.limits);
+    q = direct_queue_new(&config, &error_abort);
+    thread = g_thread_new("late", write_late, &fds[1]);
+    g_assert_true(direct_queue_read(q, buf, sizeof(buf), 0, &error_abort));
+    g_assert_true(direct_queue_drain(q, &error_abort));
+    g_thread_join(thread);
+    g_assert_cmpuint(buf[2], ==, 3);
+    direct_queue_get_stats(q, &stats);
+    g_assert_cmpuint(stats.requests, ==, 1);
+    g_assert_cmpuint(stats.slowest_us, >=, 2000 * 1000);
+    direct_queue_free(q);
+    close(fds[0]);
+    close(fds[1]);
+}
+
 static void test_sandbox(void)
 {
     static const Forbidden urings[] = {
@@ -1852,6 +1894,10 @@ int main(int argc, char **argv)
     g_test_add_func("/direct-queue/fault/mixed", test_mixed);
     g_test_add_func("/direct-queue/fault/cancel-in-flight",
                     test_cancel_in_flight);
+    if (works[DIRECT_QUEUE_ENGINE_IO_URING]) {
+        g_test_add_func("/direct-queue/io_uring/patience",
+                        test_uring_patience);
+    }
     if (works[DIRECT_QUEUE_ENGINE_IO_URING] &&
         works[DIRECT_QUEUE_ENGINE_LINUX_AIO]) {
         g_test_add_func("/direct-queue/sandbox", test_sandbox);
