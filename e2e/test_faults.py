@@ -699,6 +699,16 @@ def test_does_not_fit(t):
         small.kill()
 
 
+@test('full: a tmpfs without a limit has room', quick=True)
+def test_no_limit(t):
+    """It says that it has nothing."""
+    target = t.filesystem('tmpfs', 0)
+    vm = t.source(guest=DIRTY)
+    vm.save(f'file:{target}/image', Mode(2))
+    want = vm.ram_hash()
+    t.restores(f'file:{target}/image', want, Mode(2)).kill()
+
+
 @test('full: a file system that may compress only leads to a warning',
       timeout=120)
 def test_may_fit(t):

@@ -16,7 +16,11 @@
 #include "qemu/direct-io.h"
 #include "qemu/error-report.h"
 #include "ram-space.h"
+#include "system/runstate.h"
 #include "trace.h"
+
+/* What is needed may be so much less, as a part of it, if the guest runs. */
+#define MARGIN 16
 
 #ifdef CONFIG_LINUX
 #include <sys/statvfs.h>
@@ -28,6 +32,10 @@ static bool room_for(int fd, uint64_t *bytes)
     struct stat st;
 
     if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || fstatvfs(fd, &fs) < 0) {
+        return false;
+    }
+    /* A tmpfs without a limit, or a file system that does not know */
+    if (!fs.f_blocks) {
         return false;
     }
     /* What is reserved for root is there for root; st_blocks is in 512. */
@@ -128,7 +136,9 @@ bool ram_space_check(RamSpaceCheck *check, Error **errp)
         return true;
     }
     needed = bytes_needed(check, true);
-    if (needed <= room || qatomic_read(&check->stop)) {
+    /* Pages of a guest that runs may become zero before their turn comes. */
+    if (needed - (runstate_is_running() ? needed / MARGIN : 0) <= room ||
+        qatomic_read(&check->stop)) {
         return true;
     }
     error_setg(errp, "%s: no space left for RAM: it needs %" PRIu64 " bytes, "
