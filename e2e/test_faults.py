@@ -699,6 +699,25 @@ def test_does_not_fit(t):
         small.kill()
 
 
+@test('full: the old image in the file makes room for the new one',
+      timeout=200)
+def test_reused(t):
+    for kind, size in (('tmpfs', 200 * MIB), ('ext4', 300 * MIB),
+                       ('xfs', 400 * MIB)):
+        target = t.filesystem(kind, size)
+        path = os.path.join(target, 'image')
+        vm = t.source(guest=DIRTY)
+        vm.save(f'file:{path}', Mode(4, True))
+        fill(target, 24 * MIB)
+        vm.command('cont')
+        try:
+            vm.save(f'file:{path}', Mode(4, True))
+        except AssertionError as err:
+            raise AssertionError(f'{kind}: {err}') from None
+        t.restores(f'file:{path}', vm.ram_hash(), Mode(1)).kill()
+        vm.kill()
+
+
 @test('full: a tmpfs without a limit has room', quick=True)
 def test_no_limit(t):
     """It says that it has nothing."""
