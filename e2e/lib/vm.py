@@ -259,12 +259,16 @@ class VM(Console):
         return len(os.listdir(f'/proc/{self.pid}/fd'))
 
     def threads(self):
-        """[(name and id, state)], a state as in /proc: R, S, D ..."""
+        """[(name and id, state, CPU seconds)], a state as in /proc: R, S,
+        D ..."""
+        ticks = os.sysconf('SC_CLK_TCK')
         result = []
         for tid in os.listdir(f'/proc/{self.pid}/task'):
             with open(f'/proc/{self.pid}/task/{tid}/stat') as f:
                 name, _, rest = f.read().partition(' (')[2].rpartition(') ')
-            result.append((f'"{name}" ({tid})', rest.split()[0]))
+            fields = rest.split()
+            result.append((f'"{name}" ({tid})', fields[0],
+                           (int(fields[11]) + int(fields[12])) / ticks))
         return result
 
     def kill(self):
