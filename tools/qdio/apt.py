@@ -21,7 +21,7 @@ SUITES = (RELEASE, f'{RELEASE}-updates', f'{RELEASE}-security')
 # The programs and libraries that the steps need, by suite
 PACKAGES = ('build-essential ccache ninja-build pkg-config libglib2.0-dev '
             'zlib1g-dev libzstd-dev libaio-dev liburing-dev libfdt-dev '
-            'dpkg-dev git python3-venv bison flex btrfs-progs xfsprogs '
+            'libpixman-1-dev dpkg-dev git python3-venv bison flex btrfs-progs xfsprogs '
             'e2fsprogs strace mount util-linux').split()
 BACKPORTED = 'meson python3-pycotap'.split()
 
