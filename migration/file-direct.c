@@ -16,7 +16,7 @@
 #include "qemu/error-report.h"
 #include "trace.h"
 
-/* RAM_EXTENT_ALIGN_MAX of the smallest pages there are, of 4 KiB. */
+/* MAPPED_RAM_EXTENT_ALIGN_MAX of the smallest pages there are, of 4 KiB. */
 #define DIRECT_ALIGN_MAX (32 * 4096)
 
 static int direct_fd = -1;

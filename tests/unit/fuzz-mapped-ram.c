@@ -23,7 +23,7 @@
 #include "qemu/bswap.h"
 #include "qemu/host-utils.h"
 #include "qapi/error.h"
-#include "migration/mapped-ram.h"
+#include "migration/mapped-ram-layout.h"
 
 /* Larger bitmaps say nothing that smaller ones do not. */
 #define BITMAP_MAX (64 * 1024)

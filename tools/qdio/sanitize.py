@@ -26,7 +26,7 @@ ASAN_OPTIONS = ['--enable-sanitizers', '--without-default-devices',
                 '--extra-cflags=-O1']
 
 # What has threads of its own, or is handed from one to another
-TSAN_TESTS = [('unit', 'test-direct-queue'), ('unit', 'test-ram-extent')]
+TSAN_TESTS = [('unit', 'test-direct-queue'), ('unit', 'test-mapped-ram-pool')]
 # The queue's test of sandboxes starts threads in a child
 TSAN = {'TSAN_OPTIONS': 'die_after_fork=0:exitcode=66'}
 

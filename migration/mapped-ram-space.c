@@ -3,19 +3,19 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * See ram-space.h.
+ * See mapped-ram-space.h.
  */
 
 #include "qemu/osdep.h"
 #include "exec/ramblock.h"
-#include "migration/ram-extent.h"
+#include "migration/mapped-ram-pool.h"
 #include "qapi/error.h"
 #include "qemu/atomic.h"
 #include "qemu/bitops.h"
 #include "qemu/cutils.h"
 #include "qemu/direct-io.h"
 #include "qemu/error-report.h"
-#include "ram-space.h"
+#include "mapped-ram-space.h"
 #include "system/runstate.h"
 #include "trace.h"
 
@@ -64,14 +64,14 @@ static bool fs_is_exact(const char *fs)
 }
 
 /* The pages of one word of the bitmaps that are dirty and have no place yet */
-static unsigned long new_pages(const RAMBlock *rb, const RamExtentBlock *b,
+static unsigned long new_pages(const RAMBlock *rb, const MappedRamBlock *b,
                                unsigned long word)
 {
     return rb->bmap[word] & ~b->present[word];
 }
 
 /* How many of the pages of a word are other than zero */
-static unsigned count_data(const RamExtentBlock *b, unsigned long word,
+static unsigned count_data(const MappedRamBlock *b, unsigned long word,
                            unsigned long pages)
 {
     unsigned count = 0;
@@ -89,7 +89,7 @@ static unsigned count_data(const RamExtentBlock *b, unsigned long word,
  * How many bytes the file needs for what has been written and what is dirty;
  * with @scan only for those dirty pages that are not zero.
  */
-static uint64_t bytes_needed(RamSpaceCheck *check, bool scan)
+static uint64_t bytes_needed(MappedRamSpaceCheck *check, bool scan)
 {
     uint64_t needed = 0;
     GHashTableIter iter;
@@ -98,7 +98,7 @@ static uint64_t bytes_needed(RamSpaceCheck *check, bool scan)
     g_hash_table_iter_init(&iter, check->blocks);
     while (g_hash_table_iter_next(&iter, &key, &value)) {
         const RAMBlock *rb = key;
-        const RamExtentBlock *b = value;
+        const MappedRamBlock *b = value;
         uint64_t pages = mapped_ram_layout_pages(&b->layout);
         uint64_t count = bitmap_count_one(b->present, pages);
 
@@ -113,7 +113,7 @@ static uint64_t bytes_needed(RamSpaceCheck *check, bool scan)
     return needed;
 }
 
-bool ram_space_check(RamSpaceCheck *check, Error **errp)
+bool mapped_ram_space_check(MappedRamSpaceCheck *check, Error **errp)
 {
     g_autofree char *fs = direct_io_fs_name(check->fd);
     uint64_t room, needed;
@@ -122,7 +122,7 @@ bool ram_space_check(RamSpaceCheck *check, Error **errp)
         return true;
     }
     needed = bytes_needed(check, false);
-    trace_ram_space_check(check->name, needed, room);
+    trace_mapped_ram_space_check(check->name, needed, room);
     if (needed <= room) {
         return true;
     }

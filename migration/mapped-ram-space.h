@@ -8,23 +8,23 @@
 #define MIGRATION_RAM_SPACE_H
 
 /**
- * RamSpaceCheck:
+ * MappedRamSpaceCheck:
  * @fd: the file that RAM is saved to
  * @name: its name, for messages
- * @blocks: RAMBlock to RamExtentBlock, all that are saved
+ * @blocks: RAMBlock to MappedRamBlock, all that are saved
  * @stop: atomic; set by any thread to end the check, which then succeeds
  * @warned: whether a warning has been given already
  */
-typedef struct RamSpaceCheck {
+typedef struct MappedRamSpaceCheck {
     int fd;
     const char *name;
     GHashTable *blocks;
     bool stop;
     bool warned;
-} RamSpaceCheck;
+} MappedRamSpaceCheck;
 
 /**
- * ram_space_check:
+ * mapped_ram_space_check:
  * @check: see there
  * @errp: pointer to a NULL-initialized error object
  *
@@ -40,10 +40,10 @@ typedef struct RamSpaceCheck {
  * warning at most.  Others than regular files have room.
  *
  * Called by the thread that migrates, without the iothread lock, when no
- * channel is at work.
+ * worker is busy.
  *
  * Returns: false with @errp set if RAM does not fit.
  */
-bool ram_space_check(RamSpaceCheck *check, Error **errp);
+bool mapped_ram_space_check(MappedRamSpaceCheck *check, Error **errp);
 
 #endif

@@ -4,42 +4,42 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * Between ram.c, which knows which pages are dirty, and the extents
- * (include/migration/ram-extent.h), which move pages.  Puts a header for each
- * RAM block into the stream, and keeps the channels of the running save or
+ * (include/migration/mapped-ram-pool.h), which move pages.  Puts a header for
+ * each RAM block into the stream, and keeps the workers of the running save or
  * load.  There is at most one of each.
  */
 
-#ifndef QEMU_MIGRATION_RAM_MAPPED_H
-#define QEMU_MIGRATION_RAM_MAPPED_H
+#ifndef QEMU_MIGRATION_MAPPED_RAM_H
+#define QEMU_MIGRATION_MAPPED_RAM_H
 
 #include "exec/cpu-common.h"
-#include "migration/ram-extent.h"
+#include "migration/mapped-ram-pool.h"
 #include "qapi/qapi-types-direct-io.h"
 #include "qemu-file.h"
 
 /**
- * ram_mapped_wanted:
+ * mapped_ram_wanted:
  * @f: the main stream
  *
  * Returns: whether RAM goes to or comes from fixed places of @f: the
  *          mapped-ram capability is set, and @f is seekable.  A snapshot
  *          (savevm, loadvm) is not, and stays as it was.
  */
-bool ram_mapped_wanted(QEMUFile *f);
+bool mapped_ram_wanted(QEMUFile *f);
 
 /**
- * ram_mapped_save_begin:
+ * mapped_ram_save_begin:
  * @f: the main stream
  * @errp: pointer to a NULL-initialized error object
  *
- * Starts the channels.  Called by the migration thread before any block.
+ * Starts the workers.  Called by the migration thread before any block.
  *
  * Returns: true, or false with @errp set.
  */
-bool ram_mapped_save_begin(QEMUFile *f, Error **errp);
+bool mapped_ram_save_begin(QEMUFile *f, Error **errp);
 
 /**
- * ram_mapped_save_block:
+ * mapped_ram_save_block:
  * @f: the main stream, behind the name and length of @rb
  * @rb: a RAM block
  * @errp: pointer to a NULL-initialized error object
@@ -48,10 +48,10 @@ bool ram_mapped_save_begin(QEMUFile *f, Error **errp);
  *
  * Returns: true, or false with @errp set.
  */
-bool ram_mapped_save_block(QEMUFile *f, RAMBlock *rb, Error **errp);
+bool mapped_ram_save_block(QEMUFile *f, RAMBlock *rb, Error **errp);
 
 /**
- * ram_mapped_save_ready:
+ * mapped_ram_save_ready:
  * @f: the main stream, behind the last block
  * @errp: pointer to a NULL-initialized error object
  *
@@ -61,62 +61,63 @@ bool ram_mapped_save_block(QEMUFile *f, RAMBlock *rb, Error **errp);
  *
  * Returns: true, or false with @errp set, when the file can't be that large.
  */
-bool ram_mapped_save_ready(QEMUFile *f, Error **errp);
+bool mapped_ram_save_ready(QEMUFile *f, Error **errp);
 
-/* Whether a save is between ram_mapped_save_begin() and _cleanup(). */
-bool ram_mapped_saving(void);
+/* Whether a save is between mapped_ram_save_begin() and _cleanup(). */
+bool mapped_ram_saving(void);
 
 /**
- * ram_mapped_save_extent:
- * @rb: a RAM block that has been given to ram_mapped_save_block()
+ * mapped_ram_save_extent:
+ * @rb: a RAM block that has been given to mapped_ram_save_block()
  * @extent: which of its pages to save; @extent->block is filled in here
  * @errp: pointer to a NULL-initialized error object
  *
- * Hands dirty pages to the channels; see ram_extent_save().
+ * Hands dirty pages to the workers; see mapped_ram_pool_save().
  */
-bool ram_mapped_save_extent(RAMBlock *rb, RamExtent *extent, Error **errp);
+bool mapped_ram_save_extent(RAMBlock *rb, MappedRamExtent *extent,
+                            Error **errp);
 
 /**
- * ram_mapped_save_check_space:
+ * mapped_ram_save_check_space:
  * @errp: pointer to a NULL-initialized error object
  *
- * Whether there is room for what is dirty; see ram_space_check().  The first
- * extent of a save does this by itself.  To be called again when it may be the
+ * Whether there is room for what is dirty; see mapped_ram_space_check().  The
+ * first extent of a save does this by itself.  To be called again when it may be the
  * last time that the guest runs, after a drain and the synchronization.
  *
  * Returns: true, or false with @errp set.
  */
-bool ram_mapped_save_check_space(Error **errp);
+bool mapped_ram_save_check_space(Error **errp);
 
-/* Waits until all extents are looked at; see ram_extent_settle(). */
-bool ram_mapped_save_settle(Error **errp);
+/* Waits until all extents are looked at; see mapped_ram_pool_wait_scanned(). */
+bool mapped_ram_save_wait_scanned(Error **errp);
 
 /*
- * Waits until all extents are written; see ram_extent_drain().  To be called
- * before each synchronization of the dirty bitmap.
+ * Waits until all extents are written; see mapped_ram_pool_drain().  To be
+ * called before each synchronization of the dirty bitmap.
  */
-bool ram_mapped_save_drain(Error **errp);
+bool mapped_ram_save_drain(Error **errp);
 
 /**
- * ram_mapped_save_news:
- * @news: where to put the counts of what happened since the last call
+ * mapped_ram_save_delta:
+ * @delta: where to put the counts of what happened since the last call
  *
  * Called by the migration thread only.
  */
-void ram_mapped_save_news(RamExtentCounts *news);
+void mapped_ram_save_delta(MappedRamCounts *delta);
 
 /**
- * ram_mapped_save_pending:
+ * mapped_ram_save_pending:
  *
  * May be called from any thread.
  *
- * Returns: how many bytes of RAM have been handed to the channels of the
+ * Returns: how many bytes of RAM have been handed to the workers of the
  *          running save, and are not in the file yet
  */
-uint64_t ram_mapped_save_pending(void);
+uint64_t mapped_ram_save_pending(void);
 
 /**
- * ram_mapped_save_end:
+ * mapped_ram_save_end:
  * @f: the main stream
  * @errp: pointer to a NULL-initialized error object
  *
@@ -124,23 +125,23 @@ uint64_t ram_mapped_save_pending(void);
  *
  * Returns: true, or false with @errp set.
  */
-bool ram_mapped_save_end(QEMUFile *f, Error **errp);
+bool mapped_ram_save_end(QEMUFile *f, Error **errp);
 
 /*
- * Makes the channels of a running save fail at once, without waiting for
+ * Makes the workers of a running save fail at once, without waiting for
  * them.  May be called from any thread.
  */
-void ram_mapped_save_cancel(void);
+void mapped_ram_save_cancel(void);
 
 /*
- * Stops the channels, waiting for their requests in flight, and frees all.
+ * Stops the workers, waiting for their requests in flight, and frees all.
  * Does nothing when no save is running.  The dirty bitmaps and the
  * descriptors must live until this has returned.
  */
-void ram_mapped_save_cleanup(void);
+void mapped_ram_save_cleanup(void);
 
 /**
- * ram_mapped_load_block:
+ * mapped_ram_load_block:
  * @f: the main stream, behind the name and length of @rb
  * @rb: a RAM block, already of the length that the stream says
  * @errp: pointer to a NULL-initialized error object
@@ -151,16 +152,16 @@ void ram_mapped_save_cleanup(void);
  *
  * Returns: true, or false with @errp set.
  */
-bool ram_mapped_load_block(QEMUFile *f, RAMBlock *rb, Error **errp);
+bool mapped_ram_load_block(QEMUFile *f, RAMBlock *rb, Error **errp);
 
-/* Stops the channels of a load, if there are any. */
-void ram_mapped_load_cleanup(void);
+/* Stops the workers of a load, if there are any. */
+void mapped_ram_load_cleanup(void);
 
 /* Forgets the figures of the last save, or load, since a new one begins. */
-void ram_mapped_forget(bool of_load);
+void mapped_ram_forget(bool of_load);
 
 /**
- * ram_mapped_info:
+ * mapped_ram_info:
  * @of_load: of the load, or of the save
  *
  * The figures of the last or running save or load of this process, for
@@ -170,6 +171,6 @@ void ram_mapped_forget(bool of_load);
  *          nor direct-io is set, and no migration to or from a file is
  *          running.
  */
-MigrationDirectIO *ram_mapped_info(bool of_load);
+MigrationDirectIO *mapped_ram_info(bool of_load);
 
 #endif

@@ -3,7 +3,7 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * See ram-mapped.h.
+ * See mapped-ram.h.
  */
 
 #include "qemu/osdep.h"
@@ -19,61 +19,61 @@
 #include "qemu/lockable.h"
 #include "qemu/main-loop.h"
 #include "ram.h"
-#include "ram-mapped.h"
-#include "ram-space.h"
+#include "mapped-ram.h"
+#include "mapped-ram-space.h"
 #include "trace.h"
 
-typedef struct RamMapped {
+typedef struct MappedRam {
     bool load;
-    RamExtentPool *pool;
-    unsigned channels;
+    MappedRamPool *pool;
+    unsigned workers;
     unsigned depth;
     uint32_t alignment;
-    /* RAMBlock to RamExtentBlock; changed only in the setup of a save */
+    /* RAMBlock to MappedRamBlock; changed only in the setup of a save */
     GHashTable *blocks;
-    RamSpaceCheck space;
+    MappedRamSpaceCheck space;
     bool space_checked;
-    /* what ram_mapped_save_news() has told already */
-    RamExtentCounts told;
-} RamMapped;
+    /* what mapped_ram_save_delta() has reported already */
+    MappedRamCounts reported;
+} MappedRam;
 
 /*
  * Made and freed by the thread that migrates, or with the iothread lock when
  * there is no such thread.  The lock below is for those who cancel or ask.
  */
-static RamMapped *saving;
-static RamMapped *loading;
+static MappedRam *saving;
+static MappedRam *loading;
 static QemuMutex running_lock;
 
-/* What query-migrate shows, also after the channels are gone. */
-typedef struct RamMappedRecord {
+/* What query-migrate shows, also after the workers are gone. */
+typedef struct MappedRamRecord {
     bool valid;
-    RamExtentCounts counts;
-    RamExtentStats stats;
+    MappedRamCounts counts;
+    MappedRamStats stats;
     const char *engine;
     char *engine_reason;
-    unsigned channels;
+    unsigned workers;
     unsigned depth;
     /* 0 if it was buffered */
     uint32_t alignment;
-} RamMappedRecord;
+} MappedRamRecord;
 
 /* Of the last save and of the last load; with the iothread lock. */
-static RamMappedRecord records[2];
+static MappedRamRecord records[2];
 
-static void __attribute__((constructor)) ram_mapped_init(void)
+static void __attribute__((constructor)) mapped_ram_init(void)
 {
     qemu_mutex_init(&running_lock);
 }
 
-bool ram_mapped_wanted(QEMUFile *f)
+bool mapped_ram_wanted(QEMUFile *f)
 {
     return migrate_mapped_ram() && qemu_file_is_seekable(f);
 }
 
 static void extent_block_free(void *opaque)
 {
-    RamExtentBlock *b = opaque;
+    MappedRamBlock *b = opaque;
 
     g_free(b->present);
     g_free(b);
@@ -91,87 +91,87 @@ static int stream_fd(QEMUFile *f)
     return QIO_CHANNEL_FILE(qemu_file_get_ioc(f))->fd;
 }
 
-/* Notes the figures of @m for ram_mapped_info().  With running_lock. */
-static void ram_mapped_record(RamMapped *m)
+/* Notes the figures of @m for mapped_ram_info().  With running_lock. */
+static void mapped_ram_record(MappedRam *m)
 {
-    RamMappedRecord *record = &records[m->load];
+    MappedRamRecord *record = &records[m->load];
 
     record->valid = true;
-    record->engine = ram_extent_engine_name(m->pool);
+    record->engine = mapped_ram_pool_engine_name(m->pool);
     g_free(record->engine_reason);
-    record->engine_reason = g_strdup(ram_extent_engine_reason(m->pool));
-    record->channels = m->channels;
+    record->engine_reason = g_strdup(mapped_ram_pool_engine_reason(m->pool));
+    record->workers = m->workers;
     record->depth = m->depth;
     record->alignment = m->alignment;
-    ram_extent_counts(m->pool, &record->counts);
-    ram_extent_stats(m->pool, &record->stats);
+    mapped_ram_pool_counts(m->pool, &record->counts);
+    mapped_ram_pool_stats(m->pool, &record->stats);
 }
 
-void ram_mapped_forget(bool of_load)
+void mapped_ram_forget(bool of_load)
 {
     QEMU_LOCK_GUARD(&running_lock);
     g_free(records[of_load].engine_reason);
-    records[of_load] = (RamMappedRecord) {};
+    records[of_load] = (MappedRamRecord) {};
 }
 
-static RamMapped *ram_mapped_new(QEMUFile *f, bool load, Error **errp)
+static MappedRam *mapped_ram_new(QEMUFile *f, bool load, Error **errp)
 {
-    RamExtentConfig config = {
+    MappedRamPoolConfig config = {
         .name = stream_name(f),
         .thread_name = load ? "mapped-load" : "mapped-save",
         .fd = stream_fd(f),
-        .channels = migrate_multifd() ? migrate_multifd_channels() : 1,
+        .workers = migrate_multifd() ? migrate_multifd_channels() : 1,
         .engine = file_direct_engine(),
     };
-    RamExtentPool *pool;
-    RamMapped *m;
+    MappedRamPool *pool;
+    MappedRam *m;
 
-    config.depth = file_direct_depth(config.channels);
+    config.depth = file_direct_depth(config.workers);
     config.direct_fd = file_direct_fd(&config.direct_limits);
-    pool = ram_extent_pool_new(&config, errp);
+    pool = mapped_ram_pool_new(&config, errp);
     if (!pool) {
         return NULL;
     }
-    m = g_new0(RamMapped, 1);
+    m = g_new0(MappedRam, 1);
     m->load = load;
     m->pool = pool;
-    m->channels = config.channels;
+    m->workers = config.workers;
     m->depth = config.direct_fd < 0 ? 1 : config.depth;
     m->alignment = config.direct_fd < 0 ? 0 :
                    config.direct_limits.offset_align;
     m->blocks = g_hash_table_new_full(NULL, NULL, NULL, extent_block_free);
-    m->space = (RamSpaceCheck) {
+    m->space = (MappedRamSpaceCheck) {
         .fd = config.fd, .name = config.name, .blocks = m->blocks,
     };
     return m;
 }
 
 /* Takes the save or load out of sight, to be freed; NULL if there is none. */
-static RamMapped *ram_mapped_take(RamMapped **running)
+static MappedRam *mapped_ram_take(MappedRam **running)
 {
-    RamMapped *m;
+    MappedRam *m;
 
     QEMU_LOCK_GUARD(&running_lock);
     m = *running;
     *running = NULL;
     if (m) {
-        ram_mapped_record(m);
+        mapped_ram_record(m);
     }
     return m;
 }
 
 /* Waits for requests in flight. */
-static void ram_mapped_free(RamMapped *m)
+static void mapped_ram_free(MappedRam *m)
 {
-    ram_extent_pool_free(m->pool);
+    mapped_ram_pool_free(m->pool);
     g_hash_table_destroy(m->blocks);
     g_free(m);
 }
 
-static RamExtentBlock *extent_block_new(RAMBlock *rb,
+static MappedRamBlock *extent_block_new(RAMBlock *rb,
                                         const MappedRamLayout *layout)
 {
-    RamExtentBlock *b = g_new0(RamExtentBlock, 1);
+    MappedRamBlock *b = g_new0(MappedRamBlock, 1);
 
     b->name = rb->idstr;
     b->host = rb->host;
@@ -198,9 +198,9 @@ static bool stream_ok(QEMUFile *f, Error **errp)
     return false;
 }
 
-bool ram_mapped_save_begin(QEMUFile *f, Error **errp)
+bool mapped_ram_save_begin(QEMUFile *f, Error **errp)
 {
-    RamMapped *m = ram_mapped_new(f, false, errp);
+    MappedRam *m = mapped_ram_new(f, false, errp);
 
     assert(!saving);
     WITH_QEMU_LOCK_GUARD(&running_lock) {
@@ -209,12 +209,12 @@ bool ram_mapped_save_begin(QEMUFile *f, Error **errp)
     return m != NULL;
 }
 
-bool ram_mapped_saving(void)
+bool mapped_ram_saving(void)
 {
     return saving != NULL;
 }
 
-bool ram_mapped_save_block(QEMUFile *f, RAMBlock *rb, Error **errp)
+bool mapped_ram_save_block(QEMUFile *f, RAMBlock *rb, Error **errp)
 {
     uint8_t header[MAPPED_RAM_HEADER_SIZE];
     MappedRamLayout layout;
@@ -225,7 +225,7 @@ bool ram_mapped_save_block(QEMUFile *f, RAMBlock *rb, Error **errp)
                                 qemu_target_page_size(), errp)) {
         return false;
     }
-    trace_ram_mapped_block(rb->idstr, layout.bitmap_offset,
+    trace_mapped_ram_block(rb->idstr, layout.bitmap_offset,
                            layout.pages_offset, layout.length);
     mapped_ram_header_encode(&layout, header);
     qemu_put_buffer(f, header, sizeof(header));
@@ -234,7 +234,7 @@ bool ram_mapped_save_block(QEMUFile *f, RAMBlock *rb, Error **errp)
     return true;
 }
 
-bool ram_mapped_save_ready(QEMUFile *f, Error **errp)
+bool mapped_ram_save_ready(QEMUFile *f, Error **errp)
 {
     off_t end = qemu_get_offset(f);
     struct stat st;
@@ -256,7 +256,7 @@ bool ram_mapped_save_ready(QEMUFile *f, Error **errp)
     return true;
 }
 
-bool ram_mapped_save_extent(RAMBlock *rb, RamExtent *extent, Error **errp)
+bool mapped_ram_save_extent(RAMBlock *rb, MappedRamExtent *extent, Error **errp)
 {
     extent->block = g_hash_table_lookup(saving->blocks, rb);
     if (!extent->block) {
@@ -264,47 +264,47 @@ bool ram_mapped_save_extent(RAMBlock *rb, RamExtent *extent, Error **errp)
                    "has no place in the file", rb->idstr);
         return false;
     }
-    if (!saving->space_checked && !ram_mapped_save_check_space(errp)) {
+    if (!saving->space_checked && !mapped_ram_save_check_space(errp)) {
         return false;
     }
-    return ram_extent_save(saving->pool, extent, errp);
+    return mapped_ram_pool_save(saving->pool, extent, errp);
 }
 
-bool ram_mapped_save_check_space(Error **errp)
+bool mapped_ram_save_check_space(Error **errp)
 {
     saving->space_checked = true;
-    return ram_space_check(&saving->space, errp);
+    return mapped_ram_space_check(&saving->space, errp);
 }
 
-bool ram_mapped_save_settle(Error **errp)
+bool mapped_ram_save_wait_scanned(Error **errp)
 {
-    return ram_extent_settle(saving->pool, errp);
+    return mapped_ram_pool_wait_scanned(saving->pool, errp);
 }
 
-bool ram_mapped_save_drain(Error **errp)
+bool mapped_ram_save_drain(Error **errp)
 {
-    return ram_extent_drain(saving->pool, errp);
+    return mapped_ram_pool_drain(saving->pool, errp);
 }
 
-void ram_mapped_save_news(RamExtentCounts *news)
+void mapped_ram_save_delta(MappedRamCounts *delta)
 {
-    RamExtentCounts now, *told = &saving->told;
+    MappedRamCounts now, *reported = &saving->reported;
 
-    ram_extent_counts(saving->pool, &now);
-    news->normal = now.normal - told->normal;
-    news->zero = now.zero - told->zero;
-    news->direct_bytes = now.direct_bytes - told->direct_bytes;
-    news->buffered_bytes = now.buffered_bytes - told->buffered_bytes;
-    news->requests = now.requests - told->requests;
-    *told = now;
+    mapped_ram_pool_counts(saving->pool, &now);
+    delta->normal = now.normal - reported->normal;
+    delta->zero = now.zero - reported->zero;
+    delta->direct_bytes = now.direct_bytes - reported->direct_bytes;
+    delta->buffered_bytes = now.buffered_bytes - reported->buffered_bytes;
+    delta->requests = now.requests - reported->requests;
+    *reported = now;
 }
 
 /*
- * Bytes that the channels have been given and that are in flight.  Extents
- * that a channel is at are not counted yet while their requests may be done.
+ * Bytes that the workers have been given and that are in flight.  Extents
+ * that a worker is at are not counted yet while their requests may be done.
  */
-static uint64_t bytes_in_flight(const RamExtentCounts *counts,
-                                const RamExtentStats *stats)
+static uint64_t bytes_in_flight(const MappedRamCounts *counts,
+                                const MappedRamStats *stats)
 {
     uint64_t given = counts->direct_bytes + counts->buffered_bytes;
     uint64_t done = stats->direct.bytes_read + stats->direct.bytes_written +
@@ -313,30 +313,30 @@ static uint64_t bytes_in_flight(const RamExtentCounts *counts,
     return given > done ? given - done : 0;
 }
 
-uint64_t ram_mapped_save_pending(void)
+uint64_t mapped_ram_save_pending(void)
 {
-    RamExtentCounts counts;
-    RamExtentStats stats;
+    MappedRamCounts counts;
+    MappedRamStats stats;
 
     QEMU_LOCK_GUARD(&running_lock);
     if (!saving) {
         return 0;
     }
     /* In this order: what is done has been counted before, or will be. */
-    ram_extent_counts(saving->pool, &counts);
-    ram_extent_stats(saving->pool, &stats);
-    return (counts.taken - counts.normal - counts.zero) *
+    mapped_ram_pool_counts(saving->pool, &counts);
+    mapped_ram_pool_stats(saving->pool, &stats);
+    return (counts.queued - counts.normal - counts.zero) *
            qemu_target_page_size() + bytes_in_flight(&counts, &stats);
 }
 
-bool ram_mapped_save_end(QEMUFile *f, Error **errp)
+bool mapped_ram_save_end(QEMUFile *f, Error **errp)
 {
     GHashTableIter iter;
     gpointer value;
 
     g_hash_table_iter_init(&iter, saving->blocks);
     while (g_hash_table_iter_next(&iter, NULL, &value)) {
-        RamExtentBlock *b = value;
+        MappedRamBlock *b = value;
 
         qemu_put_buffer_at(f, (uint8_t *)b->present,
                            mapped_ram_layout_bitmap_size(&b->layout),
@@ -345,22 +345,22 @@ bool ram_mapped_save_end(QEMUFile *f, Error **errp)
     return stream_ok(f, errp);
 }
 
-void ram_mapped_save_cancel(void)
+void mapped_ram_save_cancel(void)
 {
     QEMU_LOCK_GUARD(&running_lock);
     if (saving) {
         qatomic_set(&saving->space.stop, true);
-        ram_extent_cancel(saving->pool);
+        mapped_ram_pool_cancel(saving->pool);
     }
 }
 
-void ram_mapped_save_cleanup(void)
+void mapped_ram_save_cleanup(void)
 {
-    RamMapped *m = ram_mapped_take(&saving);
+    MappedRam *m = mapped_ram_take(&saving);
 
     if (m) {
         file_transport_set_phase(MIGRATION_FILE_PHASE_STREAM);
-        ram_mapped_free(m);
+        mapped_ram_free(m);
     }
 }
 
@@ -401,7 +401,7 @@ static bool load_layout(QEMUFile *f, RAMBlock *rb, MappedRamLayout *layout,
         error_prepend(errp, "%s: ", stream_name(f));
         return false;
     }
-    trace_ram_mapped_block(rb->idstr, layout->bitmap_offset,
+    trace_mapped_ram_block(rb->idstr, layout->bitmap_offset,
                            layout->pages_offset, layout->length);
     return true;
 }
@@ -410,26 +410,26 @@ static bool load_layout(QEMUFile *f, RAMBlock *rb, MappedRamLayout *layout,
  * Loads the pages of a block.  The main loop goes on meanwhile, and somebody
  * there may wait for all readers of RCU, of which our caller is one.
  */
-static bool load_pages(RAMBlock *rb, RamExtentBlock *b, Error **errp)
+static bool load_pages(RAMBlock *rb, MappedRamBlock *b, Error **errp)
 {
     bool ok;
 
     memory_region_ref(rb->mr);
     rcu_read_unlock();
-    ok = ram_extent_load_block(loading->pool, b, errp);
+    ok = mapped_ram_pool_load_block(loading->pool, b, errp);
     rcu_read_lock();
     memory_region_unref(rb->mr);
     return ok;
 }
 
-bool ram_mapped_load_block(QEMUFile *f, RAMBlock *rb, Error **errp)
+bool mapped_ram_load_block(QEMUFile *f, RAMBlock *rb, Error **errp)
 {
     MappedRamLayout layout;
-    RamExtentBlock *b;
+    MappedRamBlock *b;
     size_t size;
 
     if (!loading) {
-        RamMapped *m = ram_mapped_new(f, true, errp);
+        MappedRam *m = mapped_ram_new(f, true, errp);
 
         if (!m) {
             return false;
@@ -464,13 +464,13 @@ bool ram_mapped_load_block(QEMUFile *f, RAMBlock *rb, Error **errp)
     return true;
 }
 
-void ram_mapped_load_cleanup(void)
+void mapped_ram_load_cleanup(void)
 {
-    RamMapped *m = ram_mapped_take(&loading);
+    MappedRam *m = mapped_ram_take(&loading);
 
     if (m) {
         file_transport_set_phase(MIGRATION_FILE_PHASE_STREAM);
-        ram_mapped_free(m);
+        mapped_ram_free(m);
     }
 }
 
@@ -497,7 +497,7 @@ static DirectIoLatencyList *latency_list(const DirectQueueStats *direct,
 }
 
 /* What the queues did. */
-static void fill_stats(MigrationDirectIO *info, const RamExtentStats *stats)
+static void fill_stats(MigrationDirectIO *info, const MappedRamStats *stats)
 {
     const DirectQueueStats *direct = &stats->direct;
     const DirectQueueStats *buffered = &stats->buffered;
@@ -515,14 +515,14 @@ static void fill_stats(MigrationDirectIO *info, const RamExtentStats *stats)
     info->latency = latency_list(direct, buffered);
 }
 
-/* How the channels work or worked. */
-static void fill_channels(MigrationDirectIO *info,
-                          const RamMappedRecord *record)
+/* How the workers work or worked. */
+static void fill_workers(MigrationDirectIO *info,
+                         const MappedRamRecord *record)
 {
     info->engine = g_strdup(record->engine);
     info->engine_reason = g_strdup(record->engine_reason);
     info->has_channels = info->has_depth = info->has_depth_reached = true;
-    info->channels = record->channels;
+    info->channels = record->workers;
     info->depth = record->depth;
     info->depth_reached = MAX(record->stats.direct.max_in_flight,
                               record->stats.buffered.max_in_flight);
@@ -531,7 +531,7 @@ static void fill_channels(MigrationDirectIO *info,
 }
 
 static void fill_progress(MigrationDirectIO *info,
-                          const RamMappedRecord *record)
+                          const MappedRamRecord *record)
 {
     uint64_t bytes = (record->counts.normal + record->counts.zero) *
                      qemu_target_page_size();
@@ -541,11 +541,11 @@ static void fill_progress(MigrationDirectIO *info,
     info->load_done = bytes - bytes_in_flight(&record->counts, &record->stats);
 }
 
-MigrationDirectIO *ram_mapped_info(bool of_load)
+MigrationDirectIO *mapped_ram_info(bool of_load)
 {
-    RamMappedRecord *record = &records[of_load];
+    MappedRamRecord *record = &records[of_load];
     const char *reason = file_direct_reason();
-    RamMapped *running;
+    MappedRam *running;
     MigrationDirectIO *info;
     MigrationFilePhase phase;
     bool has_phase = file_transport_phase(&phase);
@@ -556,7 +556,7 @@ MigrationDirectIO *ram_mapped_info(bool of_load)
     QEMU_LOCK_GUARD(&running_lock);
     running = of_load ? loading : saving;
     if (running) {
-        ram_mapped_record(running);
+        mapped_ram_record(running);
     }
     info = g_new0(MigrationDirectIO, 1);
     info->has_phase = has_phase;
@@ -567,7 +567,7 @@ MigrationDirectIO *ram_mapped_info(bool of_load)
                                 "the settings were changed after the start");
     }
     if (record->valid) {
-        fill_channels(info, record);
+        fill_workers(info, record);
     }
     fill_stats(info, &record->stats);
     if (of_load && record->valid) {

@@ -1,5 +1,5 @@
 /*
- * Extents: what a channel does with one of them
+ * Extents: what a worker does with one of them
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
@@ -20,10 +20,10 @@
  */
 
 #include "qemu/osdep.h"
-#include "migration/ram-extent.h"
+#include "migration/mapped-ram-pool.h"
 #include "qapi/error.h"
 #include "qemu/cutils.h"
-#include "ram-extent-int.h"
+#include "mapped-ram-worker.h"
 #include "trace.h"
 
 /*
@@ -40,17 +40,17 @@
 #define GAP_BYTES (16 * KiB)
 
 /*
- * The channels share what may be in flight, lest a drain take long on a slow
+ * The workers share what may be in flight, lest a drain take long on a slow
  * disk; but each has at least this many bytes.
  */
 #define IN_FLIGHT_MIN (4 * MiB)
 
 /* Where pages have been read over that must become zero. */
-typedef struct Overread {
-    const RamExtentBlock *block;
+typedef struct ReadThrough {
+    const MappedRamBlock *block;
     unsigned long first;
     unsigned long pages;
-} Overread;
+} ReadThrough;
 
 typedef bool TransferFunc(DirectQueue *q, uint8_t *buf, size_t len,
                           uint64_t offset, Error **errp);
@@ -67,7 +67,7 @@ static bool do_read(DirectQueue *q, uint8_t *buf, size_t len,
     return direct_queue_read(q, buf, len, offset, errp);
 }
 
-static DirectQueue *new_queue(const RamExtentConfig *config, int fd,
+static DirectQueue *new_queue(const MappedRamPoolConfig *config, int fd,
                               const DirectIOLimits *limits,
                               DirectQueueEngine engine, Error **errp)
 {
@@ -77,19 +77,19 @@ static DirectQueue *new_queue(const RamExtentConfig *config, int fd,
         .limits = *limits,
         .engine = engine,
         .depth = config->depth,
-        .bytes = MAX(DIRECT_QUEUE_BYTES_DEFAULT / config->channels,
+        .bytes = MAX(DIRECT_QUEUE_BYTES_DEFAULT / config->workers,
                      IN_FLIGHT_MIN),
     };
 
     return direct_queue_new(&queue, errp);
 }
 
-bool ram_extent_channel_init(RamExtentChannel *c,
-                             const RamExtentConfig *config, Error **errp)
+bool mapped_ram_worker_init(MappedRamWorker *c,
+                            const MappedRamPoolConfig *config, Error **errp)
 {
     DirectIOLimits buffered;
 
-    c->overread = g_array_new(false, false, sizeof(Overread));
+    c->read_through = g_array_new(false, false, sizeof(ReadThrough));
     direct_io_limits_buffered(&buffered);
     if (config->direct_fd >= 0) {
         c->limits = config->direct_limits;
@@ -105,19 +105,19 @@ bool ram_extent_channel_init(RamExtentChannel *c,
     return c->buffered != NULL;
 }
 
-void ram_extent_channel_destroy(RamExtentChannel *c)
+void mapped_ram_worker_destroy(MappedRamWorker *c)
 {
     g_clear_pointer(&c->direct, direct_queue_free);
     g_clear_pointer(&c->buffered, direct_queue_free);
-    g_clear_pointer(&c->overread, g_array_unref);
+    g_clear_pointer(&c->read_through, g_array_unref);
 }
 
-const char *ram_extent_channel_engine(RamExtentChannel *c)
+const char *mapped_ram_worker_engine(MappedRamWorker *c)
 {
     return direct_queue_engine_name(c->direct ?: c->buffered);
 }
 
-const char *ram_extent_channel_engine_reason(RamExtentChannel *c)
+const char *mapped_ram_worker_engine_reason(MappedRamWorker *c)
 {
     return c->direct ? direct_queue_engine_reason(c->direct) : NULL;
 }
@@ -142,7 +142,7 @@ static void add_stats(DirectQueueStats *sum, DirectQueue *q)
     }
 }
 
-void ram_extent_channel_stats(RamExtentChannel *c, RamExtentStats *sum)
+void mapped_ram_worker_stats(MappedRamWorker *c, MappedRamStats *sum)
 {
     if (c->direct) {
         add_stats(&sum->direct, c->direct);
@@ -150,7 +150,7 @@ void ram_extent_channel_stats(RamExtentChannel *c, RamExtentStats *sum)
     add_stats(&sum->buffered, c->buffered);
 }
 
-void ram_extent_channel_cancel(RamExtentChannel *c)
+void mapped_ram_worker_cancel(MappedRamWorker *c)
 {
     if (c->direct) {
         direct_queue_cancel(c->direct);
@@ -193,9 +193,9 @@ static void round_out(unsigned long *plan, unsigned long pages,
     }
 }
 
-void ram_extent_plan(unsigned long *plan, const unsigned long *wanted,
-                     const unsigned long *allowed, unsigned long pages,
-                     unsigned long gap, unsigned long align)
+void mapped_ram_plan_extent(unsigned long *plan, const unsigned long *wanted,
+                            const unsigned long *allowed, unsigned long pages,
+                            unsigned long gap, unsigned long align)
 {
     bitmap_copy(plan, wanted, pages);
     if (gap) {
@@ -210,13 +210,13 @@ void ram_extent_plan(unsigned long *plan, const unsigned long *wanted,
  * Requests are multiples of this many bytes, in memory and in the file, which
  * are aligned alike: pages start at a multiple of MAPPED_RAM_PAGES_ALIGN.
  */
-static uint32_t unit_of(const RamExtentChannel *c)
+static uint32_t unit_of(const MappedRamWorker *c)
 {
     return MAX(c->limits.mem_align, c->limits.offset_align);
 }
 
 /* How many pages make one unit of the device; 1 for the page cache. */
-static unsigned long align_pages(RamExtentChannel *c, const RamExtentBlock *b)
+static unsigned long align_pages(MappedRamWorker *c, const MappedRamBlock *b)
 {
     if (!c->direct) {
         return 1;
@@ -228,9 +228,9 @@ static unsigned long align_pages(RamExtentChannel *c, const RamExtentBlock *b)
  * Moves @pages pages from page @first on.  The part that the device can do
  * goes direct; the rest, normally nothing, is buffered.
  */
-static bool transfer(RamExtentChannel *c, const RamExtentBlock *b,
+static bool transfer(MappedRamWorker *c, const MappedRamBlock *b,
                      unsigned long first, unsigned long pages,
-                     TransferFunc *func, RamExtentCounts *counts, Error **errp)
+                     TransferFunc *func, MappedRamCounts *counts, Error **errp)
 {
     uint64_t start = b->layout.pages_offset + first * b->layout.page_size;
     uint64_t end = start + pages * b->layout.page_size;
@@ -241,7 +241,7 @@ static bool transfer(RamExtentChannel *c, const RamExtentBlock *b,
         direct_start = MIN(ROUND_UP(start, unit_of(c)), end);
         direct_end = MAX(ROUND_DOWN(end, unit_of(c)), direct_start);
     }
-    trace_ram_extent_transfer(b->name, first, pages, start);
+    trace_mapped_ram_transfer(b->name, first, pages, start);
     counts->direct_bytes += direct_end - direct_start;
     counts->buffered_bytes += direct_start - start + end - direct_end;
     counts->requests += (direct_start > start) + (direct_end > direct_start) +
@@ -258,9 +258,9 @@ static bool transfer(RamExtentChannel *c, const RamExtentBlock *b,
 }
 
 /* Moves the pages of @plan, run by run. */
-static bool transfer_plan(RamExtentChannel *c, const RamExtent *extent,
+static bool transfer_plan(MappedRamWorker *c, const MappedRamExtent *extent,
                           const unsigned long *plan, TransferFunc *func,
-                          RamExtentCounts *counts, Error **errp)
+                          MappedRamCounts *counts, Error **errp)
 {
     unsigned long start, end = 0;
 
@@ -280,10 +280,10 @@ static bool transfer_plan(RamExtentChannel *c, const RamExtent *extent,
  * bitmap: a page that has become zero since it was written is no longer in
  * the file, whatever its place there holds.
  */
-static void find_data(const RamExtent *extent, unsigned long *data,
-                      RamExtentCounts *counts)
+static void find_data(const MappedRamExtent *extent, unsigned long *data,
+                      MappedRamCounts *counts)
 {
-    const RamExtentBlock *b = extent->block;
+    const MappedRamBlock *b = extent->block;
     uint64_t page_size = b->layout.page_size;
     unsigned long page;
 
@@ -303,16 +303,16 @@ static void find_data(const RamExtent *extent, unsigned long *data,
     }
 }
 
-bool ram_extent_channel_save(RamExtentChannel *c, const RamExtent *extent,
-                             RamExtentCounts *counts, Error **errp)
+bool mapped_ram_worker_save(MappedRamWorker *c, const MappedRamExtent *extent,
+                            MappedRamCounts *counts, Error **errp)
 {
-    const RamExtentBlock *b = extent->block;
-    DECLARE_BITMAP(data, RAM_EXTENT_PAGES) = {};
-    DECLARE_BITMAP(plan, RAM_EXTENT_PAGES) = {};
+    const MappedRamBlock *b = extent->block;
+    DECLARE_BITMAP(data, MAPPED_RAM_EXTENT_PAGES) = {};
+    DECLARE_BITMAP(plan, MAPPED_RAM_EXTENT_PAGES) = {};
 
     find_data(extent, data, counts);
-    ram_extent_plan(plan, data, extent->dirty, extent->pages,
-                    GAP_BYTES / b->layout.page_size, align_pages(c, b));
+    mapped_ram_plan_extent(plan, data, extent->dirty, extent->pages,
+                           GAP_BYTES / b->layout.page_size, align_pages(c, b));
     return transfer_plan(c, extent, plan, do_write, counts, errp);
 }
 
@@ -320,7 +320,7 @@ bool ram_extent_channel_save(RamExtentChannel *c, const RamExtent *extent,
  * Returns the first page from @page on, but below @end, that may be other
  * than zero; @end if there is none.
  */
-static unsigned long next_allocated(const RamExtentBlock *b,
+static unsigned long next_allocated(const MappedRamBlock *b,
                                     unsigned long page, unsigned long end)
 {
 #ifdef SEEK_DATA
@@ -339,7 +339,7 @@ static unsigned long next_allocated(const RamExtentBlock *b,
 }
 
 /* Makes the pages of @which zero, which are counted from @first. */
-static void zero_pages(const RamExtentBlock *b, unsigned long first,
+static void zero_pages(const MappedRamBlock *b, unsigned long first,
                        unsigned long pages, const unsigned long *which)
 {
     uint64_t page_size = b->layout.page_size;
@@ -363,29 +363,30 @@ static void zero_pages(const RamExtentBlock *b, unsigned long first,
  * Which pages of a stretch are in the file, and which are read: @plan, with
  * those that are read over.
  */
-static void plan_load(RamExtentChannel *c, const RamExtentBlock *b,
+static void plan_load(MappedRamWorker *c, const MappedRamBlock *b,
                       unsigned long first, unsigned long pages,
                       unsigned long *present, unsigned long *plan)
 {
-    DECLARE_BITMAP(all, RAM_EXTENT_PAGES);
+    DECLARE_BITMAP(all, MAPPED_RAM_EXTENT_PAGES);
 
-    bitmap_fill(all, RAM_EXTENT_PAGES);
+    bitmap_fill(all, MAPPED_RAM_EXTENT_PAGES);
     bitmap_copy(present, b->present + BIT_WORD(first), pages);
     if (b->keep_absent) {
         bitmap_copy(plan, present, pages);
     } else {
-        ram_extent_plan(plan, present, all, pages,
-                        GAP_BYTES / b->layout.page_size, align_pages(c, b));
+        mapped_ram_plan_extent(plan, present, all, pages,
+                               GAP_BYTES / b->layout.page_size,
+                               align_pages(c, b));
     }
 }
 
-bool ram_extent_channel_load(RamExtentChannel *c, const RamExtent *extent,
-                             RamExtentCounts *counts, Error **errp)
+bool mapped_ram_worker_load(MappedRamWorker *c, const MappedRamExtent *extent,
+                            MappedRamCounts *counts, Error **errp)
 {
-    const RamExtentBlock *b = extent->block;
-    Overread overread = { b, extent->first, extent->pages };
-    DECLARE_BITMAP(present, RAM_EXTENT_PAGES) = {};
-    DECLARE_BITMAP(plan, RAM_EXTENT_PAGES) = {};
+    const MappedRamBlock *b = extent->block;
+    ReadThrough read_through = { b, extent->first, extent->pages };
+    DECLARE_BITMAP(present, MAPPED_RAM_EXTENT_PAGES) = {};
+    DECLARE_BITMAP(plan, MAPPED_RAM_EXTENT_PAGES) = {};
     unsigned long normal;
 
     plan_load(c, b, extent->first, extent->pages, present, plan);
@@ -400,7 +401,7 @@ bool ram_extent_channel_load(RamExtentChannel *c, const RamExtent *extent,
     }
     /* What is read over must land before its zero. */
     if (!bitmap_equal(plan, present, extent->pages)) {
-        g_array_append_val(c->overread, overread);
+        g_array_append_val(c->read_through, read_through);
     }
     bitmap_complement(plan, plan, extent->pages);
     zero_pages(b, extent->first, extent->pages, plan);
@@ -408,37 +409,37 @@ bool ram_extent_channel_load(RamExtentChannel *c, const RamExtent *extent,
 }
 
 /* Zeroes what was read over; all reads have ended. */
-static void zero_overread(RamExtentChannel *c)
+static void zero_read_through(MappedRamWorker *c)
 {
-    for (unsigned i = 0; i < c->overread->len; i++) {
-        Overread *o = &g_array_index(c->overread, Overread, i);
-        DECLARE_BITMAP(present, RAM_EXTENT_PAGES) = {};
-        DECLARE_BITMAP(plan, RAM_EXTENT_PAGES) = {};
+    for (unsigned i = 0; i < c->read_through->len; i++) {
+        ReadThrough *o = &g_array_index(c->read_through, ReadThrough, i);
+        DECLARE_BITMAP(present, MAPPED_RAM_EXTENT_PAGES) = {};
+        DECLARE_BITMAP(plan, MAPPED_RAM_EXTENT_PAGES) = {};
 
         plan_load(c, o->block, o->first, o->pages, present, plan);
         bitmap_andnot(plan, plan, present, o->pages);
         zero_pages(o->block, o->first, o->pages, plan);
     }
-    g_array_set_size(c->overread, 0);
+    g_array_set_size(c->read_through, 0);
 }
 
 /* The buffered queue never has anything in flight between calls. */
-bool ram_extent_channel_busy(const RamExtentChannel *c)
+bool mapped_ram_worker_busy(const MappedRamWorker *c)
 {
     return c->direct && direct_queue_busy(c->direct);
 }
 
-bool ram_extent_channel_wait(RamExtentChannel *c, Error **errp)
+bool mapped_ram_worker_wait(MappedRamWorker *c, Error **errp)
 {
     return direct_queue_wait(c->direct, errp);
 }
 
-bool ram_extent_channel_drain(RamExtentChannel *c, Error **errp)
+bool mapped_ram_worker_drain(MappedRamWorker *c, Error **errp)
 {
     if ((c->direct && !direct_queue_drain(c->direct, errp)) ||
         !direct_queue_drain(c->buffered, errp)) {
         return false;
     }
-    zero_overread(c);
+    zero_read_through(c);
     return true;
 }

@@ -3,186 +3,186 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * A pool of channels, each a thread with a DirectQueue of its own, moves
+ * A pool of workers, each a thread with a DirectQueue of its own, moves
  * extents: stretches of a RAM block that start and end on words of its
- * bitmap.  So no two channels ever touch the same word of a bitmap, nor the
+ * bitmap.  So no two workers ever touch the same word of a bitmap, nor the
  * same page of the file, and none of them needs an atomic or a lock for it.
  *
  * Saving: the migration thread takes dirty pages out of its dirty bitmap, an
- * extent at a time, and hands them to ram_extent_save().  A channel looks
+ * extent at a time, and hands them to mapped_ram_pool_save().  A worker looks
  * which pages are zero, notes in the block's @present bitmap which are in the
  * file, and writes the others in as few requests as it can.
  *
- * Loading: ram_extent_load_block() has the channels read what @present says
+ * Loading: mapped_ram_pool_load_block() has the workers read what @present says
  * is in the file, and zero the rest of the block where it is not zero yet.
  *
- * The first error of any channel is kept.  From then on nothing more is
+ * The first error of any worker is kept.  From then on nothing more is
  * moved, and every call returns that error.
  *
  * Nothing here knows of RAMBlock, QEMUFile or a version of QEMU.
  */
 
-#ifndef MIGRATION_RAM_EXTENT_H
-#define MIGRATION_RAM_EXTENT_H
+#ifndef MIGRATION_MAPPED_RAM_POOL_H
+#define MIGRATION_MAPPED_RAM_POOL_H
 
 #include "io/direct-queue.h"
-#include "migration/mapped-ram.h"
+#include "migration/mapped-ram-layout.h"
 #include "qemu/bitmap.h"
 
 /* The most pages in an extent; 4 MiB where a page has 4 KiB. */
-#define RAM_EXTENT_PAGES 1024
-QEMU_BUILD_BUG_ON(RAM_EXTENT_PAGES % BITS_PER_LONG);
+#define MAPPED_RAM_EXTENT_PAGES 1024
+QEMU_BUILD_BUG_ON(MAPPED_RAM_EXTENT_PAGES % BITS_PER_LONG);
 
 /* Extents start at multiples of this many pages of their block. */
-#define RAM_EXTENT_ALIGN_MAX BITS_PER_LONG
+#define MAPPED_RAM_EXTENT_ALIGN_MAX BITS_PER_LONG
 
-typedef struct RamExtentPool RamExtentPool;
+typedef struct MappedRamPool MappedRamPool;
 
 /**
- * RamExtentBlock:
+ * MappedRamBlock:
  * @name: name of the RAM block, for messages
  * @host: its memory, of @layout.length bytes
  * @layout: its place in the file
  * @present: one bit a page, set when the page is in the file.  Written by the
- *           channels while saving, read by them while loading.
+ *           workers while saving, read by them while loading.
  * @keep_absent: when loading, leave pages alone that are not in the file.
  *               For memory whose absent pages must not even be touched.
  * @shared_fd: when the memory is a shared mapping of a file from its start
  *             on, that file; its holes are known to be zero, and reading
  *             them, to see that, would allocate them.  Else -1.
  *
- * A RAM block as the channels see it.  Owned by the caller, and not to be
+ * A RAM block as the workers see it.  Owned by the caller, and not to be
  * changed while a pool works on it.
  */
-typedef struct RamExtentBlock {
+typedef struct MappedRamBlock {
     const char *name;
     uint8_t *host;
     MappedRamLayout layout;
     unsigned long *present;
     bool keep_absent;
     int shared_fd;
-} RamExtentBlock;
+} MappedRamBlock;
 
 /**
- * RamExtent:
+ * MappedRamExtent:
  * @block: the block it is in
  * @first: its first page, a multiple of BITS_PER_LONG
- * @pages: how many pages it spans, up to RAM_EXTENT_PAGES; a multiple of
+ * @pages: how many pages it spans, up to MAPPED_RAM_EXTENT_PAGES; a multiple of
  *         BITS_PER_LONG unless the block ends there
  * @dirty: the pages of it to save, counted from @first
  */
-typedef struct RamExtent {
-    RamExtentBlock *block;
+typedef struct MappedRamExtent {
+    MappedRamBlock *block;
     unsigned long first;
     unsigned long pages;
-    DECLARE_BITMAP(dirty, RAM_EXTENT_PAGES);
-} RamExtent;
+    DECLARE_BITMAP(dirty, MAPPED_RAM_EXTENT_PAGES);
+} MappedRamExtent;
 
 /**
- * RamExtentConfig:
+ * MappedRamPoolConfig:
  * @name: name of the file, for messages
  * @thread_name: name of the threads, up to 11 bytes; a number is appended
  * @fd: descriptor of the file without O_DIRECT
  * @direct_fd: descriptor of the same file with O_DIRECT, or -1 to move
  *             everything through @fd
  * @direct_limits: what @direct_fd needs; no alignment may be larger than
- *                 RAM_EXTENT_ALIGN_MAX pages
- * @channels: how many threads, 1 or more
+ *                 MAPPED_RAM_EXTENT_ALIGN_MAX pages
+ * @workers: how many threads, 1 or more
  * @engine: how the queues do their I/O
  * @depth: how many requests each queue keeps in flight, 0 for the default
  *
  * The descriptors stay the caller's, and must live as long as the pool.
  */
-typedef struct RamExtentConfig {
+typedef struct MappedRamPoolConfig {
     const char *name;
     const char *thread_name;
     int fd;
     int direct_fd;
     DirectIOLimits direct_limits;
-    unsigned channels;
+    unsigned workers;
     DirectQueueEngine engine;
     unsigned depth;
-} RamExtentConfig;
+} MappedRamPoolConfig;
 
 /**
- * RamExtentCounts:
- * @taken: dirty pages that were handed over, to be saved
+ * MappedRamCounts:
+ * @queued: dirty pages that were handed over, to be saved
  * @normal: pages that went to, or came from, the file
  * @zero: pages that were found to be zero
  * @direct_bytes: bytes handed to the queue of the O_DIRECT descriptor
  * @buffered_bytes: bytes handed to the queue of the other one
  * @requests: how many stretches of memory that were
  *
- * What the channels have looked at.  Its reads and writes may still be in
- * flight; RamExtentStats knows of those that are done.
+ * What the workers have looked at.  Its reads and writes may still be in
+ * flight; MappedRamStats knows of those that are done.
  */
-typedef struct RamExtentCounts {
-    uint64_t taken;
+typedef struct MappedRamCounts {
+    uint64_t queued;
     uint64_t normal;
     uint64_t zero;
     uint64_t direct_bytes;
     uint64_t buffered_bytes;
     uint64_t requests;
-} RamExtentCounts;
+} MappedRamCounts;
 
 /**
- * RamExtentStats:
+ * MappedRamStats:
  * @direct: of the queues on the O_DIRECT descriptor
  * @buffered: of the queues on the other one
  *
- * What the queues of all channels did: sums, but for the slowest request of
+ * What the queues of all workers did: sums, but for the slowest request of
  * all and for max_in_flight, which is that of the busiest queue.
  */
-typedef struct RamExtentStats {
+typedef struct MappedRamStats {
     DirectQueueStats direct;
     DirectQueueStats buffered;
-} RamExtentStats;
+} MappedRamStats;
 
 /**
- * ram_extent_pool_new:
+ * mapped_ram_pool_new:
  * @config: what to work on
  * @errp: pointer to a NULL-initialized error object
  *
- * Starts the channels.
+ * Starts the workers.
  *
- * Returns: the pool, to be freed with ram_extent_pool_free(), or NULL with
+ * Returns: the pool, to be freed with mapped_ram_pool_free(), or NULL with
  *          @errp set when a queue can't be made.
  */
-RamExtentPool *ram_extent_pool_new(const RamExtentConfig *config,
+MappedRamPool *mapped_ram_pool_new(const MappedRamPoolConfig *config,
                                    Error **errp);
 
 /**
- * ram_extent_save:
+ * mapped_ram_pool_save:
  * @pool: the pool
  * @extent: what to save; copied
  * @errp: pointer to a NULL-initialized error object
  *
- * Hands an extent to the channels, and sleeps while they have enough to do.
- * The same pages must not be handed over again before ram_extent_drain():
+ * Hands an extent to the workers, and sleeps while they have enough to do.
+ * The same pages must not be handed over again before mapped_ram_pool_drain():
  * that is what keeps two writes to one page from being in flight.
  *
  * Only one thread at a time may call this.
  *
- * Returns: true when the channels have it, which is not yet in the file; or
- *          false with @errp set to the first error that any channel met.
+ * Returns: true when the workers have it, which is not yet in the file; or
+ *          false with @errp set to the first error that any worker met.
  */
-bool ram_extent_save(RamExtentPool *pool, const RamExtent *extent,
-                     Error **errp);
+bool mapped_ram_pool_save(MappedRamPool *pool, const MappedRamExtent *extent,
+                          Error **errp);
 
 /**
- * ram_extent_settle:
+ * mapped_ram_pool_wait_scanned:
  * @pool: the pool
  * @errp: pointer to a NULL-initialized error object
  *
- * Sleeps until the channels have looked at all extents, so that the counts
+ * Sleeps until the workers have looked at all extents, so that the counts
  * and the bitmaps are exact.  Writes may still be in flight.
  *
  * Returns: true, or false with @errp set to the first error.
  */
-bool ram_extent_settle(RamExtentPool *pool, Error **errp);
+bool mapped_ram_pool_wait_scanned(MappedRamPool *pool, Error **errp);
 
 /**
- * ram_extent_drain:
+ * mapped_ram_pool_drain:
  * @pool: the pool
  * @errp: pointer to a NULL-initialized error object
  *
@@ -192,10 +192,10 @@ bool ram_extent_settle(RamExtentPool *pool, Error **errp);
  * Returns: true, or false with @errp set to the first error, in which case
  *          nothing can be said about what is in the file or in memory.
  */
-bool ram_extent_drain(RamExtentPool *pool, Error **errp);
+bool mapped_ram_pool_drain(MappedRamPool *pool, Error **errp);
 
 /**
- * ram_extent_load_block:
+ * mapped_ram_pool_load_block:
  * @pool: the pool
  * @block: the block to load, with @present filled in and checked
  * @errp: pointer to a NULL-initialized error object
@@ -206,65 +206,65 @@ bool ram_extent_drain(RamExtentPool *pool, Error **errp);
  * Returns: true, or false with @errp set to the first error, in which case
  *          part of the block's memory has been overwritten.
  */
-bool ram_extent_load_block(RamExtentPool *pool, RamExtentBlock *block,
-                           Error **errp);
+bool mapped_ram_pool_load_block(MappedRamPool *pool, MappedRamBlock *block,
+                                Error **errp);
 
 /**
- * ram_extent_counts:
+ * mapped_ram_pool_counts:
  * @pool: the pool
  * @counts: where to put the sums since the pool was made
  *
  * May be called from any thread.
  */
-void ram_extent_counts(RamExtentPool *pool, RamExtentCounts *counts);
+void mapped_ram_pool_counts(MappedRamPool *pool, MappedRamCounts *counts);
 
 /**
- * ram_extent_stats:
+ * mapped_ram_pool_stats:
  * @pool: the pool
  * @stats: filled in with what was done since the pool was made
  *
  * May be called from any thread, and does not wait for the disk.  After
- * ram_extent_drain() the figures are exact.
+ * mapped_ram_pool_drain() the figures are exact.
  */
-void ram_extent_stats(RamExtentPool *pool, RamExtentStats *stats);
+void mapped_ram_pool_stats(MappedRamPool *pool, MappedRamStats *stats);
 
 /**
- * ram_extent_engine_name:
+ * mapped_ram_pool_engine_name:
  * @pool: the pool
  *
  * Returns: name of the engine that does the I/O; a constant string.  Should
- *          the channels have different ones, because something has run out,
+ *          the workers have different ones, because something has run out,
  *          it is the least of them.
  */
-const char *ram_extent_engine_name(RamExtentPool *pool);
+const char *mapped_ram_pool_engine_name(MappedRamPool *pool);
 
 /**
- * ram_extent_engine_reason:
+ * mapped_ram_pool_engine_reason:
  * @pool: the pool
  *
  * Returns: why that engine is none that would be better, see
  *          direct_queue_engine_reason(); or NULL.  It lives as long as the
  *          pool.
  */
-const char *ram_extent_engine_reason(RamExtentPool *pool);
+const char *mapped_ram_pool_engine_reason(MappedRamPool *pool);
 
 /**
- * ram_extent_cancel:
+ * mapped_ram_pool_cancel:
  * @pool: the pool
  *
- * Makes the pool fail: the channels drop what they have not started, and
+ * Makes the pool fail: the workers drop what they have not started, and
  * whoever waits for them gets an error.  Returns at once, without waiting for
  * requests in flight.  May be called from any thread.
  */
-void ram_extent_cancel(RamExtentPool *pool);
+void mapped_ram_pool_cancel(MappedRamPool *pool);
 
 /**
- * ram_extent_pool_free:
+ * mapped_ram_pool_free:
  * @pool: the pool, or NULL
  *
- * Stops the channels after their present requests, and frees the pool.  Waits
+ * Stops the workers after their present requests, and frees the pool.  Waits
  * for the disk, so it is nothing for the main loop's thread.
  */
-void ram_extent_pool_free(RamExtentPool *pool);
+void mapped_ram_pool_free(MappedRamPool *pool);
 
-#endif /* MIGRATION_RAM_EXTENT_H */
+#endif /* MIGRATION_MAPPED_RAM_POOL_H */

@@ -9,11 +9,11 @@
 
 #include "qemu/osdep.h"
 #include <glib/gstdio.h>
-#include "migration/ram-extent.h"
+#include "migration/mapped-ram-pool.h"
 #include "qapi/error.h"
 #include "qemu/cutils.h"
 #include "qemu/memalign.h"
-#include "../../migration/ram-extent-int.h"
+#include "../../migration/mapped-ram-worker.h"
 
 #define PAGE 4096
 
@@ -22,7 +22,7 @@
 /* Reads "##..#" as a bitmap: '#' is a set bit. */
 static void parse(unsigned long *bitmap, const char *s)
 {
-    bitmap_zero(bitmap, RAM_EXTENT_PAGES);
+    bitmap_zero(bitmap, MAPPED_RAM_EXTENT_PAGES);
     for (int i = 0; s[i]; i++) {
         if (s[i] == '#') {
             set_bit(i, bitmap);
@@ -60,17 +60,17 @@ static void test_plan(void)
     };
 
     for (int i = 0; i < ARRAY_SIZE(cases); i++) {
-        DECLARE_BITMAP(wanted, RAM_EXTENT_PAGES);
-        DECLARE_BITMAP(allowed, RAM_EXTENT_PAGES);
-        DECLARE_BITMAP(expected, RAM_EXTENT_PAGES);
-        DECLARE_BITMAP(plan, RAM_EXTENT_PAGES) = {};
+        DECLARE_BITMAP(wanted, MAPPED_RAM_EXTENT_PAGES);
+        DECLARE_BITMAP(allowed, MAPPED_RAM_EXTENT_PAGES);
+        DECLARE_BITMAP(expected, MAPPED_RAM_EXTENT_PAGES);
+        DECLARE_BITMAP(plan, MAPPED_RAM_EXTENT_PAGES) = {};
 
         parse(wanted, cases[i].wanted);
         parse(allowed, cases[i].allowed);
         parse(expected, cases[i].plan);
-        ram_extent_plan(plan, wanted, allowed, strlen(cases[i].wanted),
-                        cases[i].gap, cases[i].align);
-        if (!bitmap_equal(plan, expected, RAM_EXTENT_PAGES)) {
+        mapped_ram_plan_extent(plan, wanted, allowed, strlen(cases[i].wanted),
+                               cases[i].gap, cases[i].align);
+        if (!bitmap_equal(plan, expected, MAPPED_RAM_EXTENT_PAGES)) {
             g_test_message("case %d: wanted %s", i, cases[i].wanted);
             g_assert_not_reached();
         }
@@ -82,13 +82,13 @@ static void test_plan(void)
 typedef struct Fixture {
     char *path;
     int fd;
-    RamExtentBlock block;
+    MappedRamBlock block;
     unsigned long pages;
 } Fixture;
 
 static void fixture_init(Fixture *f, unsigned long pages)
 {
-    f->fd = g_file_open_tmp("test-ram-extent-XXXXXX", &f->path, NULL);
+    f->fd = g_file_open_tmp("test-mapped-ram-pool-XXXXXX", &f->path, NULL);
     g_assert_cmpint(f->fd, >=, 0);
     f->pages = pages;
     f->block.name = "test.ram";
@@ -112,19 +112,19 @@ static void fixture_destroy(Fixture *f)
     g_free(f->path);
 }
 
-static RamExtentPool *new_pool(Fixture *f, unsigned channels, unsigned align)
+static MappedRamPool *new_pool(Fixture *f, unsigned workers, unsigned align)
 {
-    RamExtentConfig config = {
+    MappedRamPoolConfig config = {
         .name = f->path,
         .thread_name = "test",
         .fd = f->fd,
         .direct_fd = align ? f->fd : -1,
         .direct_limits = { 512, align, 1 * MiB },
-        .channels = channels,
+        .workers = workers,
         .engine = DIRECT_QUEUE_ENGINE_SYNC,
     };
 
-    return ram_extent_pool_new(&config, &error_abort);
+    return mapped_ram_pool_new(&config, &error_abort);
 }
 
 /* A page's first word tells the page and its generation; 0 is a zero page. */
@@ -138,28 +138,28 @@ static void fill_page(Fixture *f, unsigned long page, uint64_t generation)
 }
 
 /* Hands over all pages for which @dirty says so. */
-static bool save_pages(Fixture *f, RamExtentPool *pool,
+static bool save_pages(Fixture *f, MappedRamPool *pool,
                        const unsigned long *dirty, unsigned long stretch,
                        Error **errp)
 {
     for (unsigned long first = 0; first < f->pages; first += stretch) {
-        RamExtent extent = {
+        MappedRamExtent extent = {
             .block = &f->block,
             .first = first,
             .pages = MIN(stretch, f->pages - first),
         };
 
         bitmap_copy(extent.dirty, dirty + BIT_WORD(first), extent.pages);
-        if (!ram_extent_save(pool, &extent, errp)) {
+        if (!mapped_ram_pool_save(pool, &extent, errp)) {
             return false;
         }
     }
-    return ram_extent_drain(pool, errp);
+    return mapped_ram_pool_drain(pool, errp);
 }
 
 typedef struct Shape {
     const char *name;
-    unsigned channels;
+    unsigned workers;
     unsigned align;
     unsigned long pages;
 } Shape;
@@ -172,8 +172,8 @@ static void test_roundtrip(const void *opaque)
 {
     const Shape *shape = opaque;
     Fixture f = {};
-    RamExtentPool *pool;
-    RamExtentCounts counts;
+    MappedRamPool *pool;
+    MappedRamCounts counts;
     unsigned long data = 0;
     g_autofree unsigned long *dirty = NULL;
     g_autofree uint8_t *copy = NULL;
@@ -184,9 +184,9 @@ static void test_roundtrip(const void *opaque)
         fill_page(&f, i, g_test_rand_bit());
     }
 
-    pool = new_pool(&f, shape->channels, shape->align);
+    pool = new_pool(&f, shape->workers, shape->align);
     bitmap_set(dirty, 0, f.pages);
-    g_assert_true(save_pages(&f, pool, dirty, RAM_EXTENT_PAGES,
+    g_assert_true(save_pages(&f, pool, dirty, MAPPED_RAM_EXTENT_PAGES,
                              &error_abort));
     bitmap_zero(dirty, f.pages);
     for (unsigned long i = 0; i < f.pages; i++) {
@@ -196,10 +196,10 @@ static void test_roundtrip(const void *opaque)
         }
     }
     g_assert_true(save_pages(&f, pool, dirty, BITS_PER_LONG, &error_abort));
-    ram_extent_counts(pool, &counts);
+    mapped_ram_pool_counts(pool, &counts);
     g_assert_cmpuint(counts.normal + counts.zero, ==,
                      f.pages + bitmap_count_one(dirty, f.pages));
-    ram_extent_pool_free(pool);
+    mapped_ram_pool_free(pool);
 
     /* the bitmap is exact */
     for (unsigned long i = 0; i < f.pages; i++) {
@@ -211,12 +211,12 @@ static void test_roundtrip(const void *opaque)
 
     copy = g_memdup2(f.block.host, f.pages * PAGE);
     memset(f.block.host, 0x5a, f.pages * PAGE);
-    pool = new_pool(&f, shape->channels, shape->align);
-    g_assert_true(ram_extent_load_block(pool, &f.block, &error_abort));
-    ram_extent_counts(pool, &counts);
+    pool = new_pool(&f, shape->workers, shape->align);
+    g_assert_true(mapped_ram_pool_load_block(pool, &f.block, &error_abort));
+    mapped_ram_pool_counts(pool, &counts);
     g_assert_cmpuint(counts.normal, ==, data);
     g_assert_cmpuint(counts.zero, ==, f.pages - data);
-    ram_extent_pool_free(pool);
+    mapped_ram_pool_free(pool);
     g_assert_cmpmem(f.block.host, f.pages * PAGE, copy, f.pages * PAGE);
     fixture_destroy(&f);
 }
@@ -232,8 +232,8 @@ static void test_gaps(void)
         { 2, 2 }, { 2, 4 }, { 1, 5 }, { 3, 1 }, { 1, 107 },
     };
     Fixture f = {};
-    RamExtentPool *pool;
-    RamExtentCounts counts;
+    MappedRamPool *pool;
+    MappedRamCounts counts;
     DECLARE_BITMAP(dirty, 128) = {};
     g_autofree uint8_t *copy = NULL;
     unsigned long page = 0, data = 0;
@@ -251,10 +251,10 @@ static void test_gaps(void)
     bitmap_set(dirty, 0, 128);
     pool = new_pool(&f, 1, 4096);
     g_assert_true(save_pages(&f, pool, dirty, 128, &error_abort));
-    ram_extent_counts(pool, &counts);
+    mapped_ram_pool_counts(pool, &counts);
     g_assert_cmpuint(counts.requests, ==, 2);
     g_assert_cmpuint(counts.normal, ==, data);
-    ram_extent_pool_free(pool);
+    mapped_ram_pool_free(pool);
     g_assert_cmpuint(bitmap_count_one(f.block.present, 128), ==, data);
 
     memset(f.block.host, 0x77, 128 * PAGE);
@@ -266,12 +266,12 @@ static void test_gaps(void)
         }
     }
     pool = new_pool(&f, 1, 4096);
-    g_assert_true(ram_extent_load_block(pool, &f.block, &error_abort));
-    ram_extent_counts(pool, &counts);
+    g_assert_true(mapped_ram_pool_load_block(pool, &f.block, &error_abort));
+    mapped_ram_pool_counts(pool, &counts);
     g_assert_cmpuint(counts.requests, ==, 2);
     g_assert_cmpuint(counts.normal, ==, data);
     g_assert_cmpuint(counts.zero, ==, 128 - data);
-    ram_extent_pool_free(pool);
+    mapped_ram_pool_free(pool);
     g_assert_cmpmem(f.block.host, 128 * PAGE, copy, 128 * PAGE);
     fixture_destroy(&f);
 }
@@ -280,7 +280,7 @@ static void test_gaps(void)
 static void test_keep_absent(void)
 {
     Fixture f = {};
-    RamExtentPool *pool;
+    MappedRamPool *pool;
     DECLARE_BITMAP(dirty, 128) = {};
 
     fixture_init(&f, 128);
@@ -290,7 +290,7 @@ static void test_keep_absent(void)
     g_assert_true(save_pages(&f, pool, dirty, 128, &error_abort));
     memset(f.block.host, 0x5a, 128 * PAGE);
     f.block.keep_absent = true;
-    g_assert_true(ram_extent_load_block(pool, &f.block, &error_abort));
+    g_assert_true(mapped_ram_pool_load_block(pool, &f.block, &error_abort));
     for (unsigned long i = 0; i < 128 * PAGE; i++) {
         if (i / PAGE != 3) {
             g_assert_cmpuint(f.block.host[i], ==, 0x5a);
@@ -300,7 +300,7 @@ static void test_keep_absent(void)
     memmove(f.block.host + 4 * PAGE, f.block.host + 3 * PAGE, 8);
     g_assert_cmpuint(*(uint64_t *)(f.block.host + 4 * PAGE), ==,
                      1ULL << 32 | 3 << 9);
-    ram_extent_pool_free(pool);
+    mapped_ram_pool_free(pool);
     fixture_destroy(&f);
 }
 
@@ -308,8 +308,8 @@ static void test_keep_absent(void)
 static void test_write_error(void)
 {
     Fixture f = {};
-    RamExtentPool *pool;
-    RamExtent extent = {};
+    MappedRamPool *pool;
+    MappedRamExtent extent = {};
     Error *err = NULL;
     g_autofree unsigned long *dirty = bitmap_new(4096);
     int fd;
@@ -329,24 +329,24 @@ static void test_write_error(void)
     err = NULL;
     extent.block = &f.block;
     extent.pages = 64;
-    g_assert_false(ram_extent_save(pool, &extent, &err));
+    g_assert_false(mapped_ram_pool_save(pool, &extent, &err));
     error_free(err);
     err = NULL;
-    g_assert_false(ram_extent_settle(pool, &err));
+    g_assert_false(mapped_ram_pool_wait_scanned(pool, &err));
     error_free(err);
     err = NULL;
-    g_assert_false(ram_extent_drain(pool, &err));
+    g_assert_false(mapped_ram_pool_drain(pool, &err));
     error_free(err);
-    ram_extent_pool_free(pool);
+    mapped_ram_pool_free(pool);
     close(fd);
     fixture_destroy(&f);
 }
 
-/* A file that ends in the middle of the pages is an error at any channel. */
+/* A file that ends in the middle of the pages is an error at any worker. */
 static void test_truncated(void)
 {
     Fixture f = {};
-    RamExtentPool *pool;
+    MappedRamPool *pool;
     Error *err = NULL;
 
     fixture_init(&f, 4096);
@@ -354,24 +354,24 @@ static void test_truncated(void)
     g_assert_cmpint(ftruncate(f.fd, f.block.layout.pages_offset +
                               4000 * PAGE + 17), ==, 0);
     pool = new_pool(&f, 4, 0);
-    g_assert_false(ram_extent_load_block(pool, &f.block, &err));
+    g_assert_false(mapped_ram_pool_load_block(pool, &f.block, &err));
     g_assert_nonnull(strstr(error_get_pretty(err), f.path));
     error_free(err);
-    ram_extent_pool_free(pool);
+    mapped_ram_pool_free(pool);
     fixture_destroy(&f);
 }
 
-/* What has been written is known without a drain, also of an idle channel. */
+/* What has been written is known without a drain, also of an idle worker. */
 static void test_idle(void)
 {
     Fixture f = {};
-    RamExtent extent = {};
-    RamExtentConfig config = {
+    MappedRamExtent extent = {};
+    MappedRamPoolConfig config = {
         .thread_name = "test",
-        .channels = 1,
+        .workers = 1,
     };
-    RamExtentPool *pool;
-    RamExtentStats stats;
+    MappedRamPool *pool;
+    MappedRamStats stats;
     int64_t end = g_get_monotonic_time() + 30 * G_USEC_PER_SEC;
 
     fixture_init(&f, 1024);
@@ -390,16 +390,16 @@ static void test_idle(void)
     extent.block = &f.block;
     extent.pages = 1024;
     bitmap_set(extent.dirty, 0, 1024);
-    pool = ram_extent_pool_new(&config, &error_abort);
-    g_assert_true(ram_extent_save(pool, &extent, &error_abort));
+    pool = mapped_ram_pool_new(&config, &error_abort);
+    g_assert_true(mapped_ram_pool_save(pool, &extent, &error_abort));
     do {
         g_usleep(1000);
         memset(&stats, 0, sizeof(stats));
-        ram_extent_stats(pool, &stats);
+        mapped_ram_pool_stats(pool, &stats);
     } while (stats.direct.bytes_written < 1024 * PAGE &&
              g_get_monotonic_time() < end);
     g_assert_cmpuint(stats.direct.bytes_written, ==, 1024 * PAGE);
-    ram_extent_pool_free(pool);
+    mapped_ram_pool_free(pool);
 out:
     if (config.direct_fd >= 0) {
         close(config.direct_fd);
@@ -410,7 +410,7 @@ out:
 static void *cancel_thread(void *opaque)
 {
     g_usleep(g_test_rand_int_range(0, 3000));
-    ram_extent_cancel(opaque);
+    mapped_ram_pool_cancel(opaque);
     return NULL;
 }
 
@@ -419,8 +419,8 @@ static void test_cancel(void)
 {
     for (int round = 0; round < 100; round++) {
         Fixture f = {};
-        RamExtentPool *pool;
-        RamExtent extent = {};
+        MappedRamPool *pool;
+        MappedRamExtent extent = {};
         Error *err = NULL;
         GThread *thread;
 
@@ -435,12 +435,12 @@ static void test_cancel(void)
         bitmap_set(extent.dirty, 0, 64);
         do {
             extent.first = (extent.first + 64) % 1024;
-        } while (ram_extent_save(pool, &extent, &err) &&
-                 (extent.first || ram_extent_drain(pool, &err)));
+        } while (mapped_ram_pool_save(pool, &extent, &err) &&
+                 (extent.first || mapped_ram_pool_drain(pool, &err)));
         g_assert_nonnull(strstr(error_get_pretty(err), "cancelled"));
         error_free(err);
         g_thread_join(thread);
-        ram_extent_pool_free(pool);
+        mapped_ram_pool_free(pool);
         fixture_destroy(&f);
     }
 }
@@ -459,18 +459,18 @@ int main(int argc, char **argv)
     };
 
     g_test_init(&argc, &argv, NULL);
-    g_test_add_func("/ram-extent/plan", test_plan);
+    g_test_add_func("/mapped-ram-pool/plan", test_plan);
     for (int i = 0; i < ARRAY_SIZE(shapes); i++) {
-        g_autofree char *name = g_strdup_printf("/ram-extent/roundtrip/%s",
+        g_autofree char *name = g_strdup_printf("/mapped-ram-pool/roundtrip/%s",
                                                 shapes[i].name);
 
         g_test_add_data_func(name, &shapes[i], test_roundtrip);
     }
-    g_test_add_func("/ram-extent/gaps", test_gaps);
-    g_test_add_func("/ram-extent/keep-absent", test_keep_absent);
-    g_test_add_func("/ram-extent/write-error", test_write_error);
-    g_test_add_func("/ram-extent/truncated", test_truncated);
-    g_test_add_func("/ram-extent/idle", test_idle);
-    g_test_add_func("/ram-extent/cancel", test_cancel);
+    g_test_add_func("/mapped-ram-pool/gaps", test_gaps);
+    g_test_add_func("/mapped-ram-pool/keep-absent", test_keep_absent);
+    g_test_add_func("/mapped-ram-pool/write-error", test_write_error);
+    g_test_add_func("/mapped-ram-pool/truncated", test_truncated);
+    g_test_add_func("/mapped-ram-pool/idle", test_idle);
+    g_test_add_func("/mapped-ram-pool/cancel", test_cancel);
     return g_test_run();
 }

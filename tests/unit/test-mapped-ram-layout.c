@@ -11,7 +11,7 @@
 #include "qemu/bitmap.h"
 #include "qemu/bswap.h"
 #include "qapi/error.h"
-#include "migration/mapped-ram.h"
+#include "migration/mapped-ram-layout.h"
 
 #define PAGE 4096
 
@@ -233,12 +233,12 @@ static void test_bitmap(void)
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
-    g_test_add_func("/mapped-ram/golden", test_golden);
-    g_test_add_func("/mapped-ram/offsets", test_offsets);
-    g_test_add_func("/mapped-ram/init-refusals", test_init_refusals);
-    g_test_add_func("/mapped-ram/roundtrip", test_roundtrip);
-    g_test_add_func("/mapped-ram/decode-refusals", test_decode_refusals);
-    g_test_add_func("/mapped-ram/every-bit", test_every_bit);
-    g_test_add_func("/mapped-ram/bitmap", test_bitmap);
+    g_test_add_func("/mapped-ram-layout/golden", test_golden);
+    g_test_add_func("/mapped-ram-layout/offsets", test_offsets);
+    g_test_add_func("/mapped-ram-layout/init-refusals", test_init_refusals);
+    g_test_add_func("/mapped-ram-layout/roundtrip", test_roundtrip);
+    g_test_add_func("/mapped-ram-layout/decode-refusals", test_decode_refusals);
+    g_test_add_func("/mapped-ram-layout/every-bit", test_every_bit);
+    g_test_add_func("/mapped-ram-layout/bitmap", test_bitmap);
     return g_test_run();
 }

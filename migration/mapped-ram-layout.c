@@ -4,7 +4,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * Pure functions: encode, decode, validate.  The format is described in
- * include/migration/mapped-ram.h.
+ * include/migration/mapped-ram-layout.h.
  */
 
 #include "qemu/osdep.h"
@@ -12,7 +12,7 @@
 #include "qemu/bswap.h"
 #include "qemu/host-utils.h"
 #include "qapi/error.h"
-#include "migration/mapped-ram.h"
+#include "migration/mapped-ram-layout.h"
 
 /* Offsets of the fields in the header. */
 enum {

@@ -3,36 +3,36 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * The channels and how they are fed are here; what a channel does with one
- * extent is in ram-extent-io.c.
+ * The workers and how they are fed are here; what a worker does with one
+ * extent is in mapped-ram-worker.c.
  */
 
 #include "qemu/osdep.h"
 #include "block/aio.h"
-#include "migration/ram-extent.h"
+#include "migration/mapped-ram-pool.h"
 #include "qapi/error.h"
 #include "qemu/coroutine.h"
 #include "qemu/lockable.h"
 #include "qemu/thread.h"
-#include "ram-extent-int.h"
+#include "mapped-ram-worker.h"
 #include "trace.h"
 
-/* How many extents may wait for each channel: enough that none runs dry. */
-#define WAITING_PER_CHANNEL 2
+/* How many extents may wait for each worker: enough that none runs dry. */
+#define WAITING_PER_WORKER 2
 
-typedef struct RamExtentThread {
-    RamExtentPool *pool;
+typedef struct MappedRamThread {
+    MappedRamPool *pool;
     QemuThread thread;
-    /* the last drain that this channel has done; under the pool's lock */
+    /* the last drain that this worker has done; under the pool's lock */
     unsigned drained;
     /* only for this thread, but for cancelling */
-    RamExtentChannel channel;
-} RamExtentThread;
+    MappedRamWorker worker;
+} MappedRamThread;
 
-struct RamExtentPool {
+struct MappedRamPool {
     /* written only before the threads start */
-    unsigned channels;
-    RamExtentThread *threads;
+    unsigned workers;
+    MappedRamThread *threads;
     const char *engine;
     const char *engine_reason;
 
@@ -46,10 +46,10 @@ struct RamExtentPool {
     Coroutine *waiter;
 
     /* extents to be saved, a ring */
-    RamExtent *ring;
+    MappedRamExtent *ring;
     unsigned ring_size, ring_head, ring_used;
     /* the block that is being loaded, and its first page not yet begun */
-    RamExtentBlock *loading;
+    MappedRamBlock *loading;
     unsigned long next_page;
 
     /* how many threads are at an extent */
@@ -57,13 +57,13 @@ struct RamExtentPool {
     /* how many drains have been asked for */
     unsigned drains;
     bool stop;
-    /* the first error of any channel */
+    /* the first error of any worker */
     Error *err;
-    RamExtentCounts counts;
+    MappedRamCounts counts;
 };
 
 /* Called with the lock held. */
-static void wake_feeder(RamExtentPool *pool)
+static void wake_feeder(MappedRamPool *pool)
 {
     qemu_cond_broadcast(&pool->done);
     if (pool->waiter) {
@@ -75,7 +75,7 @@ static void wake_feeder(RamExtentPool *pool)
 }
 
 /* Called with the lock held, which it drops while it waits. */
-static void wait_for_channels(RamExtentPool *pool)
+static void wait_for_workers(MappedRamPool *pool)
 {
     if (qemu_in_coroutine()) {
         pool->waiter = qemu_coroutine_self();
@@ -88,18 +88,18 @@ static void wait_for_channels(RamExtentPool *pool)
 }
 
 /* Keeps the first error, and drops all others.  Called with the lock held. */
-static void latch_error(RamExtentPool *pool, Error *err)
+static void latch_error(MappedRamPool *pool, Error *err)
 {
     if (pool->err) {
         error_free(err);
     } else {
-        trace_ram_extent_error(error_get_pretty(err));
+        trace_mapped_ram_error(error_get_pretty(err));
         pool->err = err;
     }
 }
 
 /* Called with the lock held. */
-static bool check_error(RamExtentPool *pool, Error **errp)
+static bool check_error(MappedRamPool *pool, Error **errp)
 {
     if (pool->err) {
         error_propagate(errp, error_copy(pool->err));
@@ -109,9 +109,9 @@ static bool check_error(RamExtentPool *pool, Error **errp)
 }
 
 /* Takes the next extent of the block being loaded.  Called with the lock. */
-static bool next_loading(RamExtentPool *pool, RamExtent *extent)
+static bool next_loading(MappedRamPool *pool, MappedRamExtent *extent)
 {
-    RamExtentBlock *block = pool->loading;
+    MappedRamBlock *block = pool->loading;
     unsigned long pages;
 
     if (!block) {
@@ -120,7 +120,7 @@ static bool next_loading(RamExtentPool *pool, RamExtent *extent)
     pages = mapped_ram_layout_pages(&block->layout) - pool->next_page;
     extent->block = block;
     extent->first = pool->next_page;
-    extent->pages = MIN(pages, RAM_EXTENT_PAGES);
+    extent->pages = MIN(pages, MAPPED_RAM_EXTENT_PAGES);
     pool->next_page += extent->pages;
     if (extent->pages == pages) {
         pool->loading = NULL;
@@ -129,7 +129,8 @@ static bool next_loading(RamExtentPool *pool, RamExtent *extent)
 }
 
 /* Takes the next extent of either kind.  Called with the lock held. */
-static bool next_extent(RamExtentPool *pool, RamExtent *extent, bool *saving)
+static bool next_extent(MappedRamPool *pool, MappedRamExtent *extent,
+                        bool *saving)
 {
     if (pool->err) {
         /* Nothing more is moved: whoever waits learns of the error. */
@@ -147,7 +148,7 @@ static bool next_extent(RamExtentPool *pool, RamExtent *extent, bool *saving)
     return true;
 }
 
-static void add_counts(RamExtentCounts *sum, const RamExtentCounts *counts)
+static void add_counts(MappedRamCounts *sum, const MappedRamCounts *counts)
 {
     sum->normal += counts->normal;
     sum->zero += counts->zero;
@@ -157,19 +158,20 @@ static void add_counts(RamExtentCounts *sum, const RamExtentCounts *counts)
 }
 
 /* Called with the lock held, which it drops while it works. */
-static void do_extent(RamExtentThread *t, const RamExtent *extent, bool saving)
+static void do_extent(MappedRamThread *t, const MappedRamExtent *extent,
+                      bool saving)
 {
-    RamExtentPool *pool = t->pool;
-    RamExtentCounts counts = {};
+    MappedRamPool *pool = t->pool;
+    MappedRamCounts counts = {};
     Error *err = NULL;
 
     pool->busy++;
     qemu_mutex_unlock(&pool->lock);
 
     if (saving) {
-        ram_extent_channel_save(&t->channel, extent, &counts, &err);
+        mapped_ram_worker_save(&t->worker, extent, &counts, &err);
     } else {
-        ram_extent_channel_load(&t->channel, extent, &counts, &err);
+        mapped_ram_worker_load(&t->worker, extent, &counts, &err);
     }
 
     qemu_mutex_lock(&pool->lock);
@@ -182,14 +184,14 @@ static void do_extent(RamExtentThread *t, const RamExtent *extent, bool saving)
 }
 
 /* Called with the lock held, which it drops while it waits for the disk. */
-static void do_drain(RamExtentThread *t)
+static void do_drain(MappedRamThread *t)
 {
-    RamExtentPool *pool = t->pool;
+    MappedRamPool *pool = t->pool;
     unsigned drains = pool->drains;
     Error *err = NULL;
 
     qemu_mutex_unlock(&pool->lock);
-    ram_extent_channel_drain(&t->channel, &err);
+    mapped_ram_worker_drain(&t->worker, &err);
     qemu_mutex_lock(&pool->lock);
 
     t->drained = drains;
@@ -204,13 +206,13 @@ static void do_drain(RamExtentThread *t)
  * noticed, and what is still to be written is known, before the next extent
  * comes or a drain.  Called with the lock held, which it drops.
  */
-static void do_wait(RamExtentThread *t)
+static void do_wait(MappedRamThread *t)
 {
-    RamExtentPool *pool = t->pool;
+    MappedRamPool *pool = t->pool;
     Error *err = NULL;
 
     qemu_mutex_unlock(&pool->lock);
-    ram_extent_channel_wait(&t->channel, &err);
+    mapped_ram_worker_wait(&t->worker, &err);
     qemu_mutex_lock(&pool->lock);
 
     if (err) {
@@ -219,11 +221,11 @@ static void do_wait(RamExtentThread *t)
     }
 }
 
-static void *channel_thread(void *opaque)
+static void *worker_thread(void *opaque)
 {
-    RamExtentThread *t = opaque;
-    RamExtentPool *pool = t->pool;
-    RamExtent extent;
+    MappedRamThread *t = opaque;
+    MappedRamPool *pool = t->pool;
+    MappedRamExtent extent;
     bool saving;
 
     qemu_mutex_lock(&pool->lock);
@@ -232,7 +234,7 @@ static void *channel_thread(void *opaque)
             do_extent(t, &extent, saving);
         } else if (t->drained != pool->drains) {
             do_drain(t);
-        } else if (ram_extent_channel_busy(&t->channel)) {
+        } else if (mapped_ram_worker_busy(&t->worker)) {
             do_wait(t);
         } else {
             qemu_cond_wait(&pool->work, &pool->lock);
@@ -242,16 +244,16 @@ static void *channel_thread(void *opaque)
     return NULL;
 }
 
-bool ram_extent_save(RamExtentPool *pool, const RamExtent *extent,
-                     Error **errp)
+bool mapped_ram_pool_save(MappedRamPool *pool, const MappedRamExtent *extent,
+                          Error **errp)
 {
     assert(extent->first % BITS_PER_LONG == 0);
-    assert(extent->pages <= RAM_EXTENT_PAGES);
+    assert(extent->pages <= MAPPED_RAM_EXTENT_PAGES);
 
     QEMU_LOCK_GUARD(&pool->lock);
-    pool->counts.taken += bitmap_count_one(extent->dirty, extent->pages);
+    pool->counts.queued += bitmap_count_one(extent->dirty, extent->pages);
     while (!pool->err && pool->ring_used == pool->ring_size) {
-        wait_for_channels(pool);
+        wait_for_workers(pool);
     }
     if (!check_error(pool, errp)) {
         return false;
@@ -267,7 +269,7 @@ bool ram_extent_save(RamExtentPool *pool, const RamExtent *extent,
  * Waits until no thread is at an extent.  Also after an error: whoever calls
  * may free what the threads work on.  Called with the lock held.
  */
-static void wait_idle(RamExtentPool *pool)
+static void wait_idle(MappedRamPool *pool)
 {
     while (pool->busy || pool->ring_used || pool->loading) {
         if (pool->err) {
@@ -277,11 +279,11 @@ static void wait_idle(RamExtentPool *pool)
                 break;
             }
         }
-        wait_for_channels(pool);
+        wait_for_workers(pool);
     }
 }
 
-bool ram_extent_settle(RamExtentPool *pool, Error **errp)
+bool mapped_ram_pool_wait_scanned(MappedRamPool *pool, Error **errp)
 {
     QEMU_LOCK_GUARD(&pool->lock);
     wait_idle(pool);
@@ -289,9 +291,9 @@ bool ram_extent_settle(RamExtentPool *pool, Error **errp)
 }
 
 /* Called with the lock held. */
-static bool all_drained(RamExtentPool *pool)
+static bool all_drained(MappedRamPool *pool)
 {
-    for (unsigned i = 0; i < pool->channels; i++) {
+    for (unsigned i = 0; i < pool->workers; i++) {
         if (pool->threads[i].drained != pool->drains) {
             return false;
         }
@@ -299,20 +301,20 @@ static bool all_drained(RamExtentPool *pool)
     return true;
 }
 
-bool ram_extent_drain(RamExtentPool *pool, Error **errp)
+bool mapped_ram_pool_drain(MappedRamPool *pool, Error **errp)
 {
     QEMU_LOCK_GUARD(&pool->lock);
     wait_idle(pool);
     pool->drains++;
     qemu_cond_broadcast(&pool->work);
     while (!all_drained(pool)) {
-        wait_for_channels(pool);
+        wait_for_workers(pool);
     }
     return check_error(pool, errp);
 }
 
-bool ram_extent_load_block(RamExtentPool *pool, RamExtentBlock *block,
-                           Error **errp)
+bool mapped_ram_pool_load_block(MappedRamPool *pool, MappedRamBlock *block,
+                                Error **errp)
 {
     WITH_QEMU_LOCK_GUARD(&pool->lock) {
         assert(!pool->loading);
@@ -322,49 +324,49 @@ bool ram_extent_load_block(RamExtentPool *pool, RamExtentBlock *block,
             qemu_cond_broadcast(&pool->work);
         }
     }
-    return ram_extent_drain(pool, errp);
+    return mapped_ram_pool_drain(pool, errp);
 }
 
-void ram_extent_counts(RamExtentPool *pool, RamExtentCounts *counts)
+void mapped_ram_pool_counts(MappedRamPool *pool, MappedRamCounts *counts)
 {
     QEMU_LOCK_GUARD(&pool->lock);
     *counts = pool->counts;
 }
 
-void ram_extent_stats(RamExtentPool *pool, RamExtentStats *stats)
+void mapped_ram_pool_stats(MappedRamPool *pool, MappedRamStats *stats)
 {
-    *stats = (RamExtentStats) {};
-    for (unsigned i = 0; i < pool->channels; i++) {
-        ram_extent_channel_stats(&pool->threads[i].channel, stats);
+    *stats = (MappedRamStats) {};
+    for (unsigned i = 0; i < pool->workers; i++) {
+        mapped_ram_worker_stats(&pool->threads[i].worker, stats);
     }
 }
 
-const char *ram_extent_engine_name(RamExtentPool *pool)
+const char *mapped_ram_pool_engine_name(MappedRamPool *pool)
 {
     return pool->engine;
 }
 
-const char *ram_extent_engine_reason(RamExtentPool *pool)
+const char *mapped_ram_pool_engine_reason(MappedRamPool *pool)
 {
     return pool->engine_reason;
 }
 
-void ram_extent_cancel(RamExtentPool *pool)
+void mapped_ram_pool_cancel(MappedRamPool *pool)
 {
     Error *err = NULL;
 
     error_setg(&err, "cancelled");
     QEMU_LOCK_GUARD(&pool->lock);
     latch_error(pool, err);
-    for (unsigned i = 0; i < pool->channels; i++) {
-        ram_extent_channel_cancel(&pool->threads[i].channel);
+    for (unsigned i = 0; i < pool->workers; i++) {
+        mapped_ram_worker_cancel(&pool->threads[i].worker);
     }
     qemu_cond_broadcast(&pool->work);
     wake_feeder(pool);
 }
 
 /* @started: how many of the threads run */
-static void pool_destroy(RamExtentPool *pool, unsigned started)
+static void pool_destroy(MappedRamPool *pool, unsigned started)
 {
     WITH_QEMU_LOCK_GUARD(&pool->lock) {
         pool->stop = true;
@@ -373,8 +375,8 @@ static void pool_destroy(RamExtentPool *pool, unsigned started)
     for (unsigned i = 0; i < started; i++) {
         qemu_thread_join(&pool->threads[i].thread);
     }
-    for (unsigned i = 0; i < pool->channels; i++) {
-        ram_extent_channel_destroy(&pool->threads[i].channel);
+    for (unsigned i = 0; i < pool->workers; i++) {
+        mapped_ram_worker_destroy(&pool->threads[i].worker);
     }
     assert(!pool->waiter);
     error_free(pool->err);
@@ -386,48 +388,48 @@ static void pool_destroy(RamExtentPool *pool, unsigned started)
     g_free(pool);
 }
 
-RamExtentPool *ram_extent_pool_new(const RamExtentConfig *config,
+MappedRamPool *mapped_ram_pool_new(const MappedRamPoolConfig *config,
                                    Error **errp)
 {
-    RamExtentPool *pool = g_new0(RamExtentPool, 1);
-    RamExtentChannel *last;
+    MappedRamPool *pool = g_new0(MappedRamPool, 1);
+    MappedRamWorker *last;
 
-    pool->channels = config->channels;
-    pool->threads = g_new0(RamExtentThread, config->channels);
-    pool->ring_size = config->channels * WAITING_PER_CHANNEL;
-    pool->ring = g_new0(RamExtent, pool->ring_size);
+    pool->workers = config->workers;
+    pool->threads = g_new0(MappedRamThread, config->workers);
+    pool->ring_size = config->workers * WAITING_PER_WORKER;
+    pool->ring = g_new0(MappedRamExtent, pool->ring_size);
     qemu_mutex_init(&pool->lock);
     qemu_cond_init(&pool->work);
     qemu_cond_init(&pool->done);
 
-    for (unsigned i = 0; i < pool->channels; i++) {
+    for (unsigned i = 0; i < pool->workers; i++) {
         pool->threads[i].pool = pool;
-        if (!ram_extent_channel_init(&pool->threads[i].channel, config,
-                                     errp)) {
+        if (!mapped_ram_worker_init(&pool->threads[i].worker, config,
+                                    errp)) {
             pool_destroy(pool, 0);
             return NULL;
         }
     }
     /* What has run out is lacking to those that were made last. */
-    last = &pool->threads[pool->channels - 1].channel;
-    pool->engine = ram_extent_channel_engine(last);
-    pool->engine_reason = ram_extent_channel_engine_reason(last);
-    for (unsigned i = 0; i < pool->channels; i++) {
+    last = &pool->threads[pool->workers - 1].worker;
+    pool->engine = mapped_ram_worker_engine(last);
+    pool->engine_reason = mapped_ram_worker_engine_reason(last);
+    for (unsigned i = 0; i < pool->workers; i++) {
         g_autofree char *name = g_strdup_printf("%s_%u", config->thread_name,
                                                 i);
 
-        qemu_thread_create(&pool->threads[i].thread, name, channel_thread,
+        qemu_thread_create(&pool->threads[i].thread, name, worker_thread,
                            &pool->threads[i], QEMU_THREAD_JOINABLE);
     }
-    trace_ram_extent_start(config->name, pool->channels, pool->engine,
+    trace_mapped_ram_start(config->name, pool->workers, pool->engine,
                            pool->engine_reason ?: "no better one",
                            config->direct_fd >= 0);
     return pool;
 }
 
-void ram_extent_pool_free(RamExtentPool *pool)
+void mapped_ram_pool_free(MappedRamPool *pool)
 {
     if (pool) {
-        pool_destroy(pool, pool->channels);
+        pool_destroy(pool, pool->workers);
     }
 }
