@@ -17,6 +17,8 @@
 #include "qapi/qapi-types-direct-io.h"
 #include "qemu-file.h"
 
+typedef struct MappedRam MappedRam;
+
 /**
  * mapped_ram_wanted:
  * @f: the main stream
@@ -82,8 +84,8 @@ bool mapped_ram_save_extent(RAMBlock *rb, MappedRamExtent *extent,
  * @errp: pointer to a NULL-initialized error object
  *
  * Whether there is room for what is dirty; see mapped_ram_space_check().  The
- * first extent of a save does this by itself.  To be called again when it may be the
- * last time that the guest runs, after a drain and the synchronization.
+ * first extent of a save does this by itself.  To be called again when the
+ * guest may be about to stop, after a drain and the synchronization.
  *
  * Returns: true, or false with @errp set.
  */

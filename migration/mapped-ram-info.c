@@ -1,0 +1,168 @@
+/*
+ * mapped-ram: what query-migrate says of it
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * See mapped-ram.h.
+ */
+
+#include "qemu/osdep.h"
+#include "exec/target_page.h"
+#include "file-direct.h"
+#include "file-transport.h"
+#include "mapped-ram-int.h"
+#include "migration.h"
+#include "options.h"
+#include "qemu/lockable.h"
+#include "ram.h"
+
+/* What query-migrate shows, also after the workers are gone. */
+typedef struct MappedRamRecord {
+    bool valid;
+    MappedRamCounts counts;
+    MappedRamStats stats;
+    const char *engine;
+    char *engine_reason;
+    unsigned workers;
+    unsigned depth;
+    /* 0 if it was buffered */
+    uint32_t alignment;
+} MappedRamRecord;
+
+/* Of the last save and of the last load; with mapped_ram_lock. */
+static MappedRamRecord records[2];
+
+void mapped_ram_record(MappedRam *m)
+{
+    MappedRamRecord *record = &records[m->load];
+
+    record->valid = true;
+    record->engine = mapped_ram_pool_engine_name(m->pool);
+    g_free(record->engine_reason);
+    record->engine_reason = g_strdup(mapped_ram_pool_engine_reason(m->pool));
+    record->workers = m->workers;
+    record->depth = m->depth;
+    record->alignment = m->alignment;
+    mapped_ram_pool_counts(m->pool, &record->counts);
+    mapped_ram_pool_stats(m->pool, &record->stats);
+}
+
+void mapped_ram_forget(bool of_load)
+{
+    QEMU_LOCK_GUARD(&mapped_ram_lock);
+    g_free(records[of_load].engine_reason);
+    records[of_load] = (MappedRamRecord) {};
+}
+
+uint64_t mapped_ram_bytes_in_flight(const MappedRamCounts *counts,
+                                    const MappedRamStats *stats)
+{
+    uint64_t given = counts->direct_bytes + counts->buffered_bytes;
+    uint64_t done = stats->direct.bytes_read + stats->direct.bytes_written +
+                    stats->buffered.bytes_read + stats->buffered.bytes_written;
+
+    return given > done ? given - done : 0;
+}
+
+/* The ranges that @direct or @buffered has requests in. */
+static DirectIoLatencyList *latency_list(const DirectQueueStats *direct,
+                                         const DirectQueueStats *buffered)
+{
+    DirectIoLatencyList *list = NULL, **tail = &list;
+
+    for (unsigned i = 0; i < DIRECT_QUEUE_LATENCY_BUCKETS; i++) {
+        uint64_t count = direct->latency[i] + buffered->latency[i];
+        DirectIoLatency *range;
+
+        if (count) {
+            range = g_new0(DirectIoLatency, 1);
+            range->from = i ? 1ULL << i : 0;
+            range->has_below = i < DIRECT_QUEUE_LATENCY_BUCKETS - 1;
+            range->below = range->has_below ? 2ULL << i : 0;
+            range->count = count;
+            QAPI_LIST_APPEND(tail, range);
+        }
+    }
+    return list;
+}
+
+/* What the queues did. */
+static void fill_stats(MigrationDirectIO *info, const MappedRamStats *stats)
+{
+    const DirectQueueStats *direct = &stats->direct;
+    const DirectQueueStats *buffered = &stats->buffered;
+    const DirectQueueStats *slow =
+        direct->slowest_us >= buffered->slowest_us ? direct : buffered;
+
+    info->direct_bytes = direct->bytes_read + direct->bytes_written;
+    info->buffered_bytes = buffered->bytes_read + buffered->bytes_written;
+    info->requests = direct->requests + buffered->requests;
+    info->short_transfers = direct->short_transfers +
+                            buffered->short_transfers;
+    info->retries = direct->retries + buffered->retries;
+    info->slowest = slow->slowest_us;
+    info->slowest_offset = slow->slowest_offset;
+    info->latency = latency_list(direct, buffered);
+}
+
+/* How the workers work or worked. */
+static void fill_workers(MigrationDirectIO *info,
+                         const MappedRamRecord *record)
+{
+    info->engine = g_strdup(record->engine);
+    info->engine_reason = g_strdup(record->engine_reason);
+    info->has_channels = info->has_depth = info->has_depth_reached = true;
+    info->channels = record->workers;
+    info->depth = record->depth;
+    info->depth_reached = MAX(record->stats.direct.max_in_flight,
+                              record->stats.buffered.max_in_flight);
+    info->has_alignment = info->active;
+    info->alignment = record->alignment;
+}
+
+static void fill_progress(MigrationDirectIO *info,
+                          const MappedRamRecord *record)
+{
+    uint64_t bytes = (record->counts.normal + record->counts.zero) *
+                     qemu_target_page_size();
+
+    info->has_load_total = info->has_load_done = true;
+    info->load_total = ram_bytes_total();
+    info->load_done = bytes - mapped_ram_bytes_in_flight(&record->counts,
+                                                         &record->stats);
+}
+
+MigrationDirectIO *mapped_ram_info(bool of_load)
+{
+    MappedRamRecord *record = &records[of_load];
+    const char *reason = file_direct_reason();
+    MappedRam *running;
+    MigrationDirectIO *info;
+    MigrationFilePhase phase;
+    bool has_phase = file_transport_phase(&phase);
+
+    if (!migrate_mapped_ram() && !migrate_direct_io() && !has_phase) {
+        return NULL;
+    }
+    QEMU_LOCK_GUARD(&mapped_ram_lock);
+    running = mapped_ram_running(of_load);
+    if (running) {
+        mapped_ram_record(running);
+    }
+    info = g_new0(MigrationDirectIO, 1);
+    info->has_phase = has_phase;
+    info->phase = has_phase ? phase : 0;
+    info->active = !reason && (!record->valid || record->alignment);
+    if (!info->active) {
+        info->reason = g_strdup(reason ?:
+                                "the settings were changed after the start");
+    }
+    if (record->valid) {
+        fill_workers(info, record);
+    }
+    fill_stats(info, &record->stats);
+    if (of_load && record->valid) {
+        fill_progress(info, record);
+    }
+    return info;
+}

@@ -1,0 +1,109 @@
+/*
+ * mapped-ram: what its files share, and no other file includes
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * One MappedRam is a running save or load.  mapped-ram.c creates, publishes
+ * and frees it; mapped-ram-save.c and mapped-ram-load.c fill it;
+ * mapped-ram-info.c reports on it.
+ */
+
+#ifndef QEMU_MIGRATION_MAPPED_RAM_INT_H
+#define QEMU_MIGRATION_MAPPED_RAM_INT_H
+
+#include "mapped-ram.h"
+#include "mapped-ram-space.h"
+#include "qemu/thread.h"
+
+/*
+ * The thread that migrates owns the object: the migration thread of a save,
+ * the main thread of a load, and after the migration thread has ended whoever
+ * holds the BQL.  Other threads reach it only with mapped_ram_lock.
+ */
+struct MappedRam {
+    /* constant after mapped_ram_new() */
+    bool load;
+    unsigned workers;
+    unsigned depth;
+    /* 0 when RAM moves through the buffered descriptor */
+    uint32_t alignment;
+    /* locks for itself; any thread may cancel it and read its counts */
+    MappedRamPool *pool;
+
+    /*
+     * RAMBlock to MappedRamBlock, which it owns.  Only the owner uses it; it
+     * changes during the setup of a save, or while blocks are loaded.
+     */
+    GHashTable *blocks;
+    /* owner only, but for @space.stop, which any thread sets atomically */
+    MappedRamSpaceCheck space;
+    bool space_checked;
+    /* owner only: what mapped_ram_save_delta() has reported */
+    MappedRamCounts reported;
+};
+
+/* Guards the two pointers to running objects, and the records of both. */
+extern QemuMutex mapped_ram_lock;
+
+/**
+ * mapped_ram_new:
+ * @f: the main stream, which is seekable
+ * @load: whether to load RAM, or to save it
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Starts the workers and publishes the object.  No other save, or load, may
+ * be running.  Called by the thread that migrates.
+ *
+ * Returns: the object, to be freed by mapped_ram_end(); or NULL with @errp set
+ */
+MappedRam *mapped_ram_new(QEMUFile *f, bool load, Error **errp);
+
+/**
+ * mapped_ram_running:
+ * @load: which of the two
+ *
+ * Returns: the running save or load, or NULL.  Only its owner, or a holder of
+ *          mapped_ram_lock, may call this.
+ */
+MappedRam *mapped_ram_running(bool load);
+
+/*
+ * Stops the workers of the running save or load, waiting for their requests
+ * in flight, and frees it.  Does nothing if there is none.
+ */
+void mapped_ram_end(bool load);
+
+/* Keeps the figures of @m for mapped_ram_info().  With mapped_ram_lock. */
+void mapped_ram_record(MappedRam *m);
+
+/**
+ * mapped_ram_add_block:
+ * @m: the save or load
+ * @rb: a RAM block
+ * @layout: its place in the file
+ *
+ * Replaces what was known of @rb, should it come twice.
+ *
+ * Returns: the block, which @m owns, with an empty bitmap
+ */
+MappedRamBlock *mapped_ram_add_block(MappedRam *m, RAMBlock *rb,
+                                     const MappedRamLayout *layout);
+
+/* What to call @f in messages; the file transport names the file. */
+const char *mapped_ram_stream_name(QEMUFile *f);
+
+/* The descriptor behind @f, which is seekable and so a file channel. */
+int mapped_ram_stream_fd(QEMUFile *f);
+
+/* Passes an error of the stream on: returns false with @errp set. */
+bool mapped_ram_stream_ok(QEMUFile *f, Error **errp);
+
+/*
+ * Bytes that workers have handed to their queues and that are in flight.
+ * Extents that a worker is at are not counted yet while their requests may be
+ * done.
+ */
+uint64_t mapped_ram_bytes_in_flight(const MappedRamCounts *counts,
+                                    const MappedRamStats *stats);
+
+#endif /* QEMU_MIGRATION_MAPPED_RAM_INT_H */

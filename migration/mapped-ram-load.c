@@ -1,0 +1,117 @@
+/*
+ * mapped-ram: loading RAM
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * See mapped-ram.h.
+ */
+
+#include "qemu/osdep.h"
+#include "exec/memory.h"
+#include "exec/ramblock.h"
+#include "exec/target_page.h"
+#include "file-transport.h"
+#include "mapped-ram-int.h"
+#include "qapi/error.h"
+#include "trace.h"
+
+/* Reads @size bytes that must be there. */
+static bool read_exactly(QEMUFile *f, const char *block, const char *what,
+                         size_t got, size_t size, Error **errp)
+{
+    if (got == size) {
+        return true;
+    }
+    if (!qemu_file_get_error_obj(f, errp) || (errp && !*errp)) {
+        error_setg(errp, "%s: the file ended early", mapped_ram_stream_name(f));
+    }
+    error_prepend(errp, "RAM block '%s': reading its mapped-ram %s: ", block,
+                  what);
+    return false;
+}
+
+static bool load_layout(QEMUFile *f, RAMBlock *rb, MappedRamLayout *layout,
+                        Error **errp)
+{
+    uint8_t header[MAPPED_RAM_HEADER_SIZE];
+    uint64_t header_offset = qemu_get_offset(f);
+    struct stat st;
+    uint64_t file_size = 0;
+
+    if (!read_exactly(f, rb->idstr, "header",
+                      qemu_get_buffer(f, header, sizeof(header)),
+                      sizeof(header), errp)) {
+        return false;
+    }
+    if (fstat(mapped_ram_stream_fd(f), &st) == 0 && S_ISREG(st.st_mode)) {
+        file_size = st.st_size;
+    }
+    if (!mapped_ram_header_decode(layout, rb->idstr, header, header_offset,
+                                  rb->used_length, qemu_target_page_size(),
+                                  file_size, errp)) {
+        error_prepend(errp, "%s: ", mapped_ram_stream_name(f));
+        return false;
+    }
+    trace_mapped_ram_block(rb->idstr, layout->bitmap_offset,
+                           layout->pages_offset, layout->length);
+    return true;
+}
+
+/*
+ * Loads the pages of a block.  The main loop goes on meanwhile, and somebody
+ * there may wait for all readers of RCU, of which our caller is one.
+ */
+static bool load_pages(MappedRam *m, RAMBlock *rb, MappedRamBlock *b,
+                       Error **errp)
+{
+    bool ok;
+
+    memory_region_ref(rb->mr);
+    rcu_read_unlock();
+    ok = mapped_ram_pool_load_block(m->pool, b, errp);
+    rcu_read_lock();
+    memory_region_unref(rb->mr);
+    return ok;
+}
+
+bool mapped_ram_load_block(QEMUFile *f, RAMBlock *rb, Error **errp)
+{
+    MappedRam *m = mapped_ram_running(true);
+    MappedRamLayout layout;
+    MappedRamBlock *b;
+    size_t size;
+
+    if (!m) {
+        m = mapped_ram_new(f, true, errp);
+        if (!m) {
+            return false;
+        }
+        file_transport_set_phase(MIGRATION_FILE_PHASE_RAM);
+    }
+    if (!load_layout(f, rb, &layout, errp)) {
+        return false;
+    }
+    b = mapped_ram_add_block(m, rb, &layout);
+    size = mapped_ram_layout_bitmap_size(&layout);
+    if (!read_exactly(f, rb->idstr, "bitmap",
+                      qemu_get_buffer_at(f, (uint8_t *)b->present, size,
+                                         layout.bitmap_offset),
+                      size, errp)) {
+        return false;
+    }
+    if (!mapped_ram_bitmap_check(&layout, rb->idstr, b->present, errp)) {
+        error_prepend(errp, "%s: ", mapped_ram_stream_name(f));
+        return false;
+    }
+    if (!load_pages(m, rb, b, errp)) {
+        error_prepend(errp, "RAM block '%s': ", rb->idstr);
+        return false;
+    }
+    qemu_set_offset(f, mapped_ram_layout_end(&layout), SEEK_SET);
+    return true;
+}
+
+void mapped_ram_load_cleanup(void)
+{
+    mapped_ram_end(true);
+}

@@ -1,0 +1,143 @@
+/*
+ * mapped-ram: the running save or load
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Creation, ownership and locking; see mapped-ram-int.h.
+ */
+
+#include "qemu/osdep.h"
+#include "exec/memory.h"
+#include "exec/ramblock.h"
+#include "file-direct.h"
+#include "file-transport.h"
+#include "io/channel-file.h"
+#include "mapped-ram-int.h"
+#include "migration.h"
+#include "options.h"
+#include "qapi/error.h"
+#include "qemu/lockable.h"
+#include "ram.h"
+
+QemuMutex mapped_ram_lock;
+/* The save and the load; changed by the owner with mapped_ram_lock. */
+static MappedRam *running[2];
+
+static void __attribute__((constructor)) mapped_ram_init(void)
+{
+    qemu_mutex_init(&mapped_ram_lock);
+}
+
+bool mapped_ram_wanted(QEMUFile *f)
+{
+    return migrate_mapped_ram() && qemu_file_is_seekable(f);
+}
+
+const char *mapped_ram_stream_name(QEMUFile *f)
+{
+    return qemu_file_get_ioc(f)->name ?: "the migration file";
+}
+
+int mapped_ram_stream_fd(QEMUFile *f)
+{
+    return QIO_CHANNEL_FILE(qemu_file_get_ioc(f))->fd;
+}
+
+bool mapped_ram_stream_ok(QEMUFile *f, Error **errp)
+{
+    Error *err = NULL;
+
+    if (!qemu_file_get_error_obj(f, &err)) {
+        return true;
+    }
+    if (!err) {
+        error_setg(&err, "%s: the stream has failed",
+                   mapped_ram_stream_name(f));
+    }
+    error_propagate(errp, err);
+    return false;
+}
+
+static void block_free(void *opaque)
+{
+    MappedRamBlock *b = opaque;
+
+    g_free(b->present);
+    g_free(b);
+}
+
+MappedRam *mapped_ram_new(QEMUFile *f, bool load, Error **errp)
+{
+    MappedRamPoolConfig config = {
+        .name = mapped_ram_stream_name(f),
+        .thread_name = load ? "mapped-load" : "mapped-save",
+        .fd = mapped_ram_stream_fd(f),
+        .workers = migrate_multifd() ? migrate_multifd_channels() : 1,
+        .engine = file_direct_engine(),
+    };
+    MappedRamPool *pool;
+    MappedRam *m;
+
+    assert(!running[load]);
+    config.depth = file_direct_depth(config.workers);
+    config.direct_fd = file_direct_fd(&config.direct_limits);
+    pool = mapped_ram_pool_new(&config, errp);
+    if (!pool) {
+        return NULL;
+    }
+    m = g_new0(MappedRam, 1);
+    m->load = load;
+    m->pool = pool;
+    m->workers = config.workers;
+    m->depth = config.direct_fd < 0 ? 1 : config.depth;
+    m->alignment = config.direct_fd < 0 ? 0 :
+                   config.direct_limits.offset_align;
+    m->blocks = g_hash_table_new_full(NULL, NULL, NULL, block_free);
+    m->space = (MappedRamSpaceCheck) {
+        .fd = config.fd, .name = config.name, .blocks = m->blocks,
+    };
+    WITH_QEMU_LOCK_GUARD(&mapped_ram_lock) {
+        running[load] = m;
+    }
+    return m;
+}
+
+MappedRam *mapped_ram_running(bool load)
+{
+    return running[load];
+}
+
+void mapped_ram_end(bool load)
+{
+    MappedRam *m;
+
+    WITH_QEMU_LOCK_GUARD(&mapped_ram_lock) {
+        m = running[load];
+        running[load] = NULL;
+        if (m) {
+            mapped_ram_record(m);
+        }
+    }
+    if (m) {
+        file_transport_set_phase(MIGRATION_FILE_PHASE_STREAM);
+        mapped_ram_pool_free(m->pool);
+        g_hash_table_destroy(m->blocks);
+        g_free(m);
+    }
+}
+
+MappedRamBlock *mapped_ram_add_block(MappedRam *m, RAMBlock *rb,
+                                     const MappedRamLayout *layout)
+{
+    MappedRamBlock *b = g_new0(MappedRamBlock, 1);
+
+    b->name = rb->idstr;
+    b->host = rb->host;
+    b->layout = *layout;
+    b->present = g_malloc0(mapped_ram_layout_bitmap_size(layout));
+    /* Reading unplugged memory, to see if it is zero, would populate it. */
+    b->keep_absent = memory_region_has_ram_discard_manager(rb->mr);
+    b->shared_fd = qemu_ram_is_shared(rb) && !rb->fd_offset ? rb->fd : -1;
+    g_hash_table_insert(m->blocks, rb, b);
+    return b;
+}
