@@ -16,6 +16,8 @@ from .say import Fault, Failure, step
 KEYRING = '/usr/share/keyrings/debian-archive-keyring.gpg'
 RELEASE = 'bookworm'
 BACKPORTS = 'bookworm-backports'
+# Whose source packages the private sources name
+SOURCE_SUITES = ('bookworm', 'trixie')
 SUITES = (RELEASE, f'{RELEASE}-updates', f'{RELEASE}-security')
 
 # The programs and libraries that the steps need, by suite
@@ -202,12 +204,60 @@ class Apt:
             self.update()
             self._get(name, *argv, cwd=cwd)
 
+    def source_versions(self, package):
+        """All versions of a source package that the suites list."""
+        return re.findall(r'^Version: (\S+)$',
+                          self.packages('showsrc', '--only-source', package),
+                          re.M)
+
+    def fetch_source(self, package, version, where):
+        """Fetch one version of a source package into the directory `where`,
+        unless it is there.  Returns its .dsc."""
+        os.makedirs(where, exist_ok=True)
+        dsc = os.path.join(where, f'{package}_'
+                           f'{version.partition(":")[2] or version}.dsc')
+        if not os.path.exists(dsc):
+            self.fetch(f'fetch {package} {version}', 'source', '-q',
+                       '--download-only', '--only-source',
+                       f'{package}={version}', cwd=where)
+        return dsc
+
     def packages(self, *argv):
         """What `apt-cache` prints."""
         self.prepare()
         done = subprocess.run(['apt-cache', *self.options, *argv],
                               capture_output=True, text=True)
         return done.stdout
+
+
+def fetch_family(suites, package, family, where):
+    """Fetch into `where` the newest source package of a family of versions
+    that `suites` have.  Returns its .dsc, or None if they have none."""
+    apt = Apt(suites)
+    version = newest_of_family(apt.source_versions(package), family)
+    return version and apt.fetch_source(package, version, where)
+
+
+def newest_of_family(versions, family, later=False):
+    """The newest of a list of versions that are of the family, or, if there
+    is none of it and `later` is set, the newest that is later."""
+    wanted = _numbers(family)
+    found = [v for v in versions if _numbers(v)[:len(wanted)] == wanted]
+    if not found and later:
+        found = [v for v in versions if _numbers(v) > wanted]
+    best = None
+    for version in found:
+        if best is None or subprocess.run(
+                ['dpkg', '--compare-versions', version, 'gt',
+                 best]).returncode == 0:
+            best = version
+    return best
+
+
+def _numbers(version):
+    """The upstream version of a package's version, as a list of numbers."""
+    return [int(x) for x in
+            re.match(r'(?:\d+:)?(\d+(?:\.\d+)*)', version).group(1).split('.')]
 
 
 def _explain(name, log):

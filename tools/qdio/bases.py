@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 
-from .apt import Apt
+from .apt import SOURCE_SUITES, Apt, fetch_family
 from .config import cache, check_space, log_path, short_hash, usable_cache
 from .git import Git
 from .say import Fault, note, step
@@ -93,19 +93,31 @@ class Tree:
                 where = _copy_tree(where, os.path.join(top, 'src'))
             self._import(where, self.source)
 
+    def _download(self, sources):
+        """The .dsc of the base's package, fetched into `sources`."""
+        base = self.base
+        what = f'fetch {base.package} of {base.suite}'
+        suites = base.suite.split()
+        if set(suites) <= set(SOURCE_SUITES):
+            Apt().fetch(what, 'source', '-q', '--download-only',
+                        '--only-source', f'{base.package}/{base.suite}',
+                        cwd=sources)
+            found = glob.glob(os.path.join(sources, f'{base.package}_*.dsc'))
+            newest = max(found, key=os.path.getmtime, default=None)
+        else:
+            newest = fetch_family(suites, base.package, base.family, sources)
+        if not newest:
+            raise Fault(f'no {base.package} {base.family} source package '
+                        f'arrived in {sources}; look at '
+                        f'{log_path("apt-source")}')
+        return newest
+
     def _fetch(self, top):
         """Debian's source package, with Debian's patches."""
         base = self.base
         sources = self._sources()
         os.makedirs(sources, exist_ok=True)
-        Apt().fetch(f'fetch {base.package} of {base.suite}', 'source', '-q',
-                    '--download-only', '--only-source',
-                    f'{base.package}/{base.suite}', cwd=sources)
-        found = glob.glob(os.path.join(sources, f'{base.package}_*.dsc'))
-        newest = max(found, key=os.path.getmtime, default=None)
-        if not newest:
-            raise Fault(f'no {base.package} source package arrived in '
-                        f'{sources}; look at {log_path("apt-source")}')
+        newest = self._download(sources)
         where = unpack_package(newest, os.path.join(top, 'src'), self.name)
         version = os.path.basename(newest)[len(base.package) + 1:-4]
         return where, f'{base.package} {version} of {base.suite}'

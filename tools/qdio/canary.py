@@ -11,9 +11,10 @@ import shutil
 import subprocess
 import tempfile
 
-from .apt import Apt
+from .apt import Apt, newest_of_family
 from .bases import unpack_package, unpack_source, version_of
 from .config import cache, read_conf
+from .git import sections
 from .say import Failure, Fault, note
 
 KEYS = ('package', 'suite', 'family', 'hooks')
@@ -46,60 +47,29 @@ class Canary:
         else the newest of all that is later; None if there is none."""
         try:
             apt = Apt(self.suites)
-            versions = re.findall(r'^Version: (\S+)$',
-                                  apt.packages('showsrc', '--only-source',
-                                               self.package), re.M)
+            version = newest_of_family(apt.source_versions(self.package),
+                                       self.family, later=True)
         except (Fault, Failure) as err:
             note(str(err))
             return None
-        version = _choose(versions, self.family)
         if not version:
             note(f'{", ".join(self.suites)} have no QEMU {self.family} or '
                  'later')
             return None
-        where = os.path.join(cache(), 'sources', self.name)
-        os.makedirs(where, exist_ok=True)
-        dsc = os.path.join(where, f'{self.package}_'
-                           f'{version.partition(":")[2] or version}.dsc')
-        if not os.path.exists(dsc):
-            apt.fetch(f'fetch {self.package} {version}', 'source', '-q',
-                      '--download-only', '--only-source',
-                      f'{self.package}={version}', cwd=where)
-        return dsc
+        try:
+            return apt.fetch_source(self.package, version,
+                                    os.path.join(cache(), 'sources',
+                                                 self.name))
+        except Failure as err:
+            # Some archives list more than they serve
+            note(f'{", ".join(self.suites)} list QEMU {version}, but it '
+                 f'cannot be fetched: {err}')
+            return None
 
 
 def canary_names(root):
     return sorted(os.path.basename(p)[:-len('.canary')] for p in
                   glob.glob(os.path.join(root, 'bases', '*.canary')))
-
-
-def _newest(versions):
-    best = None
-    for version in versions:
-        if best is None or subprocess.run(
-                ['dpkg', '--compare-versions', version, 'gt',
-                 best]).returncode == 0:
-            best = version
-    return best
-
-
-def _choose(versions, family):
-    """The newest version of the family, or the newest later one."""
-    def upstream(version):
-        return [int(x) for x in
-                re.match(r'(?:\d+:)?(\d+(?:\.\d+)*)', version).group(1)
-                .split('.')]
-    wanted = [int(x) for x in family.split('.')]
-    late = [v for v in versions if upstream(v) >= wanted]
-    return _newest([v for v in late if upstream(v)[:len(wanted)] == wanted]
-                   or late)
-
-
-def sections(patch):
-    """A patch by file: [(path, patch of that file)]."""
-    parts = re.split(rb'^(?=diff --git )', patch, flags=re.M)[1:]
-    return [(re.match(rb'diff --git a/(\S+) ', p).group(1).decode(), p)
-            for p in parts]
 
 
 def try_hooks(source, patch, work):

@@ -53,10 +53,10 @@ def check_space():
                     'set QDIO_CACHE to a directory on a larger disk')
 
 
-def read_conf(root, where, keys):
+def read_conf(root, where, keys, optional=()):
     """{key: value} of a file with lines KEY = VALUE, which must have all
-    `keys` and no others.  A key may come again, so that long values can be
-    split."""
+    `keys`, may have the `optional` ones and no others.  A key may come again,
+    so that long values can be split."""
     values = {}
     with open(os.path.join(root, where), encoding='utf-8') as f:
         for line in f:
@@ -65,9 +65,10 @@ def read_conf(root, where, keys):
                 continue
             key, equals, value = line.partition('=')
             key = key.strip()
-            if not equals or key not in keys:
+            if not equals or key not in (*keys, *optional):
                 raise Fault(f"{where}: cannot read '{line}'; write KEY = "
-                            f"VALUE, KEY one of {', '.join(keys)}")
+                            f"VALUE, KEY one of "
+                            f"{', '.join((*keys, *optional))}")
             values[key] = f'{values.get(key, "")} {value.strip()}'.strip()
     for key in keys:
         if key not in values:
@@ -79,17 +80,24 @@ class Base:
     """A version of QEMU that the series is for, as bases/NAME.conf says:
 
     package    the source package
-    suite      the distribution's release that has it
+    suite      the distribution's release that has it; of several, the one
+               with the newest version of the family
     family     what its version must start with
-    configure  options of QEMU's configure"""
+    configure  options of QEMU's configure
+    hooks      may be left out: the base whose hooks, compat/ files, slugs
+               and tests this base takes, except where it has its own (see
+               series.py)"""
 
     KEYS = ('package', 'suite', 'family', 'configure')
+    OPTIONAL = ('hooks',)
 
     def __init__(self, root, name):
         self.name = name
-        values = read_conf(root, f'bases/{name}.conf', self.KEYS)
+        values = read_conf(root, f'bases/{name}.conf', self.KEYS,
+                           self.OPTIONAL)
         self.package = values['package']
         self.suite = values['suite']
+        self.hooks = values.get('hooks')
         self.family = values['family']
         self.configure = shlex.split(values['configure'])
 
@@ -107,6 +115,15 @@ def base_names(root=ROOT):
     return sorted((n[:-5] for n in names if n.endswith('.conf')),
                   key=lambda n: [int(x) if x.isdigit() else 0
                                  for x in n.split('.')])
+
+
+def lineage(name, root=ROOT):
+    """A base and the bases whose hooks it falls back to, nearest first."""
+    result = []
+    while name and name not in result and name in base_names(root):
+        result.append(name)
+        name = Base(root, name).hooks
+    return result or [name]
 
 
 def get_base(name, root=ROOT):

@@ -6,6 +6,7 @@ neither the user's nor the system's configuration is read, and dates and names
 are fixed."""
 
 import os
+import re
 import subprocess
 
 from .say import Fault
@@ -126,3 +127,10 @@ def patched_paths(patch):
                               'Binary files')):
             result[path] = 'other'
     return result
+
+
+def sections(patch):
+    """A patch by file: [(path, patch of that file)]."""
+    parts = re.split(rb'^(?=diff --git )', patch, flags=re.M)[1:]
+    return [(re.match(rb'diff --git a/(\S+) ', p).group(1).decode(), p)
+            for p in parts]

@@ -5,7 +5,7 @@ import os
 import re
 
 from .apply import make_commits
-from .config import base_names
+from .config import Base, base_names, lineage
 from .git import Git, patched_paths
 from .say import Fault
 from .series import HOUSE, Series, tree_path
@@ -42,6 +42,7 @@ class Lint:
         try:
             self.series = Series(self.root)
             self._order()
+            self._fallbacks()
             for slug in self.series.slugs:
                 self._message(slug)
                 self._tests(slug)
@@ -88,6 +89,16 @@ class Lint:
                     self._say(f"series/order: '{slug.name}' is for '{base}', "
                               'which is no base')
 
+    def _fallbacks(self):
+        for name in self.bases:
+            hooks = Base(self.root, name).hooks
+            if hooks and hooks not in self.bases:
+                self._say(f"bases/{name}.conf: hooks = '{hooks}', which is no "
+                          'base')
+            elif hooks and name in lineage(hooks, self.root):
+                self._say(f'bases/{name}.conf: hooks = {hooks} leads back to '
+                          f'{name}')
+
     def _files(self):
         listed = {}
         for slug in self.series.slugs:
@@ -118,7 +129,7 @@ class Lint:
             self._say(f"{where}: '{path}' is for no base that there is; "
                       'compat/BASE/PATH is')
         for tree in self.trees:
-            inside = tree_path(path, tree.base.name)
+            inside = self.series.tree_path(path, tree.base.name)
             if inside and inside in tree_files(tree):
                 self._say(f"{where} lists '{path}', but QEMU "
                           f'{tree.base.name} has a file {inside} of its own')
@@ -178,9 +189,13 @@ class Lint:
         elif not slug.on(base):
             self._say(f'{where}: series/order says that the slug is not for '
                       f'{base}')
-        patch = slug.hooks(base)
-        if not patched_paths(patch):
+        patch, dropped = slug.own_hooks(base)
+        if not patched_paths(patch) and not dropped:
             self._say(f'{where} is no patch')
+        for path in set(dropped) - set(patched_paths(
+                slug.inherited_hooks(base))):
+            self._say(f"{where} drops the hook of '{path}', which it would "
+                      'not take from another base')
         for path, what in patched_paths(patch).items():
             if what in ('create', 'delete'):
                 self._say(f"{where} {what}s '{path}'; a hook may only edit")

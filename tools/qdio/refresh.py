@@ -4,9 +4,9 @@
 import os
 
 from .apply import slug_of, without_trailer
-from .git import Git, patched_paths, stable_diff
+from .git import Git, patched_paths, sections, stable_diff
 from .say import Fault
-from .series import HOUSE, Series, patch_files, tree_path
+from .series import HOUSE, Series, patch_files
 
 _TESTS = (('tests/unit/test-', 'unit'), ('tests/qtest/', 'qtest'))
 
@@ -176,9 +176,9 @@ def _merged_order(series, base, names):
 def _homes(series, base, commits):
     """Where in the repository each file of ours lives: a file that already
     is in compat/BASE stays there, all others are at the root."""
-    in_compat = {tree_path(p, base): p for slug in series.slugs
+    in_compat = {series.tree_path(p, base): p for slug in series.slugs
                  for p in slug.files()
-                 if p.startswith('compat/') and tree_path(p, base)}
+                 if p.startswith('compat/') and series.tree_path(p, base)}
     return {path: in_compat.get(path, path)
             for commit in commits for path in commit.added}
 
@@ -232,7 +232,7 @@ def _write(writer, git, series, base, commits, homes, contents):
         slug = series.slug(commit.name)
         where = f'series/{commit.name}/'
         listed = slug.files() if slug else []
-        others = [p for p in listed if not tree_path(p, base)]
+        others = [p for p in listed if not series.tree_path(p, base)]
         mine = [homes[p] for p in commit.added]
         files = sorted(set(others + mine))
         for path in listed:
@@ -246,7 +246,7 @@ def _write(writer, git, series, base, commits, homes, contents):
                          ''.join(f'{p}\n' for p in files).encode())
         else:
             writer.remove(where + 'files')
-        hooks = stable_diff(git, commit.old, commit.new, commit.hooked)
+        hooks = _own_hooks(git, slug, base, commit)
         _write_or_remove(writer, f'{where}hooks-{base}.patch', hooks)
         edits = stable_diff(git, commit.old, commit.new, commit.edited)
         _write_or_remove(writer, where + 'edits.patch', _at_home(edits, homes))
@@ -254,6 +254,32 @@ def _write(writer, git, series, base, commits, homes, contents):
         if tests and not os.path.exists(os.path.join(writer.root, where,
                                                      'tests')):
             writer.write(where + 'tests', tests.encode())
+
+
+def _own_hooks(git, slug, base, commit):
+    """What hooks-BASE.patch must have: everything, or, if the base falls back
+    to another one, the files in which that one's hooks do not make the same
+    of the base's file."""
+    hooks = stable_diff(git, commit.old, commit.new, commit.hooked)
+    inherited = dict(sections(slug.inherited_hooks(base))) if slug else {}
+    if not inherited:
+        return hooks
+    dropped = sorted(set(inherited) - set(commit.hooked))
+    head = ''.join(f'Not here: {path}\n' for path in dropped).encode()
+    own = [part for path, part in sections(hooks)
+           if not _makes_same(git, commit, path, inherited.get(path))]
+    return head + b''.join(own)
+
+
+def _makes_same(git, commit, path, patch):
+    """Whether a hook of another base does here what the commit does."""
+    if not patch:
+        return False
+    try:
+        made = patch_files({path: git.blob(commit.old, path)}, patch)
+    except ValueError:
+        return False
+    return made[path] == git.blob(commit.new, path)
 
 
 def _write_or_remove(writer, path, data):

@@ -12,6 +12,15 @@ series/SLUG/ holds
     hooks-BASE.patch  its edits to files that BASE has
     edits.patch       its edits to root files that an earlier slug added
 
+A base whose description says `hooks = OTHER` takes what OTHER has: the slugs
+and tests that are marked for OTHER, the files in compat/OTHER/ unless
+compat/BASE/ has one of the same path, and OTHER's hooks, file by file.  Its
+hooks-BASE.patch then holds only the files whose hooks differ; a line
+"Not here: PATH" before the first of them drops OTHER's hook of PATH.  Hooks
+must find their exact context, at whatever line; they are never applied with
+fuzz or merged, so the result depends on nothing but the repository and the
+base.
+
 The root file itself is always the last state; what it looked like in between
 is found by taking back the later slugs' edits."""
 
@@ -20,7 +29,8 @@ import re
 import subprocess
 import tempfile
 
-from .git import environment, patched_paths
+from .config import lineage
+from .git import environment, patched_paths, sections
 from .say import Fault
 
 # What lies at the root and is no part of the series
@@ -54,14 +64,16 @@ def _bytes(path):
 class Slug:
     """One commit of the series."""
 
-    def __init__(self, root, name, bases):
-        self.root = root
+    def __init__(self, series, name, bases):
+        self.series = series
+        self.root = root = series.root
         self.name = name
         self.bases = bases              # empty: all of them
         self.directory = os.path.join(root, 'series', name)
 
     def on(self, base):
-        return not self.bases or base in self.bases
+        return not self.bases or \
+            bool(set(self.bases) & set(self.series.lineage(base)))
 
     def path(self, name):
         return os.path.join(self.directory, name)
@@ -77,13 +89,37 @@ class Slug:
         """{path in the repository: path in the tree} for one base."""
         result = {}
         for path in self.files():
-            where = tree_path(path, base)
+            where = self.series.tree_path(path, base)
             if where:
                 result[path] = where
         return result
 
+    def own_hooks(self, base):
+        """(patch, paths whose inherited hook is dropped) of the base's own
+        file of hooks."""
+        text = _bytes(self.path(f'hooks-{base}.patch'))
+        start = re.search(rb'^diff --git ', text, re.M)
+        head = text[:start.start()] if start else text
+        return text[len(head):], [p.decode() for p in
+                                  re.findall(rb'^Not here: (\S+)$', head,
+                                             re.M)]
+
     def hooks(self, base):
-        return _bytes(self.path(f'hooks-{base}.patch'))
+        """All of its hooks for a base, those that it inherits included."""
+        own, dropped = self.own_hooks(base)
+        inherited = self.inherited_hooks(base)
+        if not own and not dropped:
+            return inherited
+        merged = {path: part for path, part in sections(inherited)
+                  if path not in dropped}
+        merged.update(sections(own))
+        return b''.join(merged[path] for path in
+                        sorted(merged, key=str.encode))
+
+    def inherited_hooks(self, base):
+        """What a base that falls back to another one takes from there."""
+        others = self.series.lineage(base)[1:]
+        return self.hooks(others[0]) if others else b''
 
     def edits(self):
         return _bytes(self.path('edits.patch'))
@@ -99,13 +135,15 @@ class Slug:
                 raise Fault(f"series/{self.name}/tests: cannot read '{line}';"
                             f" write KIND NAME [BASE], KIND one of "
                             f"{', '.join(KINDS)}")
-            if base is None or len(words) == 2 or words[2] == base:
+            if base is None or len(words) == 2 or \
+                    words[2] in self.series.lineage(base):
                 result.append((words[0], words[1]))
         return result
 
 
 def tree_path(path, base):
-    """Where a file of the repository is installed on `base`, or None."""
+    """Where a file of the repository, in compat/BASE or for all bases, is
+    installed on `base`, or None."""
     if not path.startswith('compat/'):
         return path
     parts = path.split('/', 2)
@@ -116,6 +154,7 @@ class Series:
     def __init__(self, root):
         self.root = root
         self.slugs = []
+        self._lineages = {}
         self._read_order()
 
     def _read_order(self):
@@ -127,10 +166,27 @@ class Series:
             if any(s.name == name for s in self.slugs):
                 raise Fault(f"series/order: '{name}' is there twice; "
                             'take one of the lines out')
-            self.slugs.append(Slug(self.root, name, bases))
+            self.slugs.append(Slug(self, name, bases))
 
     def of(self, base):
         return [slug for slug in self.slugs if slug.on(base)]
+
+    def lineage(self, base):
+        if base not in self._lineages:
+            self._lineages[base] = lineage(base, self.root)
+        return self._lineages[base]
+
+    def tree_path(self, path, base):
+        """Where a file of the repository is installed on `base`, or None."""
+        nearer = []
+        for name in self.lineage(base):
+            where = tree_path(path, name)
+            if where:
+                listed = {p for s in self.slugs for p in s.files()}
+                return None if listed & {f'compat/{n}/{where}'
+                                         for n in nearer} else where
+            nearer.append(name)
+        return None
 
     def slug(self, name):
         return next((s for s in self.slugs if s.name == name), None)

@@ -228,7 +228,7 @@ class Tests:
                 self.report.skip(f'end to end {tree.base.name}',
                                  'it could not be built')
                 continue
-            options = E2E_OPTIONS[tree.base.name]
+            options = E2E_OPTIONS.get(tree.base.name, ['--quick'])
             others = [] if options else [self._built(t) for t in self.trees
                                          if t is not tree]
             self._e2e(build, others[0] if others else None, options=options)
@@ -257,7 +257,7 @@ class Tests:
             if build:
                 self._e2e(build, None, 'libvirt', 'libvirt',
                           ['--libvirt', fetch.libvirt(),
-                           *E2E_OPTIONS[tree.base.name]])
+                           *E2E_OPTIONS.get(tree.base.name, ['--quick'])])
             else:
                 self.report.skip(f'libvirt {tree.base.name}',
                                  'it could not be built')
@@ -355,6 +355,8 @@ def _copy_series(series, where):
     """The part of the repository that refresh writes."""
     shutil.copytree(os.path.join(ROOT, 'series'),
                     os.path.join(where, 'series'))
+    shutil.copytree(os.path.join(ROOT, 'bases'),
+                    os.path.join(where, 'bases'))
     for slug in series.slugs:
         for path in slug.files():
             target = os.path.join(where, path)

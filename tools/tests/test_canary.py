@@ -96,7 +96,7 @@ class Canary(MadeUp):
 
     def asked(self):
         """What the archive was asked for."""
-        self.run_it('canary', code=1, PATH=self.path_with)
+        self.run_it('canary', code=77, PATH=self.path_with)
         return self.read(self.asked_path).split()
 
 
