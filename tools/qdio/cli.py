@@ -15,8 +15,9 @@ from .say import Failure, Fault, note
 HELP = """\
 usage: ./run COMMAND [OPTION...]
 
-  demo     build QEMU 7.2 with the series, boot a guest, save it with
-           direct-io=on through two descriptors, restore it, show it going on
+  demo     build QEMU 7.2 with the series, boot a guest, save and restore it
+           buffered and direct, and compare what that costs
+           [--base B] [--emulator PATH|stock] [--verbose]
   test     build both bases and run all tests
            [--base B] [--only PART] [--list]
 
@@ -77,6 +78,7 @@ def _parser():
     command('help')
     demo = command('demo', 'option')
     demo.add_argument('--emulator')
+    demo.add_argument('--verbose', action='store_true')
     test = command('test', 'option')
     test.add_argument('--only', action='append')
     test.add_argument('--list', action='store_true')

@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`./run demo`: a real guest is saved through two descriptors, and goes on."""
+"""`./run demo`: save and restore a real guest, buffered and direct.
+
+One guest runs, is saved, restored in a new QEMU, runs on, and is saved and
+restored once more: first through one buffered descriptor, then through a
+buffered and a direct one, as libvirt passes them."""
 
 import hashlib
+import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -13,10 +19,16 @@ from .apt import install_needed
 from .bases import Tree
 from .build import EMULATOR, built
 from .config import ROOT, cache, check_space, get_base
+from .progress import Bar, table
 from .say import Failure, duration, note
 
 FDSET = 7
-MODE_TEXT = 'mapped-ram, 4 multifd channels, direct-io=on'
+CHANNELS = 4
+RAM = 1024                      # MiB
+FILL = 640                      # MiB of the guest's RAM that hold data
+FINAL = ('completed', 'failed', 'cancelled')
+# What to watch, not what to read: polled too often to be printed
+POLLED = ('query-migrate',)
 
 
 def _library():
@@ -25,141 +37,273 @@ def _library():
         sys.path.insert(0, ROOT)
     from e2e.guest import build_initramfs
     from e2e.lib import qmp, vm
-    errors = (vm.Crashed, vm.Exited, vm.Hung, qmp.QMPError, qmp.QMPClosed)
+    errors = (vm.Crashed, vm.Exited, vm.Hung, vm.NotQEMU, qmp.QMPError,
+              qmp.QMPClosed, TimeoutError)
     return vm.VM, vm.Emulator, vm.Mode, build_initramfs, errors
 
 
 def follows(last, lines):
-    """Recompute what the guest says: each round's hash is that of its number
-    and the hash before.  A guest that had begun anew, or with other memory,
-    would say something else."""
+    """Recompute the guest's chain of hashes.  A guest that started anew, or
+    that has other memory, prints other hashes."""
     for line in lines:
         _, number, _, chain = last.split()
         number = int(number) + 1
         want = hashlib.sha256(f'{number} {chain}'.encode()).hexdigest()
         if line != f'count {number} chain {want}':
-            raise Failure(f'the guest did not go on: after "{last}" it said '
-                          f'"{line}"')
+            raise Failure(f'the guest did not go on: after "{last}" it '
+                          f'printed "{line}"')
         last = line
+
+
+def counts(text):
+    """The guest's complete lines "count N chain HASH" in what it printed."""
+    return [line for line in text[:text.rfind('\n') + 1].splitlines()
+            if line.startswith('count ')]
+
+
+def cpu_seconds(pid):
+    """User and system time of a process, all of its threads."""
+    with open(f'/proc/{pid}/stat', encoding='utf-8') as f:
+        fields = f.read().rpartition(') ')[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+
+
+def cached_mib(path):
+    """How much of a file is in the page cache, or None if fincore is
+    missing."""
+    try:
+        done = subprocess.run(['fincore', '--bytes', '--noheadings',
+                               '--output', 'RES', path], capture_output=True,
+                              text=True, check=True)
+        return int(done.stdout.split()[0]) / (1 << 20)
+    except (OSError, subprocess.CalledProcessError, IndexError, ValueError):
+        return None
+
+
+def sync_and_drop(path):
+    """Write what is dirty of a file and take it out of the page cache, so
+    that a restore reads the disk."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        os.fdatasync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+def moved(info):
+    """(phase, bytes done, bytes in all) from query-migrate.  The destination
+    of a QEMU without the series counts nothing."""
+    ram = info.get('ram', {})
+    direct = info.get('direct-io', {})
+    phase = direct.get('phase') or info.get('status', 'none')
+    if direct.get('load-total'):
+        return phase, direct.get('load-done', 0), direct['load-total']
+    total = ram.get('total', 0)
+    if phase == 'setup':                # what it counts is the last save's
+        return phase, 0, total
+    left = ram.get('remaining', total)
+    return phase, max(total - left, 0), total
+
+
+class Figures:
+    """What one save or restore cost."""
+
+    def __init__(self, seconds, cpu, size, cached):
+        self.seconds = seconds
+        self.cpu = cpu
+        self.size = size                # MiB of data
+        self.cached = cached            # MiB, or None
+
+    def cells(self):
+        return [f'{self.seconds:.2f}',
+                f'{self.size / self.seconds:.0f}' if self.seconds else '-',
+                f'{self.cpu:.2f}',
+                '-' if self.cached is None else f'{self.cached:.0f}']
 
 
 class Demo:
     """The run in `directory`, with the image in `image`."""
 
-    def __init__(self, emulator_path, firmware, libraries, directory, image):
+    def __init__(self, emulator_path, firmware, libraries, directory, image,
+                 verbose=False):
         self.VM, emulator, self.Mode, build_initramfs, self.errors = \
             _library()
         self.directory = directory
+        self.verbose = verbose
         self.emulator = emulator('demo', emulator_path, firmware, libraries)
         initramfs = build_initramfs(fetch.busybox(),
                                     os.path.join(directory, 'initramfs.gz'))
         self.args = ['-kernel', fetch.kernel_image(), '-initrd', initramfs,
                      '-append', 'console=ttyS0 quiet panic=1 tsc=unstable '
                      'no_timer_check mitigations=off '
-                     'random.trust_bootloader=on']
+                     f'random.trust_bootloader=on fill={FILL}']
         self.image = image
         self.vm = None
+        self.torn = ''          # what the guest had begun to print when saved
 
     def say(self, text):
         print(text, flush=True)
 
+    # The virtual machine
+
     def start(self, name, incoming):
-        self.vm = self.VM(self.emulator, self.directory, name, ram=256,
+        self.vm = self.VM(self.emulator, self.directory, name, ram=RAM,
                           args=self.args, incoming=incoming)
+        if self.verbose:
+            self.vm.qmp.command = self._loud(self.vm.qmp.command)
 
-    def counts(self, how_many=1):
-        """The guest's last lines on its serial port."""
-        lines = [x for x in self.vm.serial() if x.startswith('count ')]
-        return lines[-how_many:]
+    def _loud(self, command):
+        """The QMP command function, printing what goes to and fro."""
+        def run(name, arguments=None, fds=(), timeout=60):
+            answer = command(name, arguments, fds, timeout)
+            if name not in POLLED:
+                sent = {'execute': name}
+                if arguments:
+                    sent['arguments'] = arguments
+                self.say(f'-> {json.dumps(sent)}')
+                self.say(f'<- {json.dumps({"return": answer})}')
+            return answer
+        return run
 
-    def number(self):
-        return self.vm.last_number('count', 10)
+    def printed(self):
+        with open(self.vm.serial_path, errors='replace',
+                  encoding='utf-8') as f:
+            return self.torn + f.read()
 
-    def add_pair(self, flags):
-        """Two descriptors of the file to one fdset: one buffered, one with
-        O_DIRECT, as libvirt passes them."""
-        for extra, what in ((0, 'buffered'), (os.O_DIRECT, 'O_DIRECT')):
+    def add_descriptors(self, flags, direct):
+        """The file's descriptors to an fdset: one buffered and, for direct
+        I/O, one with O_DIRECT."""
+        for extra in (0, os.O_DIRECT) if direct else (0,):
             fd = os.open(self.image, flags | extra, 0o600)
             try:
                 self.vm.add_fds(FDSET, fd)
             finally:
                 os.close(fd)
-            self.say(f'    add-fd fdset-id={FDSET}  ({what})')
 
-    def facts(self, info):
-        """What query-migrate says, without the empty and the odd."""
-        took = f", {info['total-time']} ms" if 'total-time' in info else ''
-        self.say(f"    status: {info['status']}{took}")
-        ram = info.get('ram', {})
-        if ram:
-            self.say(f"    ram: {ram['total'] >> 20} MiB, "
-                     f"{ram['transferred'] >> 20} MiB moved, "
-                     f"{ram['duplicate']} zero pages")
-        for key, value in sorted(info.get('direct-io', {}).items()):
-            self.say(f'    direct-io {key}: {value}')
+    def migrate(self, command, title, size=None):
+        """Save or restore with progress.  `size` is the MiB of data, if known.
+        Returns the figures, without the page cache."""
+        bar = Bar(title)
+        cpu = cpu_seconds(self.vm.pid)
+        start = time.monotonic()
+        self.vm.command(command, {'uri': f'file:/dev/fdset/{FDSET}'})
+        while True:
+            info = self.vm.migration()
+            status = info.get('status')
+            if status in FINAL:
+                break
+            phase, done, total = moved(info)
+            bar.show(phase, done, total or (size or 0) << 20)
+            time.sleep(0.02)
+        if status != 'completed':
+            bar.close('failed')
+            raise Failure(f'{title}: {status}: '
+                          f"{info.get('error-desc', 'QEMU gives no reason')}")
+        # Ours has synced when it says "completed"; stock has not
+        self.sync()
+        seconds = time.monotonic() - start
+        cpu = cpu_seconds(self.vm.pid) - cpu
+        bar.close(f'completed in {seconds:.2f} s')
+        self.check_direct(info, title)
+        return Figures(seconds, cpu, size or 0, None)
 
-    def save(self):
-        self.say(f'Saving it, {MODE_TEXT}:')
-        open(self.image, 'wb').close()
-        self.add_pair(os.O_WRONLY)
-        self.vm.setup(self.Mode(4, True))
-        self.say(f'    migrate file:/dev/fdset/{FDSET}')
-        self.vm.start_save(f'file:/dev/fdset/{FDSET}')
-        info = self.vm.wait_migration()
-        self.facts(info)
-        if info['status'] != 'completed':
-            raise Failure(f"the save {info['status']}: "
-                          f"{info.get('error-desc')}")
-        self.check_direct(info)
+    def sync(self):
+        fd = os.open(self.image, os.O_RDWR)
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
 
-    def check_direct(self, info):
-        """With our series, query-migrate tells whether RAM went directly."""
+    def check_direct(self, info, title):
+        """With the series, query-migrate tells whether RAM bypassed the page
+        cache."""
         told = info.get('direct-io')
-        if told is not None and not told.get('active'):
+        if told is not None and title.startswith('direct') and \
+                not told.get('active'):
             raise Failure('direct I/O was not active: '
-                          f"{told.get('reason', 'no reason given')}")
+                          f"{told.get('reason', 'QEMU gives no reason')}")
 
-    def restore(self):
-        self.say('Restoring it in a new QEMU, from two descriptors again:')
-        self.add_pair(os.O_RDONLY)
-        said = self.vm.try_load(f'file:/dev/fdset/{FDSET}',
-                                self.Mode(4, True))
-        if said:
-            raise Failure(f'the restore failed: {said}')
-        info = self.vm.migration()
-        self.facts(info)
-        self.check_direct(info)
+    # The two halves
+
+    def save(self, mode):
+        open(self.image, 'wb').close()
+        self.add_descriptors(os.O_WRONLY, mode.direct)
+        self.vm.setup(mode)
+        figures = self.migrate('migrate', f'{_how(mode)} save')
+        figures.cached = cached_mib(self.image)
+        figures.size = os.stat(self.image).st_blocks >> 11
+        return figures
+
+    def restore(self, mode, size):
+        sync_and_drop(self.image)
+        self.add_descriptors(os.O_RDONLY, mode.direct)
+        self.vm.setup(mode)
+        figures = self.migrate('migrate-incoming', f'{_how(mode)} restore',
+                               size)
+        figures.cached = cached_mib(self.image)
+        return figures
+
+    def wait_rounds(self, more):
+        """Wait until the guest has printed `more` rounds in this QEMU."""
+        want = len(counts(self.printed())) + more
+        deadline = time.monotonic() + 600
+        while len(counts(self.printed())) < want:
+            self.vm.check_guest()
+            self.vm.raise_if_dead()
+            if time.monotonic() > deadline:
+                raise Failure('the guest prints nothing any more')
+            time.sleep(0.05)
+        self.vm.check_guest()
+
+    def there_and_back(self, mode, name):
+        """Save the running guest, restore it in a new QEMU, check that it
+        goes on.  Returns (save, restore) and the round it was saved in."""
+        self.vm.command('stop')
+        saved = self.save(mode)
+        text = self.printed()
+        last = counts(text)[-1]
+        self.vm.kill()
+        self.torn = text[text.rfind('\n') + 1:]
+        self.start(name, True)
+        restored = self.restore(mode, saved.size)
+        self.vm.command('cont')
+        self.wait_rounds(2)
+        follows(last, counts(self.printed()))
+        return saved, restored, int(last.split()[1])
 
     def run(self):
         self.say(f'QEMU {self.emulator.version}: {self.emulator.path}')
-        self.say('Booting Linux without KVM; it hashes data over and over:')
+        self.say(f'Booting Linux with {RAM} MiB of RAM, without KVM; it fills '
+                 f'{FILL} MiB and hashes them ...')
         self.start('first', False)
-        self.vm.wait_guest('count', 3, timeout=600, base=10)
-        for line in self.counts(2):
-            self.say('    ' + line)
-        self.save()
-        last = self.counts()[0]
-        before = self.number()
-        self.say(f'    the guest stopped after round {before}')
-        self.vm.kill()
-        size = os.stat(self.image)
-        self.say(f'    {self.image}: {size.st_size >> 20} MiB long, '
-                 f'{size.st_blocks >> 11} MiB on disk')
-        self.start('second', True)
-        self.restore()
-        self.vm.command('cont')
-        self.vm.wait_guest('count', before + 3, timeout=300, base=10)
-        lines = [x for x in self.vm.serial() if x.startswith('count ')]
-        for line in lines[:3]:
-            self.say('    ' + line)
-        follows(last, lines[:3])
-        self.say(f'The guest went on with round {before + 1}, where it was '
-                 'saved, its chain of hashes is unbroken,\nand it still finds '
-                 'its memory right.')
+        self.wait_rounds(2)
+        rows = []
+        for number, direct in enumerate((False, True)):
+            mode = self.Mode(CHANNELS, direct)
+            saved, restored, last = self.there_and_back(mode, f'new{number}')
+            rows.append((_how(mode), saved, restored))
+            self.say(f'The guest went on with round {last + 1}, where it was '
+                     'saved, and its chain of hashes is unbroken.')
+        self.say('')
+        for line in table(
+                ['', 'seconds', 'MiB/s', 'CPU seconds', 'MiB left in cache'],
+                [[f'{how} {what}', *figures.cells()]
+                 for position, what in ((1, 'save'), (2, 'restore'))
+                 for how, figures in ((row[0], row[position])
+                                      for row in rows)]):
+            self.say(line)
+        self.say('\nBoth with mapped-ram and '
+                 f'{CHANNELS} multifd channels; {rows[1][1].size} MiB of data.'
+                 ' "./run bench" measures properly.')
 
     def close(self):
         if self.vm:
             self.vm.kill()
+
+
+def _how(mode):
+    return 'direct' if mode.direct else 'buffered'
 
 
 def _emulator(args):
@@ -186,13 +330,16 @@ def demo(args):
     # in /tmp, because their names must be short.
     with tempfile.TemporaryDirectory(dir=cache(), prefix='demo.') as where, \
             tempfile.TemporaryDirectory(prefix='demo.') as directory:
-        show = Demo(*emulator, directory,
-                    os.path.join(where, 'guest.img'))
+        errors = _library()[-1]
+        show = None
         try:
+            show = Demo(*emulator, directory,
+                        os.path.join(where, 'guest.img'), args.verbose)
             show.run()
-        except (AssertionError, OSError, show.errors) as err:
-            raise Failure(f'demo: {err}') from None
+        except (AssertionError, OSError, *errors) as err:
+            raise Failure('demo: ' + ' '.join(str(err).split())) from None
         finally:
-            show.close()
+            if show:
+                show.close()
     note(f'demo: {duration(time.monotonic() - start)}')
     return 0
