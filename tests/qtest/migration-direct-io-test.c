@@ -119,7 +119,12 @@ static void put_old(const char *path, uint64_t offset)
     g_assert_cmpint(truncate(path, offset + 4 * FILE_VM_RAM), ==, 0);
 }
 
-static void check_old(const char *path, uint64_t offset)
+/*
+ * What was in front of the image is still there, and the rest of the old image
+ * is not.  RAM of a mapped-ram image has fixed places, and a paused guest's is
+ * written once; the stream of a live guest has no bound.
+ */
+static void check_old(const char *path, uint64_t offset, bool bounded)
 {
     g_autofree char *old = g_malloc(offset + 1);
     int fd = open(path, O_RDONLY);
@@ -130,7 +135,9 @@ static void check_old(const char *path, uint64_t offset)
         g_assert_cmpint(old[i], ==, 0x5a);
     }
     close(fd);
-    g_assert_cmpuint(file_size(path), <, offset + 4 * FILE_VM_RAM);
+    if (bounded) {
+        g_assert_cmpuint(file_size(path), <, offset + 4 * FILE_VM_RAM);
+    }
 }
 
 /* Saves while the guest changes its memory, and more than once. */
@@ -175,7 +182,7 @@ static void test_combination(const void *opaque)
         file_vm_do(from, "{ 'execute': 'stop' }");
         file_vm_save(from, &save, &target);
     }
-    check_old(path, target.offset);
+    check_old(path, target.offset, save.mapped || !c->value[LIVE]);
     check_direct_io(from, &save);
 
     to = file_vm_start_target(NULL);
