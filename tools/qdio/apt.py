@@ -11,47 +11,17 @@ import shutil
 import subprocess
 
 from .config import cache, log_path
+from .host import check_needed, no_install, plain, this_host
 from .say import Fault, Failure, step
 
 KEYRING = '/usr/share/keyrings/debian-archive-keyring.gpg'
-RELEASE = 'bookworm'
-BACKPORTS = 'bookworm-backports'
-# Whose source packages the private sources name
-SOURCE_SUITES = ('bookworm', 'trixie')
-SUITES = (RELEASE, f'{RELEASE}-updates', f'{RELEASE}-security')
-
-# The programs and libraries that the steps need, by suite
-PACKAGES = ('build-essential ccache ninja-build pkg-config libglib2.0-dev '
-            'zlib1g-dev libzstd-dev libaio-dev liburing-dev libfdt-dev '
-            'libpixman-1-dev dpkg-dev git python3-venv bison flex btrfs-progs xfsprogs '
-            'e2fsprogs strace mount util-linux').split()
-BACKPORTED = 'meson python3-pycotap'.split()
-
-
-def check_system():
-    """This is made for Debian 12; say so on anything else."""
-    values = {}
-    try:
-        with open('/etc/os-release', encoding='utf-8') as f:
-            for line in f:
-                key, _, value = line.strip().partition('=')
-                values[key] = value.strip('"')
-    except OSError:
-        pass
-    if os.environ.get('QDIO_OS_RELEASE'):           # for the tests of this
-        values['ID'], _, values['VERSION_ID'] = \
-            os.environ['QDIO_OS_RELEASE'].partition(' ')
-    if (values.get('ID'), values.get('VERSION_ID')) != ('debian', '12'):
-        raise Fault(f"this is {values.get('ID', 'unknown')} "
-                    f"{values.get('VERSION_ID', '')}, but './run' installs "
-                    'what it needs from Debian 12 (bookworm); run it there, '
-                    'in a container for example')
 
 
 def _archives():
     """{suite: (address, keyring)} of the Debian archive that the system uses:
     the release, and its updates, from which packages that are installed
     already may come."""
+    host = this_host()
     try:
         out = subprocess.run(
             ['apt-get', 'indextargets', '--format',
@@ -62,15 +32,16 @@ def _archives():
     found = {}
     for line in out.splitlines():
         kind, uri, codename, signed = line.split('|', 3)
-        if kind == 'Packages' and codename in SUITES:
+        if kind == 'Packages' and codename in host.suites:
             found.setdefault(codename, (uri, _keyring(uri, signed)))
     # apt itself knows its sources only after an "apt-get update"
     for uri, suites, signed in _stanzas():
         for suite in suites:
-            if suite in SUITES:
+            if suite in host.suites:
                 found.setdefault(suite, (uri, _keyring(uri, signed)))
-    if RELEASE not in found:
-        raise Fault(f"apt's sources name no Debian archive with {RELEASE}; "
+    if host.release not in found:
+        raise Fault("apt's sources name no archive with "
+                    f"{host.label} ({host.release}); "
                     'add the one you use to /etc/apt/sources.list.d and run '
                     '"apt-get update"')
     return found
@@ -120,15 +91,18 @@ def _keyring(uri, signed):
 def _sources(archives, suites=()):
     """The private sources: the system's, with backports and sources too.  Or,
     if `suites` are named, only their source packages."""
-    uri, keyring = archives[RELEASE]
+    host = this_host()
+    uri, keyring = archives[host.release]
     if suites:
         return (f'Types: deb-src\nURIs: {uri}\nSuites: {" ".join(suites)}\n'
                 f'Components: main\nSigned-By: {keyring}\n')
-    wanted = [('deb deb-src', uri, f'{RELEASE} {BACKPORTS}', keyring),
-              ('deb-src', uri, 'trixie', keyring)]
+    own = [host.release, *host.extra]
+    wanted = [('deb deb-src', uri, ' '.join(own), keyring)]
+    wanted += [('deb-src', uri, suite, keyring) for suite in host.sources
+               if suite not in own]
     wanted += [('deb', where, suite, key)
                for suite, (where, key) in sorted(archives.items())
-               if suite != RELEASE]
+               if suite != host.release]
     return ''.join(f'Types: {types}\nURIs: {where}\nSuites: {suites}\n'
                    f'Components: main\nSigned-By: {key}\n\n'
                    for types, where, suites, key in wanted)
@@ -154,7 +128,6 @@ class Apt:
         read or belong to other sources."""
         if self.options:
             return
-        check_system()
         archives = _archives()
         parts = self._private('parts')
         lists = self._private('lists', 'partial')
@@ -283,33 +256,40 @@ def _installed(package):
     return done.stdout.strip() == 'installed'
 
 
+def missing_packages(host, more=()):
+    """What of the host's packages and `more` is not installed or too old, as
+    apt-get takes it."""
+    return [p for p in (*host.packages, *more)
+            if not _installed(plain(p)) or _too_old(host, plain(p))]
+
+
 def install_needed(more=()):
-    """Install what is missing of PACKAGES and `more`, or say what to
-    install."""
-    if not shutil.which('dpkg-query'):
-        check_system()
-        raise Fault('there is no dpkg here; this needs Debian 12')
-    missing = [p for p in (*PACKAGES, *more) if not _installed(p)]
-    late = [p for p in BACKPORTED if not _installed(p) or _too_old(p)]
-    if not missing and not late:
+    """Install what is missing of the host's packages and `more`, or say what
+    to install.  With --no-install, say what of all that builds need is
+    missing."""
+    if no_install():
+        check_needed()
         return
-    check_system()
-    wanted = missing + [f'{p}/{BACKPORTS}' for p in late]
+    host = this_host()
+    if not shutil.which('dpkg-query'):
+        raise Fault(f'there is no dpkg-query here; this is no {host.label}')
+    wanted = missing_packages(host, more)
+    if not wanted:
+        return
     if os.geteuid() != 0:
-        where = f' (with {BACKPORTS} among the sources)' if late else ''
-        raise Fault('packages are missing; as root, run{}: apt-get install '
-                    '--no-install-recommends {}'.format(where,
-                                                        ' '.join(wanted)))
-    apt = Apt()
-    apt.fetch('install ' + ', '.join(missing + late), 'install', '-y', '-q',
-              '--no-install-recommends', *wanted)
+        late = sorted({p.partition('/')[2] for p in wanted if '/' in p})
+        where = f" (with {', '.join(late)} among the sources)" if late else ''
+        raise Fault(f'packages are missing; as root, run{where}: apt-get '
+                    f"install --no-install-recommends {' '.join(wanted)}")
+    Apt().fetch('install ' + ', '.join(map(plain, wanted)), 'install', '-y',
+                '-q', '--no-install-recommends', *wanted)
 
 
-def _too_old(package):
-    """meson before 1.5 is too old for QEMU 10.0."""
-    if package != 'meson':
+def _too_old(host, package):
+    """Whether an installed package is older than the bases can do with."""
+    if package not in host.at_least:
         return False
     done = subprocess.run(['dpkg-query', '-W', '-f', '${Version}', package],
                           capture_output=True, text=True)
     return subprocess.run(['dpkg', '--compare-versions', done.stdout, 'lt',
-                           '1.5']).returncode == 0
+                           host.at_least[package]]).returncode == 0

@@ -14,9 +14,10 @@ import shutil
 import subprocess
 import tempfile
 
-from .apt import SOURCE_SUITES, Apt, fetch_family
+from .apt import Apt, fetch_family
 from .config import cache, check_space, log_path, short_hash, usable_cache
 from .git import Git
+from .host import this_host
 from .say import Fault, note, step
 
 
@@ -98,7 +99,7 @@ class Tree:
         base = self.base
         what = f'fetch {base.package} of {base.suite}'
         suites = base.suite.split()
-        if set(suites) <= set(SOURCE_SUITES):
+        if set(suites) <= set(this_host().sources):
             Apt().fetch(what, 'source', '-q', '--download-only',
                         '--only-source', f'{base.package}/{base.suite}',
                         cwd=sources)

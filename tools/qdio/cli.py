@@ -10,16 +10,19 @@ import subprocess
 import sys
 
 from . import config
+from .host import NO_INSTALL
 from .say import Failure, Fault, note
 
 HELP = """\
 usage: ./run COMMAND [OPTION...]
 
-  demo     build QEMU 7.2 with the series, boot a guest, save and restore it
+  demo     build QEMU with the series, boot a guest, save and restore it
            buffered and direct, and compare what that costs
            [--base B] [--emulator PATH|stock] [--verbose]
-  test     build both bases and run all tests
-           [--base B] [--only PART] [--list]
+  test     the tests that find most, on the base of the demo: 15 minutes
+           [--all]: all tests on all bases: an hour
+           [--base B] [--only PART,...] [--list]
+  packages name the packages that are missing here, and install nothing
 
   bench    compare saves and restores with stock QEMU and fio
            [SCENARIO...] [--quick] [OPTION...]; "./run bench --help" lists
@@ -47,7 +50,9 @@ usage: ./run COMMAND [OPTION...]
   help     print this
 
 Everywhere: --source PATH takes your own source of QEMU (a checkout or another
-directory, a tarball, a .dsc) for the base in place of Debian's package.
+directory, a tarball, a .dsc) for the base in place of Debian's package;
+--no-install installs no packages, but names what is missing.  The demo's base
+is {demo} here.
 B is one of: {bases}.
 Sources, trees, builds and logs are kept in {cache}
 (QDIO_CACHE, XDG_CACHE_HOME).
@@ -82,6 +87,7 @@ def _parser():
     test = command('test', 'option')
     test.add_argument('--only', action='append')
     test.add_argument('--list', action='store_true')
+    test.add_argument('--all', action='store_true')
     command('build', 'option').add_argument('--pristine', action='store_true')
     command('where', 'option')
     command('deb', 'option').add_argument('--output')
@@ -98,6 +104,7 @@ def _parser():
     walk.add_argument('slugs', nargs='*')
     walk.add_argument('--no-build', action='store_true')
     command('lint')
+    command('packages')
     command('canary').add_argument('name', nargs='?')
     command('fetch').add_argument('what', choices=('stock', 'kernel',
                                                    'firmware', 'libvirt'))
@@ -304,8 +311,9 @@ def cmd_fetch(args):
 
 def cmd_demo(args):
     from .demo import demo
+    from .host import demo_base
     if not args.base and not args.base_option:
-        args.base = '7.2'
+        args.base = demo_base()
     return demo(args)
 
 
@@ -317,8 +325,9 @@ def cmd_bench(options):
     from .apt import install_needed
     from .bases import Tree
     from .build import EMULATOR, built, environment, pristine
+    from .host import demo_base
     parser = _Parser(add_help=False)
-    parser.add_argument('--base', default='7.2')
+    parser.add_argument('--base', default=demo_base())
     parser.add_argument('--emulator')
     parser.add_argument('--from', dest='source')
     args, rest = parser.parse_known_args(options)
@@ -337,7 +346,7 @@ def cmd_bench(options):
                   '--stock-lib', fetch.stock_libraries(),
                   '--firmware', ':'.join(fetch.firmware_directories())]
         # The base itself: where it has mapped-ram, or over sockets
-        if base.name != '7.2' or {'tcp', 'all', '--figures'} & set(rest):
+        if base.mapped_ram or {'tcp', 'all', '--figures'} & set(rest):
             with tree.locked():
                 tree.ensure()
                 needs += ['--base-qemu', pristine(tree).emulator]
@@ -355,12 +364,13 @@ def cmd_libvirt(args):
     from .apt import install_needed
     from .bases import Tree
     from .build import EMULATOR, built, environment
+    from .host import demo_base
     if os.geteuid():
         raise Fault('libvirtd and the page cache need root; run it as root')
     config.check_space()
     install_needed()
-    tree = applied_tree(Tree(config.get_base(args.base or args.base_option or
-                                             '7.2'), args.source))
+    name = args.base or args.base_option or demo_base()
+    tree = applied_tree(Tree(config.get_base(name), args.source))
     with tree.locked():
         ours = built(tree, [EMULATOR]).emulator
     return subprocess.run(
@@ -373,13 +383,24 @@ def cmd_libvirt(args):
                  PYTHONDONTWRITEBYTECODE='1')).returncode
 
 
+def cmd_packages(args):
+    """What root has to install; exit code 1 if there is anything."""
+    from .apt import missing_packages
+    from .host import this_host
+    wanted = missing_packages(this_host())
+    print('apt-get install --no-install-recommends ' + ' '.join(wanted)
+          if wanted else 'nothing is missing')
+    return 1 if wanted else 0
+
+
 def cmd_test(args):
     from .testing import main as test
     return test(args)
 
 
 def help_text():
-    return HELP.format(bases=', '.join(config.base_names()),
+    from .host import demo_base
+    return HELP.format(demo=demo_base(), bases=', '.join(config.base_names()),
                        cache=config.cache())
 
 
@@ -397,6 +418,9 @@ def main(argv):
         if 'cmd_' + argv[0] not in globals():
             raise Fault(f"there is no command '{argv[0]}'; './run help' lists "
                         'them')
+        if '--no-install' in argv:
+            argv = [x for x in argv if x != '--no-install']
+            os.environ[NO_INSTALL] = '1'
         if argv[0] == 'bench':
             return cmd_bench(argv[1:])
         args = _parser().parse_args(argv)

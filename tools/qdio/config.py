@@ -86,20 +86,44 @@ class Base:
     configure  options of QEMU's configure
     hooks      may be left out: the base whose hooks, compat/ files, slugs
                and tests this base takes, except where it has its own (see
-               series.py)"""
+               series.py)
+    What the tests do with it, each of which may be left out:
+
+    mapped_ram     yes if the base has mapped-ram of its own, to compare with
+    qtest_options  PROGRAM OPTION..., the options that one of the base's own
+                   qtests is given
+    iotests        formats of images on which those of its iotests that
+                   migrate must pass
+    e2e            options of the end-to-end tests; --quick by default, as
+                   most of what they find does not depend on the base
+    bench          yes if the benchmark's own test runs on it
+    sanitize       yes if the series' tests run under sanitizers on it"""
 
     KEYS = ('package', 'suite', 'family', 'configure')
-    OPTIONAL = ('hooks',)
+    OPTIONAL = {'hooks': '', 'mapped_ram': 'yes', 'qtest_options': '',
+                'iotests': '', 'e2e': '--quick', 'bench': 'no', 'sanitize': 'no'}
 
     def __init__(self, root, name):
         self.name = name
-        values = read_conf(root, f'bases/{name}.conf', self.KEYS,
-                           self.OPTIONAL)
+        where = f'bases/{name}.conf'
+        values = {**self.OPTIONAL,
+                  **read_conf(root, where, self.KEYS, self.OPTIONAL)}
         self.package = values['package']
         self.suite = values['suite']
-        self.hooks = values.get('hooks')
+        self.hooks = values['hooks'] or None
         self.family = values['family']
         self.configure = shlex.split(values['configure'])
+        for key in ('mapped_ram', 'bench', 'sanitize'):
+            if values[key] not in ('yes', 'no'):
+                raise Fault(f"{where}: {key} is '{values[key]}'; make it yes "
+                            'or no')
+            setattr(self, key, values[key] == 'yes')
+        self.iotests = values['iotests'].split()
+        self.e2e = shlex.split(values['e2e'])
+        self.qtest_options = {}
+        if values['qtest_options']:
+            program, *options = shlex.split(values['qtest_options'])
+            self.qtest_options[program] = options
 
     def is_version(self, version):
         """Whether an upstream version such as 7.2.13 is of this base."""

@@ -2,7 +2,7 @@
 """Binary packages that are unpacked into the cache, never installed:
 `./run fetch`.
 
-stock     QEMU 10.0 as the distribution builds it, to exchange images with
+stock     QEMU as the distribution builds it, to exchange images with
 kernel    a real guest: the distribution's kernel and a static busybox
 libvirt   its daemon and virsh
 firmware  what our own builds need of firmware"""
@@ -14,22 +14,14 @@ import shutil
 import subprocess
 import tempfile
 
-from .apt import BACKPORTS, Apt
+from .apt import Apt
 from .config import cache, check_space, log_path
+from .host import this_host
 from .say import Failure
 
-# Always unpacked, even if the system has them installed
-STOCK = ['qemu-system-x86', 'qemu-system-common', 'qemu-system-data',
-         'seabios', 'ipxe-qemu']
-FIRMWARE = ['qemu-system-data', 'seabios', 'ipxe-qemu']
-LIBVIRT = ['libvirt0', 'libvirt-common', 'libvirt-clients', 'libvirt-daemon',
-           'libvirt-daemon-common', 'libvirt-daemon-driver-qemu',
-           'libvirt-daemon-lock', 'libvirt-daemon-log']
 # What libvirt's packages depend on, but what we start of them does not
 NOT_FOR_LIBVIRT = ('ipxe-', 'libnss-', 'libpam-', 'libsystemd', 'libudev',
                    'logrotate', 'qemu-', 'seabios', 'systemd')
-# Must be the system's own, or nothing starts
-NEVER = {'libc6', 'libc-bin', 'libgcc-s1', 'gcc-12-base'}
 
 
 def _unpacked(name, get, only=(), without=()):
@@ -46,11 +38,12 @@ def _unpacked(name, get, only=(), without=()):
     with tempfile.TemporaryDirectory(dir=cache()) as debs:
         # apt's own sandboxed user must be able to write there
         os.chmod(debs, 0o755)
+        never = this_host().system
         get(Apt(), debs)
         found = sorted(glob.glob(os.path.join(debs, '*.deb')))
         for deb in found:
             package = os.path.basename(deb).partition('_')[0]
-            if package not in NEVER and not package.startswith(without):
+            if package not in never and not package.startswith(without):
                 _extract(deb, where, only)
     with open(stamp, 'w', encoding='utf-8') as f:
         f.write(''.join(os.path.basename(d) + '\n' for d in found))
@@ -85,11 +78,11 @@ def _dependencies(apt, directory, packages, what):
 
 
 def stock():
-    """QEMU 10.0 of the distribution.  Prints the root it is unpacked in."""
+    """QEMU of the distribution, with mapped-ram.  Returns the root it is unpacked in."""
     def get(apt, directory):
-        late = [f'{p}/{BACKPORTS}' for p in STOCK[:4]]
-        _dependencies(apt, directory, late, 'QEMU 10.0')
-        _download(apt, directory, late + STOCK[4:], 'QEMU 10.0')
+        # Always unpacked, even if the system has them installed
+        _dependencies(apt, directory, this_host().stock, 'stock QEMU')
+        _download(apt, directory, this_host().stock, 'stock QEMU')
 
     return _unpacked('stock', get)
 
@@ -108,8 +101,7 @@ def stock_libraries():
 def firmware():
     """The root of the firmware packages."""
     def get(apt, directory):
-        _download(apt, directory, [f'{p}/{BACKPORTS}' for p in FIRMWARE[:2]]
-                  + FIRMWARE[2:], 'firmware')
+        _download(apt, directory, this_host().firmware, 'firmware')
 
     return _unpacked('firmware', get)
 
@@ -124,12 +116,13 @@ def firmware_directories():
 def kernel():
     """The root of the distribution's kernel, and of busybox."""
     def get(apt, directory):
+        host = this_host()
         found = re.findall(r'Depends: (linux-image-\S+)',
-                           apt.packages('depends', 'linux-image-amd64'))
+                           apt.packages('depends', host.kernel))
         if not found:
-            raise Failure('linux-image-amd64 depends on no kernel; look at '
+            raise Failure(f'{host.kernel} depends on no kernel; look at '
                           f'{log_path("apt-update")}')
-        _download(apt, directory, [found[0], 'busybox-static'],
+        _download(apt, directory, [found[0], host.busybox],
                   'a kernel and busybox')
 
     return _unpacked('kernel', get, ('./boot/vmlinuz-*', './bin/busybox'))
@@ -146,8 +139,7 @@ def busybox():
 def libvirt():
     """The root of libvirt's packages."""
     def get(apt, directory):
-        late = [f'{p}/{BACKPORTS}' for p in LIBVIRT]
-        _dependencies(apt, directory, late, 'libvirt')
-        _download(apt, directory, late, 'libvirt')
+        _dependencies(apt, directory, this_host().libvirt, 'libvirt')
+        _download(apt, directory, this_host().libvirt, 'libvirt')
 
     return _unpacked('libvirt', get, without=NOT_FOR_LIBVIRT)

@@ -13,9 +13,6 @@ from .config import log_path
 from .say import step
 from .suites import run_qtest, run_unit_tests, targets_of
 
-# The code is the same on all bases, and one of them has all of it
-BASE = '7.2'
-
 # Sanitizers find things at run time, so the compiler's guesses are no help:
 # with them it also guesses other things than without
 OPTIONS = ['--disable-werror']

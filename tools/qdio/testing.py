@@ -15,6 +15,7 @@ from .bases import Tree
 from .build import EMULATOR, Build, built, environment, of_tree
 from .config import ROOT, base_names, cache, check_space, get_base, log_path
 from .deb import check_package, make_package
+from .host import demo_base
 from .install import install
 from .lint import Lint
 from .refresh import refresh
@@ -28,14 +29,8 @@ from .walk import walk_patches
 # What the bases themselves bring, and must still pass
 OWN_TESTS = [('qtest', 'migration-test'), ('suite', 'qapi-schema'),
              ('suite', 'unit')]
-# Without a virtual machine of the processor's, 10.0 does a tenth otherwise
-OWN_OPTIONS = {'10.0': {'migration-test': ['--full']}}
-# The base whose iotests that migrate must pass, and on which images
-IOTESTS = {'10.0': ('qcow2', 'raw')}
-# Options of the end-to-end tests.  Most of what they find does not depend on
-# the base, and that of 7.2 exchanges images with all others.
-E2E_OPTIONS = {'7.2': [], '10.0': ['--quick']}
-BENCH_BASE = '7.2'
+# The parts that find most, on the demo's base: what a person runs
+QUICK = ('lint', 'tools', 'refresh', 'build', 'unit', 'qtest', 'e2e')
 
 
 def time_limit():
@@ -55,12 +50,13 @@ class Tests:
              'own', 'iotests', 'e2e', 'libvirt', 'demo', 'bench', 'deb',
              'sanitize', 'canary')
 
-    def __init__(self, bases, source, minutes=0):
+    def __init__(self, bases, source, minutes=0, quick=False):
         self.report = Report()
         self.series = Series(ROOT)
         self.trees = [Tree(base, source) for base in bases]
         self._broken = set()
         self._minutes = minutes
+        self._quick = quick
 
     def prepare(self):
         """Fetch and apply; edits in a tree are kept apart, not tested."""
@@ -187,7 +183,7 @@ class Tests:
                 if kind == 'suite':
                     run_suite(build, name, self.report)
                 else:
-                    options = OWN_OPTIONS.get(build.base.name, {})
+                    options = build.base.qtest_options
                     run_qtest(build, name, self.report,
                               options=options.get(name, ()))
 
@@ -196,7 +192,7 @@ class Tests:
     def part_sanitize(self):
         """Not what the series adds to other bases, which is the same code."""
         for tree in self.trees:
-            if tree.base.name == sanitize.BASE:
+            if tree.base.sanitize:
                 tests = self._tests(tree, ('unit', 'qtest'))
                 sanitize.address(tree, self.series, tests, self.report)
                 sanitize.thread(tree, self.series, self.report)
@@ -204,7 +200,7 @@ class Tests:
 
     def part_iotests(self):
         for tree in self.trees:
-            formats = IOTESTS.get(tree.base.name, ())
+            formats = tree.base.iotests
             if not formats:
                 continue
             build = self._built(tree)
@@ -266,7 +262,7 @@ class Tests:
         """The benchmark runs on small guests; how fast they are does not
         matter."""
         for tree in self.trees:
-            if tree.base.name != BENCH_BASE:
+            if not tree.base.bench:
                 continue
             build = self._built(tree)
             if not build or os.geteuid():
@@ -383,8 +379,8 @@ def main(args):
     if args.list:
         print('\n'.join(Tests.PARTS))
         return 0
-    parts = [p for word in args.only or Tests.PARTS for p in
-             (word.split(',') if args.only else [word])]
+    chosen = args.only or (Tests.PARTS if args.all else QUICK)
+    parts = [p for word in chosen for p in word.split(',')]
     for part in parts:
         if part not in Tests.PARTS:
             raise Fault(f"there is no part '{part}'; --only takes one of "
@@ -393,10 +389,12 @@ def main(args):
     if args.source and not name:
         raise Fault('--source needs a --base that says which one it is')
     minutes = time_limit()
-    bases = [get_base(n) for n in ([name] if name else base_names())]
+    quick = not args.all and not args.only
+    names = [name] if name else [demo_base()] if quick else base_names()
+    bases = [get_base(n) for n in names]
     check_space()
     install_needed()
-    tests = Tests(bases, args.source, minutes)
+    tests = Tests(bases, args.source, minutes, quick)
     with contextlib.ExitStack() as locks:
         for tree in tests.trees:
             locks.enter_context(tree.locked())

@@ -45,6 +45,8 @@ class MadeUp(unittest.TestCase):
         shutil.copytree(os.path.join(TOOLS, 'qdio'),
                         os.path.join(self.root, 'tools', 'qdio'),
                         ignore=shutil.ignore_patterns('__pycache__'))
+        shutil.copytree(os.path.join(TOOLS, 'hosts'),
+                        os.path.join(self.root, 'tools', 'hosts'))
         for base, extra in (('1.0', 0), ('2.0', 30)):
             self.write(f'bases/{base}.conf', text(
                 'package = madeup', 'suite = none', f'family = {base}',

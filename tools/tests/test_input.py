@@ -134,6 +134,17 @@ class BadInput(MadeUp):
                      PATH=self.bin + ':/usr/bin:/bin',
                      says='this is fedora 41, but .*Debian 12')
 
+    def test_all_that_is_missing_at_once(self):
+        """--no-install on an unknown system names everything it lacks."""
+        self.write('tools/hosts/needed.conf', text(
+            'programs = sh no-such-program', 'modules = no-such-module',
+            'headers = stdio.h no-such-header.h', 'python = no_such_python'))
+        self.refused('build', '--base', '1.0', '--no-install', '--source',
+                     self.source('1.0'), QDIO_OS_RELEASE='fedora 41',
+                     says='lacks programs no-such-program; pkg-config modules '
+                     'no-such-module; C headers no-such-header.h; Python '
+                     'modules no_such_python; install')
+
     def programs(self, **scripts):
         """Programs that come first in PATH."""
         self.bin = os.path.join(self.top, 'bin')
@@ -174,7 +185,7 @@ class BadInput(MadeUp):
         self.assertEqual(done.returncode, 2, done.stderr)
         self.assertRegex(done.stderr, r'^run: packages are missing; as root, '
                          r'run.*apt-get install --no-install-recommends '
-                         r'build-essential ccache .*meson/bookworm-backports')
+                         r'python3 .*build-essential ccache .*meson/bookworm-backports')
         self.assertEqual(done.stderr.count('\n'), 1)
 
 
