@@ -224,7 +224,7 @@ class Tests:
                 self.report.skip(f'end to end {tree.base.name}',
                                  'it could not be built')
                 continue
-            options = E2E_OPTIONS.get(tree.base.name, ['--quick'])
+            options = tree.base.e2e
             others = [] if options else [self._built(t) for t in self.trees
                                          if t is not tree]
             self._e2e(build, others[0] if others else None, options=options)
@@ -253,7 +253,7 @@ class Tests:
             if build:
                 self._e2e(build, None, 'libvirt', 'libvirt',
                           ['--libvirt', fetch.libvirt(),
-                           *E2E_OPTIONS.get(tree.base.name, ['--quick'])])
+                           *tree.base.e2e])
             else:
                 self.report.skip(f'libvirt {tree.base.name}',
                                  'it could not be built')
