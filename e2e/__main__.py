@@ -58,6 +58,9 @@ def parse():
                              'restoring; else each mode meets each once')
     parser.add_argument('--keep', action='store_true',
                         help='keep the directories of failed tests')
+    parser.add_argument('--jobs', metavar='N', type=int, default=1,
+                        help='how many tests to run side by side: most of '
+                             'them mostly wait')
     parser.add_argument('--list', action='store_true',
                         help='list the tests and do nothing')
     args = parser.parse_args()
@@ -98,7 +101,7 @@ def main():
         other = args.other and Emulator('other', args.other, args.firmware)
         config = Config(ours, other, stock, args.kernel, args.busybox,
                         build_checker(workdir), workdir, args.quick,
-                        args.all_modes)
+                        args.all_modes, max(1, args.jobs))
         config.libvirt = args.libvirt and os.path.abspath(args.libvirt)
         print(f'# testing QEMU {ours.version}'
               + (f', other is {other.version}' if other else '')

@@ -68,7 +68,7 @@ class Config:
     """What the command line says."""
 
     def __init__(self, ours, other, stock, kernel, busybox, rom, workdir,
-                 quick, all_modes):
+                 quick, all_modes, jobs=1):
         self.ours = ours
         self.other = other
         self.stock = stock
@@ -78,6 +78,7 @@ class Config:
         self.workdir = workdir
         self.quick = quick
         self.all_modes = all_modes
+        self.jobs = jobs                    # tests that run side by side
         # the root of libvirt's packages, for the tests that want them
         self.libvirt = None
 
@@ -217,69 +218,93 @@ def _child(config, entry, directory):
     return code
 
 
-def _left_loops(workdir):
+def _left_loops(directory):
     out = subprocess.run(['losetup', '-l', '-n', '-O', 'NAME,BACK-FILE'],
                          capture_output=True, text=True).stdout
     for line in out.splitlines():
         device, _, backing = line.partition(' ')
-        if backing.strip().startswith(workdir + os.sep):
+        if backing.strip().startswith(directory + os.sep):
             yield device
 
 
-def clean(workdir, directory):
+def clean(directory):
     """Takes away what a killed test may have left."""
-    for device in _left_loops(workdir):
+    for device in _left_loops(directory):
         subprocess.run(['losetup', '-d', device], capture_output=True)
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def _run_one(config, number, entry, keep):
-    directory = os.path.join(config.workdir, f't{number}')
-    shutil.rmtree(directory, ignore_errors=True)
-    os.makedirs(directory)
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid == 0:
+class _Job:
+    """A test that runs in a process of its own, with its output in a file so
+    that tests side by side do not mix theirs."""
+
+    def __init__(self, config, number, entry):
+        self.config = config
+        self.entry = entry
+        self.start = time.monotonic()
+        self.directory = os.path.join(config.workdir, f't{number}')
+        shutil.rmtree(self.directory, ignore_errors=True)
+        os.makedirs(self.directory)
+        self.output = os.path.join(self.directory, 'output')
+        # Tests side by side wait for each other's CPU time
+        self._deadline = self.start + entry[3] * config.jobs
+        self._signals = [(signal.SIGTERM, 60), (signal.SIGKILL, 30)]
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._be_the_test()
+
+    def _be_the_test(self):
         os.setpgid(0, 0)
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)      # PR_SET_PDEATHSIG
         code = 1
         try:
-            code = _child(config, entry, directory)
+            fd = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND,
+                         0o600)
+            os.dup2(fd, 1)
+            os.close(fd)
+            code = _child(self.config, self.entry, self.directory)
             sys.stdout.flush()
         finally:
             os._exit(code)
 
-    def wait(seconds):
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                return os.waitstatus_to_exitcode(status)
-            time.sleep(0.02)
+    def poll(self):
+        """The exit code, or None while the test runs.  One that is late is
+        told to end, then killed."""
+        done, status = os.waitpid(self.pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > self._deadline:
+            if not self._signals:
+                return 1
+            self.end(*self._signals.pop(0))
         return None
 
-    interrupted = False
-    try:
-        code = wait(entry[3])
-    except KeyboardInterrupt:
-        interrupted, code = True, None
-    if code is None:
-        os.kill(pid, signal.SIGINT if interrupted else signal.SIGTERM)
-        code = wait(60)
-        if code is None:
-            os.killpg(pid, signal.SIGKILL)
-            code = wait(30)
-            code = 1 if code is None else code
-    try:
-        with open(os.path.join(directory, 'reason')) as f:
-            reason = f.read()
-    except OSError:
-        reason = 'the test died'
-    if not (keep and code not in (0, 77)):
-        clean(config.workdir, directory)
-    if interrupted:
-        raise KeyboardInterrupt
-    return code, reason
+    def end(self, number, patience):
+        self._deadline = time.monotonic() + patience
+        with contextlib.suppress(ProcessLookupError):
+            (os.killpg if number == signal.SIGKILL else os.kill)(self.pid,
+                                                                 number)
+
+    def interrupt(self):
+        self.end(signal.SIGINT, 60)
+        while self.poll() is None:
+            time.sleep(0.02)
+
+    def read(self, name):
+        try:
+            with open(os.path.join(self.directory, name),
+                      errors='replace') as f:
+                return f.read()
+        except OSError:
+            return ''
+
+    def close(self, keep):
+        """Returns what the test printed, and why it ended."""
+        output, reason = self.read('output'), self.read('reason')
+        if not keep:
+            clean(self.directory)
+        return output, reason or 'the test died'
 
 
 def selected(pattern, quick):
@@ -288,33 +313,60 @@ def selected(pattern, quick):
             (not pattern or re.search(pattern, entry[0]))]
 
 
+class _Results:
+    """Prints a line of TAP for each test, and counts."""
+
+    def __init__(self):
+        self.passed = self.failed = self.skipped = 0
+
+    def __call__(self, job, code, output, reason):
+        number = self.passed + self.failed + self.skipped + 1
+        name = job.entry[0]
+        took = f' ({time.monotonic() - job.start:.1f} s)'
+        if code == 0:
+            self.passed += 1
+            line = f'ok {number} - {name}{took}'
+        elif code == 77:
+            self.skipped += 1
+            line = f'ok {number} - {name} # SKIP {reason}'
+        else:
+            self.failed += 1
+            line = f'not ok {number} - {name}{took}\n#   {reason}'
+        print(output + line, flush=True)
+
+
 def run_all(config, pattern, keep=False):
-    """Runs the selected tests; returns how many failed."""
+    """Runs the selected tests, config.jobs of them side by side; returns how
+    many failed."""
     tests = selected(pattern, config.quick)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.default_int_handler)
-    passed = failed = skipped = 0
+    results = _Results()
+    running = []
+    # The longest first, so that no long one is left alone at the end
+    waiting = sorted(enumerate(tests, 1), key=lambda x: -x[1][3]) \
+        if config.jobs > 1 else list(enumerate(tests, 1))
     print(f'1..{len(tests)}')
     try:
-        for number, entry in enumerate(tests, 1):
-            start = time.monotonic()
-            code, reason = _run_one(config, number, entry, keep)
-            took = f' ({time.monotonic() - start:.1f} s)'
-            if code == 0:
-                passed += 1
-                print(f'ok {number} - {entry[0]}{took}', flush=True)
-            elif code == 77:
-                skipped += 1
-                print(f'ok {number} - {entry[0]} # SKIP {reason}', flush=True)
-            else:
-                failed += 1
-                print(f'not ok {number} - {entry[0]}{took}\n#   {reason}',
-                      flush=True)
+        while waiting or running:
+            while waiting and len(running) < config.jobs:
+                running.append(_Job(config, *waiting.pop(0)))
+            for job in list(running):
+                code = job.poll()
+                if code is not None:
+                    running.remove(job)
+                    results(job, code, *job.close(
+                        keep and code not in (0, 77)))
+            time.sleep(0.02)
     except KeyboardInterrupt:
+        for job in running:
+            job.interrupt()
+            job.close(keep)
         print('Bail out! interrupted', flush=True)
-        failed += 1
-    print(f'{passed} passed, {failed} failed, {skipped} skipped', flush=True)
-    return failed
+        results.failed += 1
+    print(f'{results.passed} passed, {results.failed} failed, '
+          f'{results.skipped} skipped', flush=True)
+    return results.failed
 
 
 __all__ = ['Config', 'Context', 'Mode', 'Skip', 'TESTS', 'fs', 'image',
