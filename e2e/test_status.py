@@ -3,18 +3,11 @@
 
 import errno
 import os
-import time
 
 from .lib.harness import Mode, test
 from .lib.qmp import QMPError
-from .test_faults import HeldRestore, check_error, faulty, stalls
-
-
-def wait_held(t):
-    deadline = time.monotonic() + 60
-    while not stalls(t):
-        assert time.monotonic() < deadline, 'nothing was held'
-        time.sleep(0.02)
+from .test_faults import HeldRestore, check_error, faulty, stalls, \
+    wait_stall
 
 
 def release(t, vm):
@@ -43,7 +36,7 @@ def test_sync_phase(t):
     vm = t.source(emulator=faulty(t, 'image', 'sync:1:hold'))
     vm.setup(Mode(2, True))
     vm.start_save(f'file:{t.path("image")}')
-    wait_held(t)
+    wait_stall(t)
     info = vm.migration()
     assert info['status'] in ('active', 'device'), info
     assert info['direct-io']['phase'] == 'sync', info
@@ -57,7 +50,7 @@ def test_write_held(t):
     vm = t.source(emulator=faulty(t, 'image', 'write:d2:hold'))
     vm.setup(Mode(1, True))
     vm.start_save(f'file:{t.path("image")}')
-    wait_held(t)
+    wait_stall(t)
     info = vm.migration()
     assert info['direct-io']['phase'] == 'ram', info
     assert info['ram']['remaining'] > 0, info

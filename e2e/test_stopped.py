@@ -19,13 +19,11 @@ HEAD = bytes(range(256)) * 4096         # what lies before offset=
 OFFSET = len(HEAD)
 
 
-def wait_written(vm, path, size):
+def wait_written(vm, size):
     """Waits until the save has put so much on the disk."""
-    deadline = time.monotonic() + 60
     while vm.migration().get('ram', {}).get('transferred', 0) < size:
         status = vm.migration()['status']
         assert status in ('setup', 'active'), f'the save {status}'
-        assert time.monotonic() < deadline, f'nothing is written to {path}'
         time.sleep(0.01)
 
 
@@ -33,7 +31,7 @@ def cancelled(t, path, mode):
     vm = t.source(ram=RAM, guest=GUEST)
     vm.setup(mode, max_bandwidth=16 * MIB)
     vm.start_save(f'file:{path},offset={OFFSET}')
-    wait_written(vm, path, 8 * MIB)
+    wait_written(vm, 8 * MIB)
     vm.command('migrate_cancel')
     status = vm.wait_migration()['status']
     assert status == 'cancelled', status
