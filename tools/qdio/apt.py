@@ -47,6 +47,12 @@ def _archives():
     return found
 
 
+def archive():
+    """(address, keyring) of the archive that the system takes its release
+    from."""
+    return _archives()[this_host().release]
+
+
 def _files():
     yield '/etc/apt/sources.list'
     directory = '/etc/apt/sources.list.d'

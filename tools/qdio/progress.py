@@ -53,14 +53,14 @@ class Bar:
         self._out.flush()
 
 
-def table(heading, rows):
-    """The lines of a table: the first column to the left, figures to the
+def table(heading, rows, left=(0,)):
+    """The lines of a table: the columns `left` to the left, figures to the
     right."""
     widths = [max(len(row[i]) for row in [heading, *rows])
               for i in range(len(heading))]
     lines = []
     for row in [heading, *rows]:
-        cells = [f'{row[0]:{widths[0]}}'] + [f'{cell:>{width}}' for cell, width
-                                             in zip(row[1:], widths[1:])]
+        cells = [cell.ljust(width) if i in left else cell.rjust(width)
+                 for i, (cell, width) in enumerate(zip(row, widths))]
         lines.append('  '.join(cells).rstrip())
     return lines

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 
-from . import fetch, sanitize
+from . import fetch, fresh, sanitize
 from .apply import apply, make_commits
 from .apt import install_needed
 from .bases import Tree
@@ -29,6 +29,8 @@ from .walk import walk_patches
 # What the bases themselves bring, and must still pass
 OWN_TESTS = [('qtest', 'migration-test'), ('suite', 'qapi-schema'),
              ('suite', 'unit')]
+# End-to-end tests that run side by side for each CPU: they mostly wait
+E2E_JOBS = 2
 # The parts that find most, on the demo's base: what a person runs
 QUICK = ('lint', 'tools', 'refresh', 'build', 'unit', 'qtest', 'e2e')
 
@@ -46,9 +48,14 @@ class Tests:
     """The parts, in the order in which they run.  What several of them need,
     such as a build, is made by the first of them."""
 
-    PARTS = ('tools', 'lint', 'refresh', 'patches', 'build', 'unit', 'qtest',
-             'own', 'iotests', 'e2e', 'libvirt', 'demo', 'bench', 'deb',
-             'sanitize', 'canary')
+    # Each with the minutes it takes on 2 cores, on one base or in all, when
+    # ccache knows what the build compiles
+    PARTS = {'lint': 0.2, 'tools': 1.5, 'refresh': 0.2, 'build': 3,
+             'unit': 1.5, 'qtest': 2, 'e2e': 6, 'fresh': 10, 'patches': 0.3,
+             'own': 3, 'iotests': 1, 'libvirt': 1.5, 'demo': 1, 'bench': 1,
+             'deb': 2, 'sanitize': 10, 'canary': 0.5}
+    # These take the same time however many bases there are
+    ONCE = ('lint', 'tools', 'fresh', 'canary')
 
     def __init__(self, bases, source, minutes=0, quick=False):
         self.report = Report()
@@ -64,17 +71,29 @@ class Tests:
             tree.ensure()
             apply(self.series, tree.base.name, tree, 'keep')
 
+    def minutes_of(self, part):
+        return self.PARTS[part] * (1 if part in self.ONCE
+                                   else len(self.trees))
+
+    def plan(self, parts):
+        print('# QEMU ' + ', '.join(t.base.name for t in self.trees) + ': '
+              + ', '.join(f'{p} {self.minutes_of(p):.1f}' for p in parts)
+              + f'; about {sum(map(self.minutes_of, parts)):.0f} minutes on 2 '
+              'cores, more if much must be compiled', flush=True)
+
     def run(self, parts):
+        parts = [p for p in self.PARTS if p in parts]
+        self.plan(parts)
         start = time.monotonic()
-        for part in self.PARTS:
-            if part not in parts:
+        for i, part in enumerate(parts, 1):
+            spent = (time.monotonic() - start) / 60
+            if self._minutes and spent > self._minutes:
+                self.report.skip_part(part, f'the {self._minutes} minutes of '
+                                      'QDIO_MINUTES are over')
                 continue
-            if self._minutes and \
-                    time.monotonic() - start > 60 * self._minutes:
-                self.report.skip(part, f'the {self._minutes} minutes of '
-                                 'QDIO_MINUTES are over')
-                continue
-            self.report.part(part, getattr(self, 'part_' + part))
+            self.report.part(part, getattr(self, 'part_' + part),
+                             f', {i} of {len(parts)} parts, '
+                             f'{spent:.0f} minutes so far')
         return self.report.close()
 
     # The repository
@@ -214,6 +233,9 @@ class Tests:
 
     # The whole
 
+    def part_fresh(self):
+        fresh.run(self.report)
+
     def part_e2e(self):
         if not os.path.exists(os.path.join(ROOT, 'e2e', '__main__.py')):
             self.report.skip('end to end', 'there is no e2e here')
@@ -224,7 +246,7 @@ class Tests:
                 self.report.skip(f'end to end {tree.base.name}',
                                  'it could not be built')
                 continue
-            options = tree.base.e2e
+            options = ['--quick'] if self._quick else tree.base.e2e
             others = [] if options else [self._built(t) for t in self.trees
                                          if t is not tree]
             self._e2e(build, others[0] if others else None, options=options)
@@ -237,6 +259,7 @@ class Tests:
         run_program(
             f'{name} {build.base.name}',
             [sys.executable, '-m', 'e2e', *options, '--qemu', build.emulator,
+             '--jobs', str(E2E_JOBS * (os.cpu_count() or 1)),
              '--firmware', ':'.join(fetch.firmware_directories()),
              '--stock', fetch.stock_emulator(),
              '--stock-lib', fetch.stock_libraries(),

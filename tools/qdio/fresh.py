@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`./run test --only fresh`: the README's first command on a machine that has
+never seen the project, namely in a minimal root of each Debian that
+tools/hosts describes, with git and nothing else."""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+
+from . import apt
+from .build import environment
+from .config import ROOT, cache, log_path
+from .git import Git
+from .host import Host, host_names, plain
+from .say import step, tail
+
+# Run in namespaces of its own: {0} is the root.  What a build needs of the
+# outside is compiled objects and packages that were fetched before; both only
+# save time.
+MOUNT = r'''
+set -e
+root=$0 ccache=$1 packages=$2
+shift 2
+mount -t proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+mkdir -p "$root/ccache"
+mount --bind "$ccache" "$root/ccache"
+mount --bind "$packages" "$root/var/cache/apt/archives"
+shift
+exec chroot "$root" "$@"
+'''
+NOBODY = 65534
+
+
+def _sources(host):
+    """Lines for apt: the archive that the system itself uses, in the host's
+    release."""
+    uri, keyring = apt.archive()
+    return f'deb [signed-by={keyring}] {uri} {host.release} main\n'
+
+
+def _tarball(host):
+    """A minimal root, packed; made once a cache."""
+    path = os.path.join(cache(), 'fresh', f'{host.name}.tar')
+    if os.path.exists(path):
+        return path
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with tempfile.NamedTemporaryFile('w', suffix='.list') as f:
+        f.write(_sources(host))
+        f.flush()
+        step(f'make a minimal {host.label}',
+             ['mmdebstrap', '--mode=root', '--variant=minbase',
+              '--include=git', '--format=tar', host.release, path + '.new',
+              f.name], log_path(f'mmdebstrap-{host.name}'),
+             env=dict(os.environ, LC_ALL='C'))
+    os.rename(path + '.new', path)
+    return path
+
+
+class Machine:
+    """A fresh root in a temporary directory, with a clone of the repository
+    in /home/project."""
+
+    HOME = '/home/project'
+
+    def __init__(self, host, stack):
+        self.host = host
+        self.root = stack.enter_context(tempfile.TemporaryDirectory(
+            dir=os.path.join(cache(), 'fresh'), prefix=host.name + '.',
+            ignore_cleanup_errors=True))
+        os.chmod(self.root, 0o755)
+        self.ccache = subprocess.run(
+            ['ccache', '-k', 'cache_dir'], env=environment(), text=True,
+            capture_output=True, check=True).stdout.strip()
+        self.packages = os.path.join(cache(), 'fresh', host.name + '.debs')
+        for path in (self.ccache, os.path.join(self.packages, 'partial')):
+            os.makedirs(path, exist_ok=True)
+
+    def unpack(self):
+        step(f'unpack a minimal {self.host.label}',
+             ['tar', '-xpf', _tarball(self.host), '-C', self.root],
+             log_path(f'fresh-{self.host.name}-unpack'))
+        # Keep packages for the next machine
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.root + '/etc/apt/apt.conf.d/docker-clean')
+        shutil.copy('/etc/resolv.conf', self.root + '/etc/resolv.conf')
+        Git(ROOT)('clone', '--quiet', '--no-hardlinks', '.',
+                  self.root + self.HOME)
+        subprocess.run(['chown', '-R', f'{NOBODY}:{NOBODY}',
+                        self.root + self.HOME], check=True)
+        os.makedirs(self.root + '/home/nobody')
+        os.chown(self.root + '/home/nobody', NOBODY, NOBODY)
+
+    def run(self, what, argv, user=0):
+        """Returns (exit code, log)."""
+        log = log_path(f'fresh-{self.host.name}-{what.replace(" ", "-")}')
+        home = '/home/nobody' if user else '/root'
+        env = ['env', '-i', f'HOME={home}', 'TERM=dumb', 'CCACHE_DIR=/ccache',
+               'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:'
+               '/sbin:/bin', 'GIT_CONFIG_COUNT=1',
+               'GIT_CONFIG_KEY_0=safe.directory', 'GIT_CONFIG_VALUE_0=*']
+        who = ['setpriv', f'--reuid={user}', f'--regid={user}',
+               '--clear-groups'] if user else []
+        inside = [*env, *who, 'sh', '-c', f'cd {self.HOME} && exec "$@"',
+                  'sh', *argv]
+        code = step(f'{self.host.label}: {what}',
+                    ['unshare', '--mount', '--pid', '--fork', '--kill-child',
+                     'sh', '-c', MOUNT, self.root, self.ccache, self.packages,
+                     '--', *inside], log, check=False, timeout=2400)
+        return code, log
+
+
+def named_packages(text):
+    """The packages in the one line that tells an ordinary user what root has
+    to install, or None."""
+    found = re.findall(r'^run: packages are missing; as root, run.*: apt-get '
+                       r'install --no-install-recommends (.+)$', text, re.M)
+    return found[0].split() if len(found) == 1 else None
+
+
+def _check_user(machine, report):
+    """An ordinary user is told all that root has to install, in one line."""
+    code, log = machine.run('demo as an ordinary user', ['./run', 'demo'],
+                            NOBODY)
+    named = named_packages(tail(log, 10))
+    present = subprocess.run(
+        ['dpkg-query', f'--admindir={machine.root}/var/lib/dpkg', '-W', '-f',
+         '${Package}\n'], text=True, capture_output=True,
+        check=True).stdout.split()
+    wanted = [p for p in machine.host.packages if plain(p) not in present]
+    ok = code == 2 and named == wanted
+    report(ok, f'fresh {machine.host.label}: an ordinary user is told what to '
+           'install', log=log)
+    if not ok:
+        print(f'  named: {named}\n  lacks: {wanted}')
+
+
+def _one(host, report):
+    with contextlib.ExitStack() as stack:
+        machine = Machine(host, stack)
+        machine.unpack()
+        _check_user(machine, report)
+        code, log = machine.run('demo', ['./run', 'demo'])
+        report(code == 0, f'fresh {host.label}: git clone, ./run demo',
+               log=log)
+
+
+def run(report):
+    if os.geteuid():
+        report.skip('fresh', 'only root can make a root of another system')
+        return
+    apt.install_needed(('mmdebstrap',))
+    for name in host_names():
+        _one(Host(name), report)
