@@ -3,10 +3,13 @@
 
 import os
 import re
+import time
 
 from .lib import image
 from .lib.harness import Mode, Skip, test
 from .lib.qmp import QMPError
+from .lib.vm import Exited
+from .test_faults import faulty, wait_stall
 
 MODES = (None, Mode(0), Mode(4), Mode(1, True), Mode(4, True))
 STREAM = Mode(0)
@@ -202,3 +205,86 @@ def test_virtio_mem(t):
 def check_unpopulated(memory, what):
     used = os.stat(memory).st_blocks * 512
     assert used < 1 << 20, f'{what} populated {used} bytes'
+
+
+@test('features: no synchronization while workers write', quick=True,
+      timeout=200)
+def test_throttle_sync(t):
+    """Upstream's throttling synchronizes the dirty bitmap by a timer, every
+    5 seconds from the second pass on, also in the middle of a pass.  Our
+    builds assert that no worker has anything to do then."""
+    vm = t.source(ram=256, guest={'dirty': 128})
+    vm.setup(Mode(2, True), max_bandwidth=1 << 40)
+    vm.command('migrate-set-capabilities', {'capabilities': [
+        {'capability': 'auto-converge', 'state': True}]})
+    # Not to reach the last stage
+    vm.command('migrate-set-parameters', {'downtime-limit': 1})
+    path = t.path('image')
+    vm.start_save(f'file:{path}')
+    while vm.migration().get('ram', {}).get('dirty-sync-count', 0) < 2:
+        time.sleep(0.01)
+    # From here on a pass takes longer than two ticks of the timer
+    vm.command('migrate-set-parameters', {'max-bandwidth': 2 << 20})
+    time.sleep(11)
+    assert vm.migration()['status'] == 'active', vm.migration()
+    vm.command('migrate-set-parameters', {'max-bandwidth': 1 << 40,
+                                          'downtime-limit': 100000})
+    info = vm.wait_migration()
+    assert info['status'] == 'completed', info
+    t.restores(f'file:{path}', vm.ram_hash(), Mode(2, True), ram=256)
+
+
+@test('features: query-migrationthreads lists the workers', quick=True)
+def test_thread_list(t):
+    vm = t.source(emulator=faulty(t, 'image', 'write:d1:hold'))
+    vm.setup(Mode(3, True))
+    try:
+        vm.command('query-migrationthreads')
+    except QMPError as err:
+        raise Skip(f'{vm.emulator.version} has no such command') from err
+    vm.start_save(f'file:{t.path("image")}')
+    wait_stall(t)
+    names = {x['name'] for x in vm.command('query-migrationthreads')}
+    wanted = {f'mapped-save_{i}' for i in range(3)}
+    assert wanted <= names, names
+    open(t.path('fault-gate'), 'w').close()
+    assert vm.wait_migration()['status'] == 'completed', vm.migration()
+    names = {x['name'] for x in vm.command('query-migrationthreads')}
+    assert not wanted & names, names
+
+
+@test('features: zero-page-detection=none writes zero pages', quick=True)
+def test_keep_zeros(t):
+    path = t.path('image')
+    vm = t.vm(guest=False, ram=64)
+    vm.command('stop')
+    try:
+        vm.setup(Mode(2, True), zero_page_detection='none')
+    except QMPError as err:
+        raise Skip(f'{vm.emulator.version} has no such parameter') from err
+    ram = vm.save(f'file:{path}')['ram']
+    assert ram['duplicate'] == 0, ram
+    assert os.stat(path).st_blocks * 512 >= 64 << 20, os.stat(path)
+    want = vm.ram_hash()
+    vm.setup(Mode(2, True), zero_page_detection='multifd')
+    vm.command('cont')
+    vm.command('stop')
+    ram = vm.save(f'file:{path}.2')['ram']
+    assert ram['duplicate'] > 0, ram
+    t.restores(f'file:{path}', want, Mode(2, True), ram=64, guest=False,
+               sweeps=0)
+
+
+@test('features: the property has the name of the capability', quick=True)
+def test_property(t):
+    for name in ('mapped-ram', 'x-mapped-ram'):
+        try:
+            vm = t.vm(guest=False, args=['-global', f'migration.{name}=on'])
+        except Exited as err:
+            # Only 7.2 has the other one too, from before
+            assert name == 'x-mapped-ram', err
+            continue
+        on = {x['capability'] for x in
+              vm.command('query-migrate-capabilities') if x['state']}
+        assert 'mapped-ram' in on, on
+        vm.kill()

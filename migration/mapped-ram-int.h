@@ -11,6 +11,7 @@
 #ifndef QEMU_MIGRATION_MAPPED_RAM_INT_H
 #define QEMU_MIGRATION_MAPPED_RAM_INT_H
 
+#include "mapped-ram-loop.h"
 #include "mapped-ram.h"
 #include "mapped-ram-space.h"
 #include "qemu/thread.h"
@@ -37,9 +38,9 @@ struct MappedRam {
     GHashTable *blocks;
     /* owner only, but for @space.stop, which any thread sets atomically */
     MappedRamSpaceCheck space;
-    bool space_checked;
-    /* owner only: what mapped_ram_save_delta() has reported */
-    MappedRamCounts reported;
+    /* owner only, of a save: the main stream, and the save loop */
+    QEMUFile *stream;
+    MappedRamLoop loop;
 };
 
 /* Guards the two pointers to running objects, and the records of both. */

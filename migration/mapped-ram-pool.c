@@ -23,6 +23,7 @@
 typedef struct MappedRamThread {
     MappedRamPool *pool;
     QemuThread thread;
+    char *name;
     /* the last drain that this worker has done; under the pool's lock */
     unsigned drained;
     /* only for this thread, but for cancelling */
@@ -35,6 +36,8 @@ struct MappedRamPool {
     MappedRamThread *threads;
     const char *engine;
     const char *engine_reason;
+    void *(*thread_started)(const char *name);
+    void (*thread_ended)(void *thread);
 
     /* all below is under this lock */
     QemuMutex lock;
@@ -54,6 +57,8 @@ struct MappedRamPool {
 
     /* how many threads are at an extent */
     unsigned busy;
+    /* whether anything was handed over since the last drain */
+    bool undrained;
     /* how many drains have been asked for */
     unsigned drains;
     bool stop;
@@ -225,6 +230,7 @@ static void *worker_thread(void *opaque)
 {
     MappedRamThread *t = opaque;
     MappedRamPool *pool = t->pool;
+    void *info = pool->thread_started ? pool->thread_started(t->name) : NULL;
     MappedRamExtent extent;
     bool saving;
 
@@ -241,6 +247,9 @@ static void *worker_thread(void *opaque)
         }
     }
     qemu_mutex_unlock(&pool->lock);
+    if (pool->thread_ended) {
+        pool->thread_ended(info);
+    }
     return NULL;
 }
 
@@ -261,6 +270,7 @@ bool mapped_ram_pool_save(MappedRamPool *pool, const MappedRamExtent *extent,
     pool->ring[(pool->ring_head + pool->ring_used) % pool->ring_size] =
         *extent;
     pool->ring_used++;
+    pool->undrained = true;
     qemu_cond_signal(&pool->work);
     return true;
 }
@@ -310,7 +320,14 @@ bool mapped_ram_pool_drain(MappedRamPool *pool, Error **errp)
     while (!all_drained(pool)) {
         wait_for_workers(pool);
     }
+    pool->undrained = false;
     return check_error(pool, errp);
+}
+
+bool mapped_ram_pool_drained(MappedRamPool *pool)
+{
+    QEMU_LOCK_GUARD(&pool->lock);
+    return !pool->undrained;
 }
 
 bool mapped_ram_pool_load_block(MappedRamPool *pool, MappedRamBlock *block,
@@ -321,6 +338,7 @@ bool mapped_ram_pool_load_block(MappedRamPool *pool, MappedRamBlock *block,
         if (block->layout.length) {
             pool->loading = block;
             pool->next_page = 0;
+            pool->undrained = true;
             qemu_cond_broadcast(&pool->work);
         }
     }
@@ -377,6 +395,7 @@ static void pool_destroy(MappedRamPool *pool, unsigned started)
     }
     for (unsigned i = 0; i < pool->workers; i++) {
         mapped_ram_worker_destroy(&pool->threads[i].worker);
+        g_free(pool->threads[i].name);
     }
     assert(!pool->waiter);
     error_free(pool->err);
@@ -395,6 +414,8 @@ MappedRamPool *mapped_ram_pool_new(const MappedRamPoolConfig *config,
     MappedRamWorker *last;
 
     pool->workers = config->workers;
+    pool->thread_started = config->thread_started;
+    pool->thread_ended = config->thread_ended;
     pool->threads = g_new0(MappedRamThread, config->workers);
     pool->ring_size = config->workers * WAITING_PER_WORKER;
     pool->ring = g_new0(MappedRamExtent, pool->ring_size);
@@ -410,16 +431,16 @@ MappedRamPool *mapped_ram_pool_new(const MappedRamPoolConfig *config,
             return NULL;
         }
     }
-    /* What has run out is lacking to those that were made last. */
+    /* If a resource runs out, the worker created last lacks it. */
     last = &pool->threads[pool->workers - 1].worker;
     pool->engine = mapped_ram_worker_engine(last);
     pool->engine_reason = mapped_ram_worker_engine_reason(last);
     for (unsigned i = 0; i < pool->workers; i++) {
-        g_autofree char *name = g_strdup_printf("%s_%u", config->thread_name,
-                                                i);
+        MappedRamThread *t = &pool->threads[i];
 
-        qemu_thread_create(&pool->threads[i].thread, name, worker_thread,
-                           &pool->threads[i], QEMU_THREAD_JOINABLE);
+        t->name = g_strdup_printf("%s_%u", config->thread_name, i);
+        qemu_thread_create(&t->thread, t->name, worker_thread, t,
+                           QEMU_THREAD_JOINABLE);
     }
     trace_mapped_ram_start(config->name, pool->workers, pool->engine,
                            pool->engine_reason ?: "no better one",

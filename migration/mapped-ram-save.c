@@ -21,13 +21,27 @@ static MappedRam *saving(void)
     return mapped_ram_running(false);
 }
 
-bool mapped_ram_save_begin(QEMUFile *f, Error **errp)
+bool mapped_ram_save_begin(QEMUFile *f, const MappedRamLoopOps *ops,
+                           void *opaque, Error **errp)
 {
-    return mapped_ram_new(f, false, errp) != NULL;
+    MappedRam *m = mapped_ram_new(f, false, errp);
+
+    if (!m) {
+        return false;
+    }
+    m->stream = f;
+    m->loop = (MappedRamLoop) {
+        .ops = ops,
+        .opaque = opaque,
+        .pool = m->pool,
+        .page_size = qemu_target_page_size(),
+    };
+    return true;
 }
 
 bool mapped_ram_saving(void)
 {
+    QEMU_LOCK_GUARD(&mapped_ram_lock);
     return saving() != NULL;
 }
 
@@ -73,49 +87,39 @@ bool mapped_ram_save_ready(QEMUFile *f, Error **errp)
     return true;
 }
 
-bool mapped_ram_save_extent(RAMBlock *rb, MappedRamExtent *extent, Error **errp)
+MappedRamLoop *mapped_ram_save_loop(void)
 {
-    MappedRam *m = saving();
-
-    extent->block = g_hash_table_lookup(m->blocks, rb);
-    if (!extent->block) {
-        error_setg(errp, "RAM block '%s' has come during the migration, and "
-                   "has no place in the file", rb->idstr);
-        return false;
-    }
-    if (!m->space_checked && !mapped_ram_save_check_space(errp)) {
-        return false;
-    }
-    return mapped_ram_pool_save(m->pool, extent, errp);
+    return &saving()->loop;
 }
 
-bool mapped_ram_save_check_space(Error **errp)
+QEMUFile *mapped_ram_save_stream(void)
 {
-    saving()->space_checked = true;
+    return saving()->stream;
+}
+
+MappedRamBlock *mapped_ram_save_find(RAMBlock *rb, Error **errp)
+{
+    MappedRamBlock *b = g_hash_table_lookup(saving()->blocks, rb);
+
+    if (!b) {
+        error_setg(errp, "RAM block '%s' was added during the migration, and "
+                   "has no place in the file", rb->idstr);
+    }
+    return b;
+}
+
+bool mapped_ram_save_check_space(void *opaque, Error **errp)
+{
     return mapped_ram_space_check(&saving()->space, errp);
 }
 
-bool mapped_ram_save_wait_scanned(Error **errp)
+bool mapped_ram_save_drained(void)
 {
-    return mapped_ram_pool_wait_scanned(saving()->pool, errp);
-}
+    MappedRam *m;
 
-bool mapped_ram_save_drain(Error **errp)
-{
-    return mapped_ram_pool_drain(saving()->pool, errp);
-}
-
-void mapped_ram_save_delta(MappedRamCounts *delta)
-{
-    MappedRamCounts now, *reported = &saving()->reported;
-
-    mapped_ram_pool_counts(saving()->pool, &now);
-    delta->normal = now.normal - reported->normal;
-    delta->zero = now.zero - reported->zero;
-    delta->direct_bytes = now.direct_bytes - reported->direct_bytes;
-    delta->buffered_bytes = now.buffered_bytes - reported->buffered_bytes;
-    delta->requests = now.requests - reported->requests;
-    *reported = now;
+    QEMU_LOCK_GUARD(&mapped_ram_lock);
+    m = mapped_ram_running(false);
+    return !m || mapped_ram_pool_drained(m->pool);
 }
 
 uint64_t mapped_ram_save_pending(void)
@@ -137,8 +141,9 @@ uint64_t mapped_ram_save_pending(void)
            mapped_ram_bytes_in_flight(&counts, &stats);
 }
 
-bool mapped_ram_save_end(QEMUFile *f, Error **errp)
+bool mapped_ram_save_bitmaps(void *opaque, Error **errp)
 {
+    QEMUFile *f = saving()->stream;
     GHashTableIter iter;
     gpointer value;
 

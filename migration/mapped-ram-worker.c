@@ -89,6 +89,7 @@ bool mapped_ram_worker_init(MappedRamWorker *c,
 {
     DirectIOLimits buffered;
 
+    c->keep_zeros = config->keep_zeros;
     c->read_through = g_array_new(false, false, sizeof(ReadThrough));
     direct_io_limits_buffered(&buffered);
     if (config->direct_fd >= 0) {
@@ -280,8 +281,8 @@ static bool transfer_plan(MappedRamWorker *c, const MappedRamExtent *extent,
  * bitmap: a page that has become zero since it was written is no longer in
  * the file, whatever its place there holds.
  */
-static void find_data(const MappedRamExtent *extent, unsigned long *data,
-                      MappedRamCounts *counts)
+static void find_data(const MappedRamWorker *c, const MappedRamExtent *extent,
+                      unsigned long *data, MappedRamCounts *counts)
 {
     const MappedRamBlock *b = extent->block;
     uint64_t page_size = b->layout.page_size;
@@ -292,7 +293,8 @@ static void find_data(const MappedRamExtent *extent, unsigned long *data,
          page = find_next_bit(extent->dirty, extent->pages, page + 1)) {
         unsigned long bit = extent->first + page;
 
-        if (buffer_is_zero(b->host + bit * page_size, page_size)) {
+        if (!c->keep_zeros &&
+            buffer_is_zero(b->host + bit * page_size, page_size)) {
             clear_bit(bit, b->present);
             counts->zero++;
         } else {
@@ -310,7 +312,7 @@ bool mapped_ram_worker_save(MappedRamWorker *c, const MappedRamExtent *extent,
     DECLARE_BITMAP(data, MAPPED_RAM_EXTENT_PAGES) = {};
     DECLARE_BITMAP(plan, MAPPED_RAM_EXTENT_PAGES) = {};
 
-    find_data(extent, data, counts);
+    find_data(c, extent, data, counts);
     mapped_ram_plan_extent(plan, data, extent->dirty, extent->pages,
                            GAP_BYTES / b->layout.page_size, align_pages(c, b));
     return transfer_plan(c, extent, plan, do_write, counts, errp);

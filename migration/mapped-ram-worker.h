@@ -17,6 +17,7 @@
  * @direct: queue on the descriptor with O_DIRECT, or NULL
  * @buffered: queue on the other one; always there
  * @limits: what @direct needs
+ * @keep_zeros: whether zero pages are saved like others
  * @read_through: extents (struct ReadThrough) with absent pages that a request
  *                reads through; zeroed when the reads have ended
  *
@@ -27,6 +28,7 @@ typedef struct MappedRamWorker {
     DirectQueue *direct;
     DirectQueue *buffered;
     DirectIOLimits limits;
+    bool keep_zeros;
     GArray *read_through;
 } MappedRamWorker;
 

@@ -12,6 +12,7 @@
 #include "file-direct.h"
 #include "file-transport.h"
 #include "io/channel-file.h"
+#include "mapped-ram-compat.h"
 #include "mapped-ram-int.h"
 #include "migration.h"
 #include "options.h"
@@ -74,6 +75,9 @@ MappedRam *mapped_ram_new(QEMUFile *f, bool load, Error **errp)
         .fd = mapped_ram_stream_fd(f),
         .workers = migrate_multifd() ? migrate_multifd_channels() : 1,
         .engine = file_direct_engine(),
+        .keep_zeros = mapped_ram_compat_keep_zeros(),
+        .thread_started = mapped_ram_compat_thread_started,
+        .thread_ended = mapped_ram_compat_thread_ended,
     };
     MappedRamPool *pool;
     MappedRam *m;

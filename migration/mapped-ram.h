@@ -13,6 +13,7 @@
 #define QEMU_MIGRATION_MAPPED_RAM_H
 
 #include "exec/cpu-common.h"
+#include "mapped-ram-loop.h"
 #include "migration/mapped-ram-pool.h"
 #include "qapi/qapi-types-direct-io.h"
 #include "qemu-file.h"
@@ -32,13 +33,16 @@ bool mapped_ram_wanted(QEMUFile *f);
 /**
  * mapped_ram_save_begin:
  * @f: the main stream
+ * @ops: what the save loop needs of the base
+ * @opaque: passed to @ops
  * @errp: pointer to a NULL-initialized error object
  *
  * Starts the workers.  Called by the migration thread before any block.
  *
  * Returns: true, or false with @errp set.
  */
-bool mapped_ram_save_begin(QEMUFile *f, Error **errp);
+bool mapped_ram_save_begin(QEMUFile *f, const MappedRamLoopOps *ops,
+                           void *opaque, Error **errp);
 
 /**
  * mapped_ram_save_block:
@@ -65,48 +69,47 @@ bool mapped_ram_save_block(QEMUFile *f, RAMBlock *rb, Error **errp);
  */
 bool mapped_ram_save_ready(QEMUFile *f, Error **errp);
 
-/* Whether a save is between mapped_ram_save_begin() and _cleanup(). */
+/*
+ * Whether a save is between mapped_ram_save_begin() and _cleanup().  May be
+ * called from any thread.
+ */
 bool mapped_ram_saving(void);
 
+/* The save loop of the running save.  For the migration thread. */
+MappedRamLoop *mapped_ram_save_loop(void);
+
+/* The main stream of the running save.  For the migration thread. */
+QEMUFile *mapped_ram_save_stream(void);
+
 /**
- * mapped_ram_save_extent:
- * @rb: a RAM block that has been given to mapped_ram_save_block()
- * @extent: which of its pages to save; @extent->block is filled in here
+ * mapped_ram_save_find:
+ * @rb: a RAM block
  * @errp: pointer to a NULL-initialized error object
  *
- * Hands dirty pages to the workers; see mapped_ram_pool_save().
+ * For the migration thread.
+ *
+ * Returns: what the workers know @rb by, owned by the running save; or NULL
+ *          with @errp set if mapped_ram_save_block() was not called for it
  */
-bool mapped_ram_save_extent(RAMBlock *rb, MappedRamExtent *extent,
-                            Error **errp);
+MappedRamBlock *mapped_ram_save_find(RAMBlock *rb, Error **errp);
+
+/* MappedRamLoopOps.check_space; see mapped_ram_space_check(). */
+bool mapped_ram_save_check_space(void *opaque, Error **errp);
+
+/* MappedRamLoopOps.write_bitmaps. */
+bool mapped_ram_save_bitmaps(void *opaque, Error **errp);
 
 /**
- * mapped_ram_save_check_space:
- * @errp: pointer to a NULL-initialized error object
+ * mapped_ram_save_drained:
  *
- * Whether there is room for what is dirty; see mapped_ram_space_check().  The
- * first extent of a save does this by itself.  To be called again when the
- * guest may be about to stop, after a drain and the synchronization.
+ * May be called from any thread.
  *
- * Returns: true, or false with @errp set.
+ * Returns: whether the dirty bitmap may be synchronized: no save with
+ *          mapped-ram is running, or its workers have nothing to do.  Else
+ *          a page could be handed to a second worker while the first one
+ *          still writes it.
  */
-bool mapped_ram_save_check_space(Error **errp);
-
-/* Waits until all extents are looked at; see mapped_ram_pool_wait_scanned(). */
-bool mapped_ram_save_wait_scanned(Error **errp);
-
-/*
- * Waits until all extents are written; see mapped_ram_pool_drain().  To be
- * called before each synchronization of the dirty bitmap.
- */
-bool mapped_ram_save_drain(Error **errp);
-
-/**
- * mapped_ram_save_delta:
- * @delta: where to put the counts of what happened since the last call
- *
- * Called by the migration thread only.
- */
-void mapped_ram_save_delta(MappedRamCounts *delta);
+bool mapped_ram_save_drained(void);
 
 /**
  * mapped_ram_save_pending:
@@ -117,17 +120,6 @@ void mapped_ram_save_delta(MappedRamCounts *delta);
  *          running save, and are not in the file yet
  */
 uint64_t mapped_ram_save_pending(void);
-
-/**
- * mapped_ram_save_end:
- * @f: the main stream
- * @errp: pointer to a NULL-initialized error object
- *
- * Writes the bitmaps, once all pages are written.
- *
- * Returns: true, or false with @errp set.
- */
-bool mapped_ram_save_end(QEMUFile *f, Error **errp);
 
 /*
  * Makes the workers of a running save fail at once, without waiting for

@@ -90,6 +90,11 @@ typedef struct MappedRamExtent {
  * @workers: how many threads, 1 or more
  * @engine: how the queues do their I/O
  * @depth: how many requests each queue keeps in flight, 0 for the default
+ * @keep_zeros: whether zero pages are saved like others
+ * @thread_started: called by each thread first, with its name, which lives as
+ *                  long as the pool; or NULL
+ * @thread_ended: called by each thread last, with what @thread_started
+ *                returned
  *
  * The descriptors stay the caller's, and must live as long as the pool.
  */
@@ -102,6 +107,9 @@ typedef struct MappedRamPoolConfig {
     unsigned workers;
     DirectQueueEngine engine;
     unsigned depth;
+    bool keep_zeros;
+    void *(*thread_started)(const char *name);
+    void (*thread_ended)(void *thread);
 } MappedRamPoolConfig;
 
 /**
@@ -193,6 +201,17 @@ bool mapped_ram_pool_wait_scanned(MappedRamPool *pool, Error **errp);
  *          nothing can be said about what is in the file or in memory.
  */
 bool mapped_ram_pool_drain(MappedRamPool *pool, Error **errp);
+
+/**
+ * mapped_ram_pool_drained:
+ * @pool: the pool
+ *
+ * May be called from any thread.
+ *
+ * Returns: whether nothing was handed over since the last
+ *          mapped_ram_pool_drain() has returned
+ */
+bool mapped_ram_pool_drained(MappedRamPool *pool);
 
 /**
  * mapped_ram_pool_load_block:

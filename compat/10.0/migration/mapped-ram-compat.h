@@ -1,0 +1,107 @@
+/*
+ * What mapped-ram needs of this version of QEMU
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * The same names stand for the same things on every version.
+ */
+
+#ifndef QEMU_MIGRATION_MAPPED_RAM_COMPAT_H
+#define QEMU_MIGRATION_MAPPED_RAM_COMPAT_H
+
+#include "migration/misc.h"
+#include "migration-stats.h"
+#include "options.h"
+#include "qemu-file.h"
+#include "qemu/main-loop.h"
+#include "ram.h"
+#include "threadinfo.h"
+
+/* Whether RAM of @rb does not go to the file. */
+static inline bool mapped_ram_compat_is_ignored(RAMBlock *rb)
+{
+    return migrate_ram_is_ignored(rb);
+}
+
+/* Adds pages and bytes to what query-migrate says, and to the bandwidth. */
+static inline void mapped_ram_compat_account(QEMUFile *f, uint64_t normal,
+                                             uint64_t zero, uint64_t bytes)
+{
+    stat64_add(&mig_stats.normal_pages, normal);
+    stat64_add(&mig_stats.zero_pages, zero);
+    stat64_add(migrate_multifd() ? &mig_stats.multifd_bytes :
+               &mig_stats.qemu_file_transferred, bytes);
+}
+
+/* Bytes of a period, or UINT64_MAX. */
+static inline uint64_t mapped_ram_compat_rate_limit(QEMUFile *f)
+{
+    uint64_t limit = migration_rate_get();
+
+    return limit == RATE_LIMIT_DISABLED ? UINT64_MAX : limit;
+}
+
+/* Whether the period's bytes are used up, with @claimed ones more. */
+static inline bool mapped_ram_compat_rate_exceeded(QEMUFile *f,
+                                                   uint64_t claimed)
+{
+    uint64_t used = migration_transferred_bytes() -
+                    stat64_get(&mig_stats.rate_limit_start);
+    uint64_t limit = mapped_ram_compat_rate_limit(f);
+
+    return limit != UINT64_MAX && used + claimed > limit;
+}
+
+/* Only for ram.c.  @last: whether the guest is stopped for good. */
+#define mapped_ram_compat_sync_precopy(rs, last) \
+    migration_bitmap_sync_precopy(last)
+
+static inline void mapped_ram_compat_lock_bql(void)
+{
+    bql_lock();
+}
+
+static inline void mapped_ram_compat_unlock_bql(void)
+{
+    bql_unlock();
+}
+
+/* The setup stage is called with the BQL held. */
+static inline void mapped_ram_compat_setup_lock(void)
+{
+    bql_lock();
+}
+
+static inline void mapped_ram_compat_setup_unlock(void)
+{
+    bql_unlock();
+}
+
+/* Says why a load has failed; takes ownership of @err. */
+static inline void mapped_ram_compat_load_failed(QEMUFile *f, Error *err)
+{
+    /* Kept with the stream, it reaches query-migrate, and libvirt */
+    qemu_file_set_error_obj(f, -EINVAL, err);
+}
+
+/* Whether zero pages are to be written like others. */
+static inline bool mapped_ram_compat_keep_zeros(void)
+{
+    return migrate_zero_page_detection() == ZERO_PAGE_DETECTION_NONE;
+}
+
+/*
+ * Lists the calling thread in query-migrationthreads, by a @name that must
+ * live as long.  Returns what to pass to _thread_ended().
+ */
+static inline void *mapped_ram_compat_thread_started(const char *name)
+{
+    return migration_threads_add(name, qemu_get_thread_id());
+}
+
+static inline void mapped_ram_compat_thread_ended(void *thread)
+{
+    migration_threads_remove(thread);
+}
+
+#endif

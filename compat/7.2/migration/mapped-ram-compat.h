@@ -1,0 +1,99 @@
+/*
+ * What mapped-ram needs of this version of QEMU
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * The same names stand for the same things on every version.
+ */
+
+#ifndef QEMU_MIGRATION_MAPPED_RAM_COMPAT_H
+#define QEMU_MIGRATION_MAPPED_RAM_COMPAT_H
+
+#include "migration.h"
+#include "qapi/error.h"
+#include "qemu-file.h"
+#include "qemu/main-loop.h"
+#include "ram.h"
+
+/* Whether RAM of @rb does not go to the file. */
+static inline bool mapped_ram_compat_is_ignored(RAMBlock *rb)
+{
+    return ramblock_is_ignored(rb);
+}
+
+/* Adds pages and bytes to what query-migrate says, and to the bandwidth. */
+static inline void mapped_ram_compat_account(QEMUFile *f, uint64_t normal,
+                                             uint64_t zero, uint64_t bytes)
+{
+    ram_counters.normal += normal;
+    ram_counters.duplicate += zero;
+    qemu_file_credit_transfer(f, bytes);
+    qemu_file_acct_rate_limit(f, bytes);
+}
+
+/* Bytes of a period, or UINT64_MAX. */
+static inline uint64_t mapped_ram_compat_rate_limit(QEMUFile *f)
+{
+    int64_t limit = qemu_file_get_rate_limit(f);
+
+    return limit > 0 ? limit : UINT64_MAX;
+}
+
+/* Whether the period's bytes are used up, with @claimed ones more. */
+static inline bool mapped_ram_compat_rate_exceeded(QEMUFile *f,
+                                                   uint64_t claimed)
+{
+    bool exceeded;
+
+    qemu_file_acct_rate_limit(f, claimed);
+    exceeded = qemu_file_rate_limit(f);
+    qemu_file_acct_rate_limit(f, -(int64_t)claimed);
+    return exceeded;
+}
+
+/* Only for ram.c.  @last: whether the guest is stopped for good. */
+#define mapped_ram_compat_sync_precopy(rs, last) \
+    migration_bitmap_sync_precopy(rs)
+
+static inline void mapped_ram_compat_lock_bql(void)
+{
+    qemu_mutex_lock_iothread();
+}
+
+static inline void mapped_ram_compat_unlock_bql(void)
+{
+    qemu_mutex_unlock_iothread();
+}
+
+/* The setup stage is called without the BQL. */
+static inline void mapped_ram_compat_setup_lock(void)
+{
+}
+
+static inline void mapped_ram_compat_setup_unlock(void)
+{
+}
+
+/* Says why a load has failed; takes ownership of @err. */
+static inline void mapped_ram_compat_load_failed(QEMUFile *f, Error *err)
+{
+    error_report_err(err);
+}
+
+/* This version has no parameter zero-page-detection. */
+static inline bool mapped_ram_compat_keep_zeros(void)
+{
+    return false;
+}
+
+/* This version has no query-migrationthreads. */
+static inline void *mapped_ram_compat_thread_started(const char *name)
+{
+    return NULL;
+}
+
+static inline void mapped_ram_compat_thread_ended(void *thread)
+{
+}
+
+#endif

@@ -1,0 +1,148 @@
+/*
+ * mapped-ram: the save loop
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Decides when dirty pages are claimed, when the bandwidth is used up, when
+ * the dirty bitmap is synchronized, and how the last stage proceeds.  Knows
+ * of no version of QEMU: what only the base knows comes through
+ * MappedRamLoopOps, which mapped-ram-ram.c.inc implements and which the unit
+ * test makes up.
+ *
+ * The rule that everything here serves: between two synchronizations of the
+ * dirty bitmap each page is handed to the workers at most once, and before a
+ * synchronization all workers are drained.  So no two writes to one page are
+ * ever in flight.
+ */
+
+#ifndef QEMU_MIGRATION_MAPPED_RAM_LOOP_H
+#define QEMU_MIGRATION_MAPPED_RAM_LOOP_H
+
+#include "migration/mapped-ram-pool.h"
+
+/* How often the last stage releases the BQL, at most. */
+#define MAPPED_RAM_UNLOCKED_PASSES 3
+
+/**
+ * MappedRamLoopOps:
+ *
+ * What the save loop needs of the base.  All are called by the migration
+ * thread with the loop's @opaque, and without the BQL unless said otherwise.
+ */
+typedef struct MappedRamLoopOps {
+    /**
+     * claim:
+     * @extent: filled in with the pages that were taken, and their block
+     * @max_pages: the most pages to span, a multiple of BITS_PER_LONG
+     *
+     * Takes the next dirty pages out of the dirty bitmap: all those of one
+     * stretch of a block that starts and ends on words of the bitmap.
+     *
+     * Returns: how many pages were dirty; 0 if no page is dirty any more;
+     *          -1 with @errp set if the block has no place in the file
+     */
+    int64_t (*claim)(void *opaque, MappedRamExtent *extent,
+                     unsigned long max_pages, Error **errp);
+
+    /* Adds @delta to the statistics and to the bandwidth that is used. */
+    void (*account)(void *opaque, const MappedRamCounts *delta);
+
+    /**
+     * rate_exceeded:
+     * @claimed: bytes that were claimed but not yet accounted
+     *
+     * Returns: whether the bandwidth of this period is used up
+     */
+    bool (*rate_exceeded)(void *opaque, uint64_t claimed);
+
+    /* Returns: the bytes of a period, or UINT64_MAX for no limit */
+    uint64_t (*rate_limit)(void *opaque);
+
+    /* Returns: whether the main stream has failed */
+    bool (*failed)(void *opaque);
+
+    /**
+     * synchronize:
+     * @last: whether the guest is stopped for good
+     *
+     * Synchronizes the dirty bitmap.  Called with the BQL held.
+     */
+    void (*synchronize)(void *opaque, bool last);
+
+    /* Returns: how many pages are dirty */
+    uint64_t (*dirty_pages)(void *opaque);
+
+    /* Checks that what is dirty has room in the file.  Waits for the disk. */
+    bool (*check_space)(void *opaque, Error **errp);
+
+    /* Writes the bitmaps of all blocks; may be called again. */
+    bool (*write_bitmaps)(void *opaque, Error **errp);
+
+    void (*lock_bql)(void);
+    void (*unlock_bql)(void);
+} MappedRamLoopOps;
+
+/**
+ * MappedRamLoop:
+ * @ops: the base
+ * @opaque: passed to @ops
+ * @pool: the workers
+ * @page_size: bytes of a page
+ *
+ * The fields above are set by the owner, the migration thread; the others
+ * are for mapped-ram-loop.c and start as zero.  No other thread may use it.
+ */
+typedef struct MappedRamLoop {
+    const MappedRamLoopOps *ops;
+    void *opaque;
+    MappedRamPool *pool;
+    uint64_t page_size;
+
+    bool space_checked;
+    /* bytes that were claimed but not yet accounted */
+    uint64_t claimed;
+    /* what has been accounted */
+    MappedRamCounts reported;
+} MappedRamLoop;
+
+/**
+ * mapped_ram_loop_pass:
+ * @loop: the loop
+ * @limit_ms: how long to go on, and then with regard to the bandwidth; or 0
+ *            for no limit of either
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Hands dirty pages to the workers.
+ *
+ * Returns: 1 when no page is dirty any more; 0 when the bandwidth or the time
+ *          is used up, or the stream has failed; -1 with @errp set
+ */
+int mapped_ram_loop_pass(MappedRamLoop *loop, unsigned limit_ms, Error **errp);
+
+/**
+ * mapped_ram_loop_synchronize:
+ * @loop: the loop
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Drains the workers, synchronizes the dirty bitmap, and checks that there
+ * is room for what is dirty.  Takes the BQL for the synchronization.
+ *
+ * Returns: true, or false with @errp set
+ */
+bool mapped_ram_loop_synchronize(MappedRamLoop *loop, Error **errp);
+
+/**
+ * mapped_ram_loop_finish:
+ * @loop: the loop
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * The last stage: writes what is still dirty, and the bitmaps.  The guest is
+ * stopped.  Called with the BQL held, which it releases while it waits for
+ * the disk, and holds again when it returns.
+ *
+ * Returns: true when all pages and bitmaps are written, or false with @errp
+ *          set
+ */
+bool mapped_ram_loop_finish(MappedRamLoop *loop, Error **errp);
+
+#endif /* QEMU_MIGRATION_MAPPED_RAM_LOOP_H */
