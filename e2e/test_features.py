@@ -7,7 +7,7 @@ import time
 
 from .lib import image
 from .lib.harness import Mode, Skip, test
-from .lib.qmp import QMPError
+from .lib.qmp import QMPClosed, QMPError
 from .lib.vm import Exited
 from .test_faults import faulty, wait_stall
 
@@ -271,8 +271,9 @@ def test_keep_zeros(t):
     vm.command('stop')
     ram = vm.save(f'file:{path}.2')['ram']
     assert ram['duplicate'] > 0, ram
-    t.restores(f'file:{path}', want, Mode(2, True), ram=64, guest=False,
-               sweeps=0)
+    dst = t.vm(guest=False, ram=64, incoming=True)
+    dst.load(f'file:{path}', Mode(2, True))
+    assert dst.ram_hash() == want, 'restored RAM differs'
 
 
 @test('features: the property has the name of the capability', quick=True)
@@ -280,7 +281,7 @@ def test_property(t):
     for name in ('mapped-ram', 'x-mapped-ram'):
         try:
             vm = t.vm(guest=False, args=['-global', f'migration.{name}=on'])
-        except Exited as err:
+        except (Exited, QMPClosed) as err:
             # Only 7.2 has the other one too, from before
             assert name == 'x-mapped-ram', err
             continue

@@ -107,10 +107,12 @@ def firmware():
 
 
 def firmware_directories():
-    """What to give QEMU with -L."""
+    """What to give QEMU with -L; which of these there are depends on the
+    release."""
     root = firmware()
-    return [os.path.join(root, d) for d in
-            ('usr/share/seabios', 'usr/share/qemu', 'usr/lib/ipxe/qemu')]
+    found = [os.path.join(root, d) for d in
+             ('usr/share/seabios', 'usr/share/qemu', 'usr/lib/ipxe/qemu')]
+    return [d for d in found if os.path.isdir(d)]
 
 
 def kernel():
