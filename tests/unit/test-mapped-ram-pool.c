@@ -445,6 +445,119 @@ static void test_cancel(void)
     }
 }
 
+/*
+ * From the first extent on until a drain has returned the pool may write, so
+ * the dirty bitmap must not be synchronized.
+ */
+static void test_drained(void)
+{
+    Fixture f = {};
+    MappedRamExtent extent = { .block = &f.block, .pages = 64 };
+    MappedRamPool *pool;
+    Error *err = NULL;
+
+    fixture_init(&f, 1024);
+    fill_page(&f, 3, 1);
+    bitmap_set(extent.dirty, 0, 64);
+    pool = new_pool(&f, 3, 0);
+    g_assert_true(mapped_ram_pool_drained(pool));
+    for (int pass = 0; pass < 2; pass++) {
+        g_assert_true(mapped_ram_pool_save(pool, &extent, &error_abort));
+        g_assert_false(mapped_ram_pool_drained(pool));
+        /* all is looked at, but requests may be in flight */
+        g_assert_true(mapped_ram_pool_wait_scanned(pool, &error_abort));
+        g_assert_false(mapped_ram_pool_drained(pool));
+        g_assert_true(mapped_ram_pool_drain(pool, &error_abort));
+        g_assert_true(mapped_ram_pool_drained(pool));
+    }
+
+    /* an error does not drain */
+    g_assert_true(mapped_ram_pool_save(pool, &extent, &error_abort));
+    mapped_ram_pool_cancel(pool);
+    g_assert_false(mapped_ram_pool_wait_scanned(pool, &err));
+    error_free_or_abort(&err);
+    g_assert_false(mapped_ram_pool_drained(pool));
+    g_assert_false(mapped_ram_pool_drain(pool, &err));
+    error_free_or_abort(&err);
+    g_assert_true(mapped_ram_pool_drained(pool));
+    /* and what is refused after it is not handed over */
+    g_assert_false(mapped_ram_pool_save(pool, &extent, &err));
+    error_free_or_abort(&err);
+    g_assert_true(mapped_ram_pool_drained(pool));
+    mapped_ram_pool_free(pool);
+    fixture_destroy(&f);
+}
+
+/* With @keep_zeros a zero page is in the file like any other. */
+static void test_keep_zeros(void)
+{
+    for (int keep = 0; keep < 2; keep++) {
+        Fixture f = {};
+        MappedRamPool *pool;
+        MappedRamCounts counts;
+        MappedRamPoolConfig config = {
+            .thread_name = "test", .direct_fd = -1, .workers = 2,
+            .engine = DIRECT_QUEUE_ENGINE_SYNC, .keep_zeros = keep,
+        };
+        g_autofree unsigned long *dirty = bitmap_new(1024);
+
+        fixture_init(&f, 1024);
+        fill_page(&f, 500, 1);
+        bitmap_set(dirty, 0, f.pages);
+        config.name = f.path;
+        config.fd = f.fd;
+        pool = mapped_ram_pool_new(&config, &error_abort);
+        g_assert_true(save_pages(&f, pool, dirty, 256, &error_abort));
+        mapped_ram_pool_counts(pool, &counts);
+        g_assert_cmpuint(counts.normal, ==, keep ? 1024 : 1);
+        g_assert_cmpuint(counts.zero, ==, keep ? 0 : 1023);
+        g_assert_cmpuint(bitmap_count_one(f.block.present, 1024), ==,
+                         keep ? 1024 : 1);
+        mapped_ram_pool_free(pool);
+        fixture_destroy(&f);
+    }
+}
+
+static int threads_listed;
+static unsigned threads_seen;
+
+static void *thread_started(const char *name)
+{
+    g_assert_true(g_str_has_prefix(name, "test_"));
+    qatomic_or(&threads_seen, 1u << (name[5] - '0'));
+    qatomic_inc(&threads_listed);
+    return &threads_listed;
+}
+
+static void thread_ended(void *thread)
+{
+    qatomic_dec((int *)thread);
+}
+
+/* Each worker is listed by its name while it lives, and no longer. */
+static void test_threads(void)
+{
+    Fixture f = {};
+    MappedRamPool *pool;
+    MappedRamPoolConfig config = {
+        .thread_name = "test", .direct_fd = -1, .workers = 5,
+        .engine = DIRECT_QUEUE_ENGINE_SYNC,
+        .thread_started = thread_started, .thread_ended = thread_ended,
+    };
+
+    fixture_init(&f, 64);
+    config.name = f.path;
+    config.fd = f.fd;
+    pool = mapped_ram_pool_new(&config, &error_abort);
+    /* a drain needs each worker, so all have started */
+    g_assert_true(mapped_ram_pool_drain(pool, &error_abort));
+    g_assert_cmpint(qatomic_read(&threads_listed), ==, 5);
+    g_assert_cmphex(qatomic_read(&threads_seen), ==, 0x1f);
+    mapped_ram_pool_free(pool);
+    g_assert_cmpint(threads_listed, ==, 0);
+    fixture_destroy(&f);
+}
+
 int main(int argc, char **argv)
 {
     static const Shape shapes[] = {
@@ -472,5 +585,8 @@ int main(int argc, char **argv)
     g_test_add_func("/mapped-ram-pool/truncated", test_truncated);
     g_test_add_func("/mapped-ram-pool/idle", test_idle);
     g_test_add_func("/mapped-ram-pool/cancel", test_cancel);
+    g_test_add_func("/mapped-ram-pool/drained", test_drained);
+    g_test_add_func("/mapped-ram-pool/keep-zeros", test_keep_zeros);
+    g_test_add_func("/mapped-ram-pool/threads", test_threads);
     return g_test_run();
 }
