@@ -10,6 +10,7 @@
 #endif
 #include "channel.h"
 #include "file-direct.h"
+#include "file-last-stage.h"
 #include "file-transport.h"
 #include "io/channel-file.h"
 #include "migration.h"
@@ -508,6 +509,11 @@ static bool file_release(Error **errp)
     if (!transport.held) {
         return true;
     }
+    /* The guest may run already, so the image must not become one */
+    if (migrate_get_current()->state == MIGRATION_STATUS_CANCELLING) {
+        error_setg(errp, "'%s': the save was cancelled", transport.name);
+        return false;
+    }
     if (!file_write_magic(QEMU_VM_FILE_MAGIC, errp)) {
         error_prepend(errp, "'%s': ", transport.name);
         return false;
@@ -604,6 +610,7 @@ void file_transport_cleanup(void)
 {
     qatomic_set(&current_phase, NO_PHASE);
     file_direct_close();
+    file_last_stage_end();
     file_unlock();
     if (transport.fd >= 0) {
         close(transport.fd);

@@ -276,19 +276,12 @@ bool mapped_ram_pool_save(MappedRamPool *pool, const MappedRamExtent *extent,
 }
 
 /*
- * Waits until no thread is at an extent.  Also after an error: whoever calls
- * may free what the threads work on.  Called with the lock held.
+ * Waits until no thread is at an extent, or there is an error.  Called with
+ * the lock held.
  */
 static void wait_idle(MappedRamPool *pool)
 {
-    while (pool->busy || pool->ring_used || pool->loading) {
-        if (pool->err) {
-            pool->ring_used = 0;
-            pool->loading = NULL;
-            if (!pool->busy) {
-                break;
-            }
-        }
+    while (!pool->err && (pool->busy || pool->ring_used || pool->loading)) {
         wait_for_workers(pool);
     }
 }
@@ -311,17 +304,25 @@ static bool all_drained(MappedRamPool *pool)
     return true;
 }
 
-bool mapped_ram_pool_drain(MappedRamPool *pool, Error **errp)
+/* @always: also wait for all workers if there is an error. */
+static bool drain(MappedRamPool *pool, bool always, Error **errp)
 {
     QEMU_LOCK_GUARD(&pool->lock);
     wait_idle(pool);
     pool->drains++;
     qemu_cond_broadcast(&pool->work);
-    while (!all_drained(pool)) {
+    while (!all_drained(pool) && (always || !pool->err)) {
         wait_for_workers(pool);
     }
-    pool->undrained = false;
+    if (all_drained(pool)) {
+        pool->undrained = false;
+    }
     return check_error(pool, errp);
+}
+
+bool mapped_ram_pool_drain(MappedRamPool *pool, Error **errp)
+{
+    return drain(pool, false, errp);
 }
 
 bool mapped_ram_pool_drained(MappedRamPool *pool)
@@ -342,7 +343,8 @@ bool mapped_ram_pool_load_block(MappedRamPool *pool, MappedRamBlock *block,
             qemu_cond_broadcast(&pool->work);
         }
     }
-    return mapped_ram_pool_drain(pool, errp);
+    /* The caller may free the block, which the workers write to. */
+    return drain(pool, true, errp);
 }
 
 void mapped_ram_pool_counts(MappedRamPool *pool, MappedRamCounts *counts)

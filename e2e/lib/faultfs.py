@@ -11,8 +11,11 @@ A fault is a tuple (operation, which, what):
                 those of descriptors with O_DIRECT, counted apart
     which       a range of numbers; requests of a kind count from 1
     what        an errno; 'short': write only the first half, in pages (a
-                short read would be the end of the file, to FUSE); or a
-                float: answer after that many seconds
+                short read would be the end of the file, to FUSE); a float:
+                answer after that many seconds; or 'hold': answer when
+                FaultFS.release() is called
+
+With `armed=False` requests neither count nor go wrong before FaultFS.arm().
 """
 
 import collections
@@ -43,14 +46,16 @@ WRITEBACK_CACHE, MAX_PAGES = 1 << 16, 1 << 22
 FOPEN_DIRECT_IO = 1 << 0
 SET_MODE, SET_SIZE = 1 << 0, 1 << 3
 ROOT = 1
-THREADS = 8
+THREADS = 16
+# Bytes of the memory that is shared with the server
+HITS, ARMED, RELEASED, HELD = range(4)
 NO_REPLY = object()
 
 
 class Server:
     """The side that answers; in a process of its own."""
 
-    def __init__(self, fd, directory, faults, writeback, hits):
+    def __init__(self, fd, directory, faults, writeback, shared):
         self.fd = fd
         self.directory = directory
         self.faults = faults
@@ -61,7 +66,7 @@ class Server:
         self.flags = ASYNC_READ | BIG_WRITES | MAX_PAGES | \
             (0 if short else ASYNC_DIO) | \
             (WRITEBACK_CACHE if writeback else 0)
-        self.hits = hits
+        self.shared = shared
         self.lock = threading.Lock()
         self.seen = collections.Counter()
         self.names = {}                 # node to name
@@ -110,19 +115,31 @@ class Server:
         how many bytes are to be served."""
         kinds = [operation] + (flags & os.O_DIRECT > 0) * \
             ['direct ' + operation]
+        if not self.shared[ARMED]:
+            return size
         with self.lock:
             self.seen.update(kinds)
             due = [what for kind, which, what in self.faults
                    if kind in kinds and self.seen[kind] in which]
-            self.hits[0] = min(self.hits[0] + len(due), 255)
+            self.shared[HITS] = min(self.shared[HITS] + len(due), 255)
         for what in due:
             if isinstance(what, float):
                 time.sleep(what)
+            elif what == 'hold':
+                self._hold()
             elif what == 'short':
                 size = max(size // 2 & ~4095, min(size, 4096))
             else:
                 raise OSError(what, '')
         return size
+
+    def _hold(self):
+        with self.lock:
+            self.shared[HELD] += 1
+        while not self.shared[RELEASED]:
+            time.sleep(0.01)
+        with self.lock:
+            self.shared[HELD] -= 1
 
     # What the kernel asks
 
@@ -224,9 +241,10 @@ class FaultFS:
     `writeback` lets the kernel keep what is written until it is synced.
     Raises OSError where there is no FUSE."""
 
-    def __init__(self, mount, directory, faults, writeback=False):
+    def __init__(self, mount, directory, faults, writeback=False, armed=True):
         self.mount = mount
-        self._hits = mmap.mmap(-1, mmap.PAGESIZE)
+        self._shared = mmap.mmap(-1, mmap.PAGESIZE)
+        self._shared[ARMED] = armed
         fd = os.open('/dev/fuse', os.O_RDWR | os.O_CLOEXEC)
         os.mkdir(mount)
         libc = ctypes.CDLL(None, use_errno=True)
@@ -241,7 +259,7 @@ class FaultFS:
             try:
                 for number in (signal.SIGTERM, signal.SIGINT):
                     signal.signal(number, signal.SIG_IGN)
-                Server(fd, directory, faults, writeback, self._hits).serve()
+                Server(fd, directory, faults, writeback, self._shared).serve()
             finally:
                 os._exit(0)
         os.close(fd)
@@ -249,9 +267,23 @@ class FaultFS:
     @property
     def hits(self):
         """How many requests went wrong, up to 255."""
-        return self._hits[0]
+        return self._shared[HITS]
+
+    @property
+    def held(self):
+        """How many requests are held now."""
+        return self._shared[HELD]
+
+    def arm(self):
+        """From now on requests count and go wrong."""
+        self._shared[ARMED] = True
+
+    def release(self):
+        """Answers what is held, and holds nothing any more."""
+        self._shared[RELEASED] = True
 
     def close(self):
+        self.release()
         try:
             fs.unmount(self.mount)
         finally:

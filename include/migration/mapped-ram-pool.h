@@ -183,7 +183,8 @@ bool mapped_ram_pool_save(MappedRamPool *pool, const MappedRamExtent *extent,
  * @errp: pointer to a NULL-initialized error object
  *
  * Sleeps until the workers have looked at all extents, so that the counts
- * and the bitmaps are exact.  Writes may still be in flight.
+ * and the bitmaps are exact, or until there is an error.  Writes may still be
+ * in flight.
  *
  * Returns: true, or false with @errp set to the first error.
  */
@@ -194,11 +195,12 @@ bool mapped_ram_pool_wait_scanned(MappedRamPool *pool, Error **errp);
  * @pool: the pool
  * @errp: pointer to a NULL-initialized error object
  *
- * Sleeps until all that was handed over is read or written.  In a coroutine
- * it yields instead of sleeping.
+ * Sleeps until all that was handed over is written, but not after an error or
+ * mapped_ram_pool_cancel(): then workers may go on reading RAM and writing to
+ * the file, until mapped_ram_pool_free() has returned.
  *
  * Returns: true, or false with @errp set to the first error, in which case
- *          nothing can be said about what is in the file or in memory.
+ *          nothing can be said about what is in the file.
  */
 bool mapped_ram_pool_drain(MappedRamPool *pool, Error **errp);
 

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The last stage of a live save, on a disk that hangs: the guest does not
+wait for the disk when the save fails or is cancelled."""
+
+import errno
+import os
+import time
+
+from .lib.harness import Mode, test
+from .lib.qmp import QMPError
+from .test_faultfs import broken
+from .test_faults import check_error, check_leftover, good_save
+
+RAM = 64
+GUEST = {'dirty': 32}
+DIRECT = Mode(4, True)
+
+
+def wait_for(vm, what, condition):
+    """Waits as long as the test's own time limit allows."""
+    while not condition():
+        vm.raise_if_dead()
+        status = vm.migration()['status']
+        assert status not in ('completed', 'failed', 'cancelled'), \
+            f'the save {status} before {what}'
+        time.sleep(0.01)
+
+
+def at_switchover(t, fs, mode=DIRECT):
+    """A save that has stopped its guest, and waits for being told to go on
+    with the last stage, in which the disk's faults are due."""
+    vm = t.source(ram=RAM, guest=GUEST)
+    vm.setup(mode)
+    vm.command('migrate-set-capabilities', {'capabilities': [
+        {'capability': 'pause-before-switchover', 'state': True}]})
+    vm.start_save(f'file:{os.path.join(fs.mount, "image")}')
+    wait_for(vm, 'switchover',
+             lambda: vm.migration()['status'] == 'pre-switchover')
+    assert vm.command('query-status')['status'] == 'finish-migrate'
+    fs.arm()
+    vm.command('migrate-continue', {'state': 'pre-switchover'})
+    wait_for(vm, 'the disk hung', lambda: fs.held)
+    return vm
+
+
+def check_runs(t, fs, vm):
+    """The guest goes on although the disk hangs, and no new save begins."""
+    while vm.command('query-status')['status'] != 'running':
+        vm.raise_if_dead()
+        time.sleep(0.01)
+    vm.wait_guest('tick', 3)
+    try:
+        vm.start_save(f'file:{t.path("second")}')
+        raise AssertionError('a second save began before the first had ended')
+    except QMPError:
+        pass
+    assert fs.held, 'the disk did not hang all the time'
+    fs.release()
+    info = vm.wait_migration()
+    check_leftover(t, t.path('image'), DIRECT, RAM)
+    vm.ticks_on()
+    vm.command('migrate-set-capabilities', {'capabilities': [
+        {'capability': 'pause-before-switchover', 'state': False}]})
+    good_save(t, vm, DIRECT)
+    vm.kill()
+    return info
+
+
+@test('last stage: cancelled while the disk hangs, the guest runs', quick=True,
+      timeout=240)
+def test_cancel(t):
+    for kind in ('direct write', 'sync'):
+        fs = broken(t, (kind, range(1, 3), 'hold'), armed=False)
+        vm = at_switchover(t, fs)
+        assert vm.command('query-status')['status'] == 'finish-migrate'
+        vm.command('migrate_cancel')
+        assert check_runs(t, fs, vm)['status'] == 'cancelled'
+
+
+@test('last stage: failed while the disk hangs, the guest runs', quick=True,
+      timeout=240)
+def test_failure(t):
+    fs = broken(t, ('direct write', range(1, 2), 'hold'),
+                ('direct write', range(2, 3), errno.EIO), armed=False)
+    info = check_runs(t, fs, at_switchover(t, fs))
+    check_error(info, os.path.join(fs.mount, 'image'), os.strerror(errno.EIO))
