@@ -52,9 +52,9 @@ def _parser():
     add('--quick', action='store_true',
         help='1 GiB, few sides, at most two minutes')
     add('--figures', action='store_true',
-        help='what the README shows, in about 8 minutes (--minutes): writes\n'
+        help='what RESULTS.md shows, in about 8 minutes (--minutes): writes\n'
         'figures.json and pictures to bench/results (bench/results/BASE if\n'
-        'not 7.2), and the tables into the README')
+        'not 7.2), and the tables into bench/RESULTS.md')
     add('--ram', type=positive, metavar='MIB', help='default 4096')
     add('--rounds', type=positive, metavar='N', help='default 5')
     add('--minutes', type=float, metavar='N',
@@ -79,7 +79,7 @@ def _parser():
     add('--from', dest='source', metavar='FILE',
         help='measure nothing, report on the figures in a file')
     add('--pictures', metavar='DIR', help='draw into this directory')
-    add('--markdown', metavar='FILE', help='write the tables of the README')
+    add('--markdown', metavar='FILE', help='write the tables of RESULTS.md')
     add('--readme', metavar='FILE',
         help='put them into this page, between its marks')
     add('--base', default='7.2', metavar='BASE',
@@ -95,8 +95,7 @@ QUICK = {'ram': 1024, 'rounds': 3, 'minutes': 1.6, 'channels': [1, 4],
          'engines': ['auto'], 'modes': ['direct']}
 RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'results')
 FIGURES = {'minutes': 8, 'channels': [1, 8], 'engines': ['auto'],
-           'readme': os.path.join(os.path.dirname(os.path.dirname(RESULTS)),
-                                  'README.md')}
+           'readme': os.path.join(os.path.dirname(RESULTS), 'RESULTS.md')}
 
 
 def figures_files(base):

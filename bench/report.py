@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tables for terminals and for the README."""
+"""Tables for terminals and for RESULTS.md."""
 
 from .machine import sentence
 from .stats import MIB, best
@@ -132,7 +132,7 @@ def disturbance_text(rows, cpus):
                else '.'))
 
 
-# For the README
+# For RESULTS.md
 
 def markdown(rows, sessions):
     """The machine, the main table, and the verdicts."""

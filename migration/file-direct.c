@@ -20,6 +20,8 @@
 #define DIRECT_ALIGN_MAX (32 * 4096)
 
 static int direct_fd = -1;
+/* A duplicate, to be closed when all of RAM is written, or -1 */
+static int direct_close_fd = -1;
 static DirectIOLimits direct_limits;
 
 const char *file_direct_reason(void)
@@ -68,7 +70,8 @@ static int open_second(const char *path, int fd, int access, Error **errp)
         return direct_io_reopen(fd, path, access, errp);
     }
     second = file_open_fdset(path, access, true, errp);
-    if (second >= 0 && !direct_io_same_file(fd, second, path, errp)) {
+    if (second >= 0 && (!direct_io_check_flags(second, path, access, errp) ||
+                        !direct_io_same_file(fd, second, path, errp))) {
         qemu_close(second);
         return -1;
     }
@@ -146,6 +149,13 @@ bool file_direct_open(const char *path, int fd, int access, Error **errp)
         file_direct_close();
         return false;
     }
+    direct_close_fd = qemu_dup(direct_fd);
+    if (direct_close_fd < 0) {
+        error_setg_errno(errp, errno, "%s: unable to duplicate the descriptor "
+                         "with O_DIRECT", path);
+        file_direct_close();
+        return false;
+    }
     trace_migration_file_direct(path, fd, direct_fd,
                                 direct_limits.offset_align);
     return true;
@@ -159,8 +169,42 @@ int file_direct_fd(DirectIOLimits *limits)
     return direct_fd;
 }
 
+bool file_direct_sync(const char *path, Error **errp)
+{
+    int ret;
+
+    if (direct_fd < 0) {
+        return true;
+    }
+    do {
+        ret = qemu_fdatasync(direct_fd);
+    } while (ret < 0 && errno == EINTR);
+    if (ret < 0) {
+        error_setg_errno(errp, errno, "Unable to bring '%s' to stable storage, "
+                         "through its descriptor with O_DIRECT", path);
+    }
+    return ret == 0;
+}
+
+bool file_direct_check_close(const char *path, Error **errp)
+{
+    int fd = direct_close_fd;
+
+    direct_close_fd = -1;
+    if (fd >= 0 && close(fd) < 0) {
+        error_setg_errno(errp, errno, "Unable to finish writing '%s', through "
+                         "its descriptor with O_DIRECT", path);
+        return false;
+    }
+    return true;
+}
+
 void file_direct_close(void)
 {
+    if (direct_close_fd >= 0) {
+        close(direct_close_fd);
+        direct_close_fd = -1;
+    }
     if (direct_fd >= 0) {
         qemu_close(direct_fd);
         direct_fd = -1;

@@ -61,6 +61,31 @@ DirectQueueEngine file_direct_engine(void);
  */
 unsigned file_direct_depth(unsigned channels);
 
+/**
+ * file_direct_sync:
+ * @path: the file's name for messages
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Brings to stable storage what was written through the second descriptor,
+ * if there is one.  May take long.  Migration thread, BQL not held.
+ *
+ * Returns: false with @errp set on failure
+ */
+bool file_direct_sync(const char *path, Error **errp);
+
+/**
+ * file_direct_check_close:
+ * @path: the file's name for messages
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Asks for errors that a file system reports only when a descriptor is
+ * closed, by closing a duplicate of the second one.  Works once.  To be
+ * called when all of RAM is written.  Migration thread, BQL not held.
+ *
+ * Returns: false with @errp set if there was such an error
+ */
+bool file_direct_check_close(const char *path, Error **errp);
+
 /* Closes the second descriptor, if there is one. */
 void file_direct_close(void);
 

@@ -15,6 +15,7 @@
 #include "io/channel-file.h"
 #include "migration.h"
 #include "options.h"
+#include "qemu-file.h"
 #include "ram.h"
 #include "savevm.h"
 #include "qapi/error.h"
@@ -28,6 +29,10 @@
 typedef struct FileTransport {
     /* A duplicate of the main stream's descriptor, or -1: not active */
     int fd;
+    /* Another one, to be closed when all is written, or -1 */
+    int close_fd;
+    /* And one for what the transport itself writes */
+    QIOChannelFile *ioc;
     /* The directory if its entry for the file is new, or -1 */
     int dir_fd;
     char *name;
@@ -38,13 +43,18 @@ typedef struct FileTransport {
     /* Passed by fd:, so what lies behind the image is not ours to cut */
     bool adopted;
     bool locked;
+    /* Whether this migration has created the file */
+    bool created;
+    /* Whether the previous contents are lost */
+    bool cut;
     /* Whether the file may contain an unfinished image */
     bool begun;
     /* Whether the image's first bytes still have to be put in place */
     bool held;
 } FileTransport;
 
-static FileTransport transport = { .fd = -1, .dir_fd = -1 };
+#define NO_TRANSPORT { .fd = -1, .close_fd = -1, .dir_fd = -1 }
+static FileTransport transport = NO_TRANSPORT;
 
 /* Atomic, since others ask: a MigrationFilePhase, or this */
 #define NO_PHASE MIGRATION_FILE_PHASE__MAX
@@ -102,7 +112,7 @@ static bool file_check_args(const FileMigrationArgs *args, Error **errp)
 }
 
 /* The capabilities that need more than one plain stream in one direction */
-static bool file_check_capabilities(bool outgoing, Error **errp)
+bool file_transport_check_capabilities(bool outgoing, Error **errp)
 {
     const char *name = NULL;
 
@@ -138,6 +148,17 @@ static int file_open(const char *path, bool outgoing, Error **errp)
         return fd;
     }
     return qemu_open(path, access | O_BINARY, errp);
+}
+
+/* Remove the new file @path, which @fd has open, unless another one is there */
+static void file_remove(const char *path, int fd)
+{
+    struct stat now, opened;
+
+    if (stat(path, &now) == 0 && fstat(fd, &opened) == 0 &&
+        now.st_dev == opened.st_dev && now.st_ino == opened.st_ino) {
+        unlink(path);
+    }
 }
 
 /* Sets @created if there may have been no such file before */
@@ -255,7 +276,11 @@ static bool file_lock(void)
     }
     ret = qemu_lock_fd(transport.fd, transport.offset, 0, transport.outgoing);
     trace_migration_file_lock(transport.name, ret);
-    if (ret == -EAGAIN || ret == -EACCES) {
+    /*
+     * EACCES is how fcntl() on other systems says EAGAIN, but Linux never
+     * does for these locks: here a security module forbids to lock at all.
+     */
+    if (ret == -EAGAIN) {
         return false;
     }
     transport.locked = ret == 0;
@@ -289,6 +314,40 @@ static int file_open_directory(const char *path)
 #endif
 }
 
+/*
+ * A descriptor of our own for what @fd has open.  Those that the end of a
+ * save needs are taken at its start: few may be left then.
+ */
+static int file_dup(int fd, Error **errp)
+{
+    int copy = qemu_dup(fd);
+
+    if (copy < 0) {
+        error_setg_errno(errp, errno, "Unable to duplicate a descriptor of "
+                         "'%s'", transport.name);
+    }
+    return copy;
+}
+
+/* Take the descriptors that will be needed. */
+static bool file_take_descriptors(int fd, Error **errp)
+{
+    transport.fd = file_dup(fd, errp);
+    if (transport.fd < 0) {
+        return false;
+    }
+    transport.ioc = qio_channel_file_new_dupfd(fd, errp);
+    if (!transport.ioc) {
+        error_prepend(errp, "'%s': ", transport.name);
+        return false;
+    }
+    if (transport.outgoing) {
+        transport.close_fd = file_dup(fd, errp);
+        return transport.close_fd >= 0;
+    }
+    return true;
+}
+
 /* Take over the path and the open file, which is left at its offset */
 static bool file_transport_setup(int fd, char *name, uint64_t offset,
                                  bool outgoing, Error **errp)
@@ -299,12 +358,15 @@ static bool file_transport_setup(int fd, char *name, uint64_t offset,
     transport.name = name;
     transport.offset = offset;
     transport.outgoing = outgoing;
-    transport.fd = dup(fd);
-    if (transport.fd < 0 || fstat(fd, &st) < 0) {
+    if (!direct_io_check_flags(fd, name, outgoing ? O_WRONLY : O_RDONLY,
+                               errp) ||
+        !file_take_descriptors(fd, errp)) {
+        goto fail;
+    }
+    if (fstat(fd, &st) < 0) {
         error_setg_errno(errp, errno, "Unable to use '%s'", name);
         goto fail;
     }
-    qemu_set_cloexec(transport.fd);
     if (!file_check_type(&st, name, errp)) {
         goto fail;
     }
@@ -345,7 +407,7 @@ void file_start_outgoing_migration(MigrationState *s,
     bool created;
     int fd;
 
-    if (!file_check_capabilities(true, errp) ||
+    if (!file_transport_check_capabilities(true, errp) ||
         !file_check_args(file_args, errp)) {
         return;
     }
@@ -356,9 +418,13 @@ void file_start_outgoing_migration(MigrationState *s,
     trace_migration_file_outgoing(path, file_args->offset, created);
     if (!file_transport_setup(fd, g_strdup(path), file_args->offset, true,
                               errp)) {
+        if (created) {
+            file_remove(path, fd);
+        }
         qemu_close(fd);
         return;
     }
+    transport.created = created;
     if (created) {
         transport.dir_fd = file_open_directory(path);
     }
@@ -384,7 +450,7 @@ void file_start_incoming_migration(FileMigrationArgs *file_args, Error **errp)
     QIOChannel *ioc;
     int fd;
 
-    if (!file_check_capabilities(false, errp) ||
+    if (!file_transport_check_capabilities(false, errp) ||
         !file_check_args(file_args, errp)) {
         return;
     }
@@ -404,12 +470,34 @@ void file_start_incoming_migration(FileMigrationArgs *file_args, Error **errp)
                                NULL, NULL, g_main_context_get_thread_default());
 }
 
+/* mapped-ram puts RAM at offsets of a file: a pipe or socket has none. */
+static bool file_check_passed(QIOChannel *ioc, const char *fdname,
+                              bool outgoing, Error **errp)
+{
+    if (object_dynamic_cast(OBJECT(ioc), TYPE_QIO_CHANNEL_FILE) &&
+        !direct_io_check_flags(QIO_CHANNEL_FILE(ioc)->fd, fdname,
+                               outgoing ? O_WRONLY : O_RDONLY, errp)) {
+        return false;
+    }
+    if (!qio_channel_has_feature(ioc, QIO_CHANNEL_FEATURE_SEEKABLE)) {
+        error_setg(errp, "Capability 'mapped-ram' needs a seekable file, "
+                   "and fd '%s' is none", fdname);
+        return false;
+    }
+    return true;
+}
+
 bool file_transport_adopt(QIOChannel *ioc, const char *fdname, bool outgoing,
                           Error **errp)
 {
-    off_t offset = qio_channel_io_seek(ioc, 0, SEEK_CUR, errp);
+    off_t offset;
     char *name;
 
+    if (!file_transport_check_capabilities(outgoing, errp) ||
+        !file_check_passed(ioc, fdname, outgoing, errp)) {
+        return false;
+    }
+    offset = qio_channel_io_seek(ioc, 0, SEEK_CUR, errp);
     if (offset < 0) {
         return false;
     }
@@ -423,12 +511,22 @@ bool file_transport_adopt(QIOChannel *ioc, const char *fdname, bool outgoing,
     return true;
 }
 
+void file_transport_check_end(QEMUFile *f)
+{
+    if (file_transport_active() && qemu_file_get_error(f)) {
+        warn_report("%s: the file is truncated: its very end, the description "
+                    "of the device state, is missing; all that the guest "
+                    "needs was there and is restored", transport.name);
+    }
+}
+
 bool file_transport_begin(Error **errp)
 {
     if (!transport.outgoing) {
         return true;
     }
     trace_migration_file_begin(transport.name, transport.offset);
+    transport.cut = true;
     if (transport.regular && !transport.adopted &&
         ftruncate(transport.fd, transport.offset) < 0) {
         error_setg_errno(errp, errno, "Unable to set the size of '%s' to %"
@@ -461,6 +559,10 @@ static bool file_sync_to_storage(Error **errp)
 {
     bool created = transport.dir_fd >= 0;
 
+    /* A server may know of errors only by the descriptor that was written */
+    if (!file_direct_sync(transport.name, errp)) {
+        return false;
+    }
     if (file_sync_fd(transport.fd, created) < 0) {
         error_setg_errno(errp, errno, "Unable to bring '%s' to stable storage",
                          transport.name);
@@ -480,12 +582,9 @@ static bool file_sync_to_storage(Error **errp)
 static bool file_write_magic(uint32_t magic, Error **errp)
 {
     uint32_t value = cpu_to_be32(magic);
-    g_autoptr(QIOChannelFile) fioc = NULL;
 
-    fioc = qio_channel_file_new_dupfd(transport.fd, errp);
-    return fioc && qio_channel_pwrite_all(QIO_CHANNEL(fioc), (char *)&value,
-                                          sizeof(value), transport.offset,
-                                          errp) == 0;
+    return qio_channel_pwrite_all(QIO_CHANNEL(transport.ioc), (char *)&value,
+                                  sizeof(value), transport.offset, errp) == 0;
 }
 
 bool file_transport_hold(Error **errp)
@@ -529,9 +628,10 @@ static bool file_release(Error **errp)
  */
 static bool file_check_close(Error **errp)
 {
-    int fd = dup(transport.fd);
+    int fd = transport.close_fd;
 
-    if (fd < 0 || close(fd) < 0) {
+    transport.close_fd = -1;
+    if (fd >= 0 && close(fd) < 0) {
         error_setg_errno(errp, errno, "Unable to finish writing '%s'",
                          transport.name);
         return false;
@@ -552,7 +652,8 @@ bool file_transport_sync(Error **errp)
         file_transport_set_phase(MIGRATION_FILE_PHASE_SYNC);
     }
     /* Two syncs, since the second must not overtake the first */
-    ok = (!sync || !transport.held || file_sync_to_storage(errp)) &&
+    ok = file_direct_check_close(transport.name, errp) &&
+         (!sync || !transport.held || file_sync_to_storage(errp)) &&
          file_release(errp) && (!sync || file_sync_to_storage(errp)) &&
          file_check_close(errp);
     trace_migration_file_sync(transport.name, sync, ok,
@@ -582,17 +683,25 @@ static bool file_cut(void)
 static bool file_invalidate(void)
 {
     g_autofree char *zeroes = g_malloc0(FILE_INVALIDATE_SIZE);
-    g_autoptr(QIOChannelFile) fioc = NULL;
 
-    fioc = qio_channel_file_new_dupfd(transport.fd, NULL);
-    return fioc && qio_channel_pwrite_all(QIO_CHANNEL(fioc), zeroes,
-                                          FILE_INVALIDATE_SIZE,
-                                          transport.offset, NULL) == 0;
+    return qio_channel_pwrite_all(QIO_CHANNEL(transport.ioc), zeroes,
+                                  FILE_INVALIDATE_SIZE, transport.offset,
+                                  NULL) == 0;
+}
+
+/* A save that was refused leaves no new file. */
+static void file_remove_unused(void)
+{
+    if (transport.created && !transport.cut) {
+        file_remove(transport.name, transport.fd);
+    }
+    transport.created = false;
 }
 
 void file_transport_discard(void)
 {
     if (!transport.begun) {
+        file_remove_unused();
         return;
     }
     transport.begun = false;
@@ -612,14 +721,19 @@ void file_transport_cleanup(void)
     file_direct_close();
     file_last_stage_end();
     file_unlock();
+    file_remove_unused();
+    g_clear_pointer(&transport.ioc, object_unref);
     if (transport.fd >= 0) {
         close(transport.fd);
+    }
+    if (transport.close_fd >= 0) {
+        close(transport.close_fd);
     }
     if (transport.dir_fd >= 0) {
         close(transport.dir_fd);
     }
     g_free(transport.name);
-    transport = (FileTransport) { .fd = -1, .dir_fd = -1 };
+    transport = (FileTransport) NO_TRANSPORT;
 }
 
 bool file_transport_active(void)

@@ -40,13 +40,26 @@ void file_start_outgoing_migration(MigrationState *s,
 void file_start_incoming_migration(FileMigrationArgs *file_args, Error **errp);
 
 /**
+ * file_transport_check_capabilities: refuse what a file can't do
+ * @outgoing: whether to save
+ * @errp: where to put errors
+ *
+ * The capabilities that need more than one plain stream in one direction.
+ * Main thread.
+ *
+ * Returns: true if none of them is set
+ */
+bool file_transport_check_capabilities(bool outgoing, Error **errp);
+
+/**
  * file_transport_adopt: take a file that was passed by fd:
  * @ioc: the channel of the descriptor, a file channel at its offset
  * @fdname: the name of the descriptor
  * @outgoing: whether to save to it
  * @errp: where to put errors
  *
- * For mapped-ram, which needs all that the file: transport does. Only, the
+ * For mapped-ram, which needs all that the file: transport does, and is
+ * checked for what that refuses before anything is changed. Only, the
  * file is not cut: nothing is known of what is behind the image. Main
  * thread.
  *
@@ -54,6 +67,17 @@ void file_start_incoming_migration(FileMigrationArgs *file_args, Error **errp);
  */
 bool file_transport_adopt(QIOChannel *ioc, const char *fdname, bool outgoing,
                           Error **errp);
+
+/**
+ * file_transport_check_end: warn of a file whose very end is missing
+ * @f: the main stream, from which all of the guest's state has been loaded
+ *
+ * QEMU reads the description of the device state, which comes last, only to
+ * throw it away, and does not care if it is missing; but then the file has
+ * lost its end. Does nothing when the migration comes from elsewhere.
+ * Main thread.
+ */
+void file_transport_check_end(QEMUFile *f);
 
 /**
  * file_transport_begin: make room for the new image
@@ -90,7 +114,8 @@ bool file_transport_hold(Error **errp);
  *
  * To be called when all has been written and before the migration is
  * reported to be completed. Brings the file to stable storage, which may
- * take long, unless this is switched off by the parameter file-sync. Does
+ * take long, unless this is switched off by the parameter file-sync, and
+ * asks each descriptor that was written for late errors. Does
  * nothing when the migration goes elsewhere. Migration thread, BQL not held.
  *
  * Returns: true on success. On failure the image must not be trusted.
@@ -111,8 +136,9 @@ void file_transport_unlock(void);
  *
  * Cuts the file back to the offset of the image (or, on a block device,
  * overwrites the first bytes of the image), so that its space is free and
- * what is left cannot be mistaken for an image. Does nothing if
- * file_transport_begin() has not been passed, or if called again. All
+ * what is left cannot be mistaken for an image. If file_transport_begin()
+ * has not been passed, removes the file if this migration has created it.
+ * Does nothing if called again. All
  * writers must have stopped. Migration thread, or main thread when the
  * migration thread has ended.
  */
@@ -121,7 +147,8 @@ void file_transport_discard(void);
 /**
  * file_transport_cleanup: forget about the file
  *
- * Releases the lock on the file and its descriptors. May be called again,
+ * Releases the lock on the file and its descriptors, and removes a file that
+ * was created for a save that never began. May be called again,
  * and when there is no migration to or from a file. Main thread, all other
  * users must have stopped.
  */

@@ -88,6 +88,7 @@ typedef struct MappedRamLoopOps {
  * @opaque: passed to @ops
  * @pool: the workers
  * @page_size: bytes of a page
+ * @space_checked: whether there is known to be room for all of RAM
  *
  * The fields above are set by the owner, the migration thread; the others
  * are for mapped-ram-loop.c and start as zero.  No other thread may use it.
@@ -97,8 +98,8 @@ typedef struct MappedRamLoop {
     void *opaque;
     MappedRamPool *pool;
     uint64_t page_size;
-
     bool space_checked;
+
     /* bytes that were claimed but not yet accounted */
     uint64_t claimed;
     /* what has been accounted */

@@ -11,8 +11,10 @@
 #include "exec/target_page.h"
 #include "file-transport.h"
 #include "mapped-ram-int.h"
+#include "ram.h"
 #include "qapi/error.h"
 #include "qemu/lockable.h"
+#include "qemu/rcu.h"
 #include "trace.h"
 
 /* The running save; for its owner. */
@@ -21,10 +23,73 @@ static MappedRam *saving(void)
     return mapped_ram_running(false);
 }
 
+/*
+ * Gives each block a place for the check of space; save_block() will give it
+ * the one that it gets in the file.  Returns where they end.
+ */
+static int64_t prepare_blocks(MappedRam *m, int64_t offset, Error **errp)
+{
+    MappedRamLayout layout;
+    RAMBlock *rb;
+
+    RCU_READ_LOCK_GUARD();
+    RAMBLOCK_FOREACH_MIGRATABLE(rb) {
+        if (!mapped_ram_layout_init(&layout, rb->idstr, offset,
+                                    rb->used_length, qemu_target_page_size(),
+                                    errp)) {
+            return -1;
+        }
+        mapped_ram_add_block(m, rb, &layout);
+        offset = mapped_ram_layout_end(&layout);
+    }
+    return offset;
+}
+
+/* Whether the file may have @end bytes; its size stays what it is. */
+static bool check_size(int fd, const char *name, int64_t end, Error **errp)
+{
+    struct stat st;
+
+    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_size >= end) {
+        return true;
+    }
+    if (ftruncate(fd, end) < 0) {
+        error_setg_errno(errp, errno, "%s: the file can't be %" PRId64
+                         " bytes large, which RAM needs", name, end);
+        return false;
+    }
+    if (ftruncate(fd, st.st_size) < 0) {
+        error_setg_errno(errp, errno, "%s: unable to set the size back to %"
+                         PRId64 " bytes", name, (int64_t)st.st_size);
+        return false;
+    }
+    return true;
+}
+
+bool mapped_ram_save_prepare(QEMUFile *f, Error **errp)
+{
+    MappedRam *m;
+    int64_t end;
+
+    if (!mapped_ram_wanted(f)) {
+        return true;
+    }
+    m = mapped_ram_new(f, false, errp);
+    if (!m) {
+        return false;
+    }
+    end = prepare_blocks(m, file_transport_offset(), errp);
+    return end >= 0 &&
+           check_size(mapped_ram_stream_fd(f), mapped_ram_stream_name(f), end,
+                      errp) &&
+           mapped_ram_space_check(&m->space, errp);
+}
+
 bool mapped_ram_save_begin(QEMUFile *f, const MappedRamLoopOps *ops,
                            void *opaque, Error **errp)
 {
-    MappedRam *m = mapped_ram_new(f, false, errp);
+    bool prepared = saving() != NULL;
+    MappedRam *m = prepared ? saving() : mapped_ram_new(f, false, errp);
 
     if (!m) {
         return false;
@@ -35,6 +100,7 @@ bool mapped_ram_save_begin(QEMUFile *f, const MappedRamLoopOps *ops,
         .opaque = opaque,
         .pool = m->pool,
         .page_size = qemu_target_page_size(),
+        .space_checked = prepared,
     };
     return true;
 }

@@ -63,11 +63,19 @@ static bool fs_is_exact(const char *fs)
     return false;
 }
 
-/* The pages of one word of the bitmaps that are dirty and have no place yet */
+/*
+ * The pages of one word of the bitmaps that are dirty and not in the file yet.
+ * Before the save has dirty bitmaps, all pages are.
+ */
 static unsigned long new_pages(const RAMBlock *rb, const MappedRamBlock *b,
                                unsigned long word)
 {
-    return rb->bmap[word] & ~b->present[word];
+    uint64_t left = mapped_ram_layout_pages(&b->layout) -
+                    (uint64_t)word * BITS_PER_LONG;
+    unsigned long all = left < BITS_PER_LONG ? BITMAP_LAST_WORD_MASK(left) :
+                        ~0UL;
+
+    return (rb->bmap ? rb->bmap[word] : all) & ~b->present[word];
 }
 
 /* How many of the pages of a word are other than zero */

@@ -31,7 +31,9 @@ static void __attribute__((constructor)) mapped_ram_init(void)
 
 bool mapped_ram_wanted(QEMUFile *f)
 {
-    return migrate_mapped_ram() && qemu_file_is_seekable(f);
+    /* A file that is not seekable must be an error, not a plain stream */
+    return migrate_mapped_ram() &&
+           (file_transport_active() || qemu_file_is_seekable(f));
 }
 
 const char *mapped_ram_stream_name(QEMUFile *f)
@@ -83,6 +85,11 @@ MappedRam *mapped_ram_new(QEMUFile *f, bool load, Error **errp)
     MappedRam *m;
 
     assert(!running[load]);
+    if (!qemu_file_is_seekable(f)) {
+        error_setg(errp, "%s: the file is not seekable, which capability "
+                   "'mapped-ram' needs", config.name);
+        return NULL;
+    }
     config.depth = file_direct_depth(config.workers);
     config.direct_fd = file_direct_fd(&config.direct_limits);
     pool = mapped_ram_pool_new(&config, errp);

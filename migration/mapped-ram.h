@@ -31,13 +31,29 @@ typedef struct MappedRam MappedRam;
 bool mapped_ram_wanted(QEMUFile *f);
 
 /**
+ * mapped_ram_save_prepare:
+ * @f: the main stream
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Does all of a save that can be refused: starts the workers, with their
+ * queues, and checks that the file may be as large as RAM needs and that the
+ * file system has room for it.  Called by the migration thread before the
+ * previous contents of the file are given up; the contents and the size of
+ * the file are as before afterwards.  Does nothing without mapped-ram.
+ *
+ * Returns: true, or false with @errp set
+ */
+bool mapped_ram_save_prepare(QEMUFile *f, Error **errp);
+
+/**
  * mapped_ram_save_begin:
  * @f: the main stream
  * @ops: what the save loop needs of the base
  * @opaque: passed to @ops
  * @errp: pointer to a NULL-initialized error object
  *
- * Starts the workers.  Called by the migration thread before any block.
+ * Starts the workers, unless mapped_ram_save_prepare() has done so.  Called
+ * by the migration thread before any block.
  *
  * Returns: true, or false with @errp set.
  */

@@ -344,6 +344,42 @@ int direct_io_reopen(int fd, const char *name, int flags, Error **errp)
 }
 #endif
 
+bool direct_io_check_flags(int fd, const char *name, int access, Error **errp)
+{
+#ifndef _WIN32
+    int flags = fcntl(fd, F_GETFL);
+    int mode = flags & O_ACCMODE;
+
+    if (flags < 0) {
+        error_setg_errno(errp, errno, "%s: unable to get the flags of the "
+                         "descriptor", name);
+        return false;
+    }
+#ifdef O_PATH
+    if (flags & O_PATH) {
+        error_setg(errp, "%s: the descriptor was opened with O_PATH, so it "
+                   "can't be used for I/O; pass one opened without O_PATH",
+                   name);
+        return false;
+    }
+#endif
+    if (mode != O_RDWR && mode != access) {
+        error_setg(errp, "%s: the descriptor is open for %s only; pass one "
+                   "that is open for %s", name,
+                   mode == O_RDONLY ? "reading" : "writing",
+                   access == O_RDONLY ? "reading" : "writing");
+        return false;
+    }
+    if (access == O_WRONLY && (flags & O_APPEND)) {
+        error_setg(errp, "%s: the descriptor was opened with O_APPEND, so "
+                   "writes would ignore their offset; pass one opened without "
+                   "O_APPEND", name);
+        return false;
+    }
+#endif
+    return true;
+}
+
 bool direct_io_same_file(int fd1, int fd2, const char *name, Error **errp)
 {
     struct stat st1, st2;

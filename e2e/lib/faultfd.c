@@ -18,6 +18,8 @@
  * FAULT_LOG    file that gets a line "stall" when a stall or a hold begins,
  *              and "done" when it ends
  *
+ * FAULT_LOCK   an errno with which locking any file fails
+ *
  * FAULT_HIDE   "io_uring", "aio" or both: these seem not to exist, so that
  *              the program falls back on something else
  *
@@ -35,6 +37,7 @@
 #include <limits.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -261,6 +264,26 @@ VECTOR(preadv, OP_READ,
        (int fd, const struct iovec *iov, int n, off_t pos), pos)
 VECTOR(preadv64, OP_READ,
        (int fd, const struct iovec *iov, int n, off64_t pos), pos)
+
+/* fcntl() for locks; glibc has it by a second name, for large files. */
+#define FCNTL(name) \
+int name(int fd, int cmd, ...) \
+{ \
+    const char *number = getenv("FAULT_LOCK"); \
+    va_list ap; \
+    void *arg; \
+    va_start(ap, cmd); \
+    arg = va_arg(ap, void *); \
+    va_end(ap); \
+    if (number && cmd == F_OFD_SETLK) { \
+        errno = atoi(number); \
+        return -1; \
+    } \
+    return REAL(name)(fd, cmd, arg); \
+}
+
+FCNTL(fcntl)
+FCNTL(fcntl64)
 
 int fsync(int fd)
 {

@@ -113,6 +113,21 @@ bool direct_io_probe(int fd, const char *name, DirectIOLimits *limits,
 int direct_io_reopen(int fd, const char *name, int flags, Error **errp);
 
 /**
+ * direct_io_check_flags:
+ * @fd: a descriptor that somebody passed to us
+ * @name: its name for messages
+ * @access: O_RDONLY or O_WRONLY, what it is wanted for
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Check that a descriptor can do positioned I/O: it was not opened with
+ * O_PATH, its access mode allows @access, and, to be written, it has no
+ * O_APPEND, with which Linux ignores the offset and appends.
+ *
+ * Returns: true if it can; otherwise @errp names the flag and what to do
+ */
+bool direct_io_check_flags(int fd, const char *name, int access, Error **errp);
+
+/**
  * direct_io_same_file:
  * @fd1: an open descriptor
  * @fd2: another one

@@ -127,7 +127,8 @@ def kernel():
         _download(apt, directory, [found[0], host.busybox],
                   'a kernel and busybox')
 
-    return _unpacked('kernel', get, ('./boot/vmlinuz-*', './bin/busybox'))
+    return _unpacked('kernel', get, ('./boot/vmlinuz-*', './bin/busybox',
+                                     './usr/bin/busybox'))
 
 
 def kernel_image():
@@ -135,7 +136,9 @@ def kernel_image():
 
 
 def busybox():
-    return os.path.join(kernel(), 'bin', 'busybox')
+    """From Debian 13 on /bin is a link to /usr/bin, which packages name."""
+    found = [os.path.join(kernel(), d, 'busybox') for d in ('usr/bin', 'bin')]
+    return next(filter(os.path.exists, found), found[-1])
 
 
 def libvirt():

@@ -35,7 +35,8 @@ from .say import Fault
 
 # What lies at the root and is no part of the series
 HOUSE = {'run', 'tools', 'bases', '.ci', '.gitignore', '.gitattributes',
-         'README.md', 'COPYING', 'MAINTAINERS', 'meson.build', 'series',
+         'README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md',
+         'COPYING', 'MAINTAINERS', 'meson.build', 'series',
          'e2e', 'bench', '.editorconfig'}
 
 SLUG = re.compile(r'[a-z0-9][a-z0-9.-]*\Z')

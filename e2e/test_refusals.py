@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Saves that are refused: at once, by name, and with nothing lost.  The old
+image is still there, byte for byte, and no new file is."""
+
+import errno
+import hashlib
+import os
+import resource
+
+from .lib.harness import Mode, test
+from .lib.qmp import QMPError
+from .test_faults import check_error, faulty, good_save
+
+MIB = 1 << 20
+GUEST = {'dirty': 32}
+MODES = (Mode(0), Mode(2), Mode(2, True))
+O_PATH = 0o10000000
+
+
+def digest(path):
+    with open(path, 'rb') as f:
+        return hashlib.sha256(f.read()).hexdigest()
+
+
+class OldImage:
+    """An image that a refused save must not change, in `path`."""
+
+    def __init__(self, t, path=None, vm=None):
+        self.path = path or t.path('image')
+        vm = vm or t.source(guest=GUEST)
+        vm.save(f'file:{self.path}', Mode(2))
+        vm.command('cont')
+        vm.ticks_on(1)
+        vm.qmp.events.clear()
+        self.vm = vm
+        self.before = digest(self.path)
+
+    def check(self, what):
+        assert digest(self.path) == self.before, \
+            f'{what}: the old image is not what it was'
+        for event in self.vm.qmp.events:
+            assert event['event'] != 'STOP', f'{what}: the guest was stopped'
+
+    def refused(self, what, uri, mode, *words, **params):
+        self.vm.qmp.events.clear()
+        info = self.vm.try_save(uri, mode, **params)
+        try:
+            check_error(info, *words)
+        except AssertionError as err:
+            raise AssertionError(f'{what}, {mode}: {err}') from None
+        self.check(f'{what}, {mode}')
+        self.vm.ticks_on(1)
+
+
+# Descriptors that somebody passed
+
+@test('refused: descriptors that cannot be used', quick=True)
+def test_flags(t):
+    """O_APPEND, O_PATH and the wrong access, in an fdset and by fd:, of the
+    main descriptor and of the direct one."""
+    old = OldImage(t)
+    direct = os.O_DIRECT
+    for flags, word in ((os.O_WRONLY | os.O_APPEND, 'O_APPEND'),
+                        (os.O_RDWR | os.O_APPEND, 'O_APPEND'),
+                        (O_PATH, 'O_PATH'),
+                        (os.O_RDONLY, 'writing')):
+        for mode in MODES:
+            fd = t.open(old.path, flags)
+            old.vm.command('getfd', {'fdname': 'bad'}, fds=[fd])
+            old.refused(f'fd: with {word}', 'fd:bad', mode, (word, 'O_APPEND'))
+            old.vm.add_fds(5, fd)
+            if mode.direct:
+                old.vm.add_fds(5, t.open(old.path, os.O_WRONLY | direct))
+            old.refused(f'fdset with {word}', 'file:/dev/fdset/5', mode,
+                        (word, 'fdset'))
+            old.vm.command('remove-fd', {'fdset-id': 5})
+        if flags & O_PATH:
+            continue
+        old.vm.add_fds(6, t.open(old.path, os.O_WRONLY))
+        old.vm.add_fds(6, t.open(old.path, flags | direct))
+        old.refused(f'direct with {word}', 'file:/dev/fdset/6', MODES[-1],
+                    (word, 'fdset'))
+        old.vm.command('remove-fd', {'fdset-id': 6})
+    good_save(t, old.vm)
+
+
+@test('refused: fd: where file: is refused', quick=True)
+def test_fd_capabilities(t):
+    old = OldImage(t)
+    old.vm.command('migrate-set-capabilities', {'capabilities': [
+        {'capability': 'return-path', 'state': True}]})
+    for mode in MODES:
+        fd = t.open(old.path, os.O_RDWR)
+        old.vm.command('getfd', {'fdname': 'file'}, fds=[fd])
+        old.refused('return path', 'fd:file', mode, 'return path')
+        old.refused('return path', f'file:{old.path}', mode, 'return path')
+
+
+# The direct descriptor has errors of its own
+
+@test('refused: late errors of the direct descriptor are heard', quick=True)
+def test_direct_errors(t):
+    for fault in ('sync:d1', 'close:d1+'):
+        path = t.path(f'image-{fault[:4]}')
+        vm = t.source(guest=GUEST, emulator=faulty(
+            t, os.path.basename(path), f'{fault}:{errno.EIO}'))
+        info = vm.try_save(f'file:{path}', Mode(2, True))
+        check_error(info, path, 'O_DIRECT', os.strerror(errno.EIO))
+        assert not os.path.getsize(path), f'{fault}: an image is left'
+        vm.ticks_on()
+        vm.kill()
+
+
+# All that can be refused comes before the cut
+
+@test('refused: no room, and the old image survives', quick=True)
+def test_no_room(t):
+    where = t.filesystem('tmpfs', 48 * MIB)
+    path = os.path.join(where, 'image')
+    small = t.source(ram=16, guest={'dirty': 1})
+    OldImage(t, path, small)
+    small.kill()
+    before = digest(path)
+    vm = t.source(ram=128, guest=GUEST)
+    for mode in MODES:
+        info = vm.try_save(f'file:{path}', mode)
+        check_error(info, path, 'no space')
+        assert digest(path) == before, f'{mode}: the old image has changed'
+        info = vm.try_save(f'file:{path}-new', mode)
+        check_error(info, path, 'no space')
+        assert not os.path.exists(path + '-new'), f'{mode}: a file is left'
+    vm.ticks_on()
+
+
+@test('refused: too large a file, and the old image survives', quick=True)
+def test_too_large(t):
+    limit = 64 * MIB
+    path = t.path('image')
+    small = t.source(ram=16, guest={'dirty': 1})
+    OldImage(t, path, small)
+    small.kill()
+    before = digest(path)
+    vm = t.source(ram=128, guest=GUEST, rlimit_fsize=limit)
+    for mode in MODES:
+        info = vm.try_save(f'file:{path}', mode)
+        check_error(info, path, ('large', 'limit'))
+        assert digest(path) == before, f'{mode}: the old image has changed'
+        info = vm.try_save(f'file:{path}-new', mode)
+        check_error(info, path, ('large', 'limit'))
+        assert not os.path.exists(path + '-new'), f'{mode}: a file is left'
+    vm.ticks_on()
+
+
+@test('refused: few descriptors are left', quick=True, timeout=240)
+def test_few_descriptors(t):
+    """With each number of descriptors, a save completes or changes
+    nothing."""
+    old = OldImage(t)
+    vm = old.vm
+    opened = max(map(int, os.listdir(f'/proc/{vm.pid}/fd'))) + 1
+    hard = resource.prlimit(vm.pid, resource.RLIMIT_NOFILE)[1]
+    completed = 0
+    for more in range(40):
+        vm.setup(Mode(2, True))
+        resource.prlimit(vm.pid, resource.RLIMIT_NOFILE, (opened + more, hard))
+        try:
+            vm.start_save(f'file:{old.path}')
+            info = vm.wait_migration()
+        except QMPError as err:
+            info = {'status': 'failed', 'error-desc': err.desc}
+        resource.prlimit(vm.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        if info['status'] == 'completed':
+            completed += 1
+            vm.command('cont')
+            break
+        old.check(f'{more} more descriptors: {info.get("error-desc")}')
+        vm.ticks_on(1)
+    assert completed, 'no number of descriptors was enough'
+    assert more, 'the limit has no effect'
+
+
+@test('refused: no locks are no other user', quick=True)
+def test_no_locks(t):
+    """A security module that forbids to lock a file says EACCES."""
+    path = t.path('image')
+    emulator = faulty(t, 'image')
+    emulator.env['FAULT_LOCK'] = str(errno.EACCES)
+    vm = t.source(guest=GUEST, emulator=emulator)
+    vm.save(f'file:{path}', Mode(2, True))
+    vm.kill()
+    emulator.env['FAULT_LOCK'] = str(errno.EAGAIN)
+    vm = t.source(guest=GUEST, emulator=emulator)
+    check_error(vm.try_save(f'file:{path}', Mode(2, True)), path, 'locked')
+
+
+@test('images: the very end is missing', quick=True)
+def test_truncated_end(t):
+    """What lies behind the device state describes it; a restore needs it
+    not, but says that the file has been truncated."""
+    path = t.path('image')
+    src = t.source(ram=64)
+    src.save(f'file:{path}', Mode(2, True))
+    want = src.ram_hash()
+    size = os.path.getsize(path)
+    for missing in (1, 100):
+        os.truncate(path, size - missing)
+        for mode in (Mode(0), Mode(2, True)):
+            dst = t.restores(f'file:{path}', want, mode, ram=64)
+            assert any('truncated' in line for line in dst.errors()), \
+                f'{missing} bytes are missing, {mode}: {dst.errors()}'
+            dst.kill()
