@@ -39,9 +39,20 @@ def slug_of(message):
     return found[-1] if found else None
 
 
-def make_commits(series, base, directory, start, trailer=True):
+def signed_off(text, signoff):
+    """A message with the line that says who passes the change on."""
+    line = f'Signed-off-by: {signoff}'
+    lines = text.rstrip('\n').split('\n')
+    if line in lines:
+        return text
+    ends = re.match(r'[A-Za-z-]+: ', lines[-1]) and len(lines) > 1
+    return '\n'.join(lines + ([] if ends else ['']) + [line]) + '\n'
+
+
+def make_commits(series, base, directory, start, trailer=True, signoff=None):
     """Make the series' commits for `base` on top of the commit `start`, in
-    the repository in `directory`.  Returns [(slug, commit)]."""
+    the repository in `directory`; `signoff`, 'NAME <ADDRESS>', is who passes
+    them on.  Returns [(slug, commit)]."""
     edited = edited_paths(series.slugs)
     listed = {p for slug in series.slugs for p in slug.files()}
     versions = Versions(series.slugs, {p: series.content(p)[1]
@@ -58,6 +69,8 @@ def make_commits(series, base, directory, start, trailer=True):
             if not text.strip():
                 raise Fault(f'series/{slug.name}/message is missing or empty;'
                             ' write the subject and the reasons there')
+            if signoff:
+                text = signed_off(text, signoff)
             if trailer:
                 text = with_trailer(text, slug.name)
             tree = git('write-tree')

@@ -43,6 +43,9 @@ usage: ./run COMMAND [OPTION...]
   apply B      make the series' commits on a base      [--discard]
   refresh B    take commits back into this repository  [--tree DIR] [--rev R]
   emit B       write mails that git am takes           [--output DIR]
+               [--signoff 'NAME <ADDRESS>']
+  release V    write all that a release has, the same bytes each time
+               [--output DIR]
   walk B       build and test each commit alone        [--no-build] [SLUG...]
   lint         check the repository's rules
   canary       tell which hooks fit on a QEMU that is no base yet
@@ -99,7 +102,12 @@ def _parser():
     refresh = command('refresh', 'name')
     refresh.add_argument('--tree')
     refresh.add_argument('--rev')
-    command('emit', 'name').add_argument('--output')
+    emit = command('emit', 'name')
+    emit.add_argument('--output')
+    emit.add_argument('--signoff')
+    release = command('release')
+    release.add_argument('version', nargs='?')
+    release.add_argument('--output')
     walk = command('walk', 'name')
     walk.add_argument('slugs', nargs='*')
     walk.add_argument('--no-build', action='store_true')
@@ -194,16 +202,23 @@ def cmd_refresh(args):
 
 
 def cmd_emit(args):
-    from .emit import emit
+    from .emit import check_signoff, emit, own_signoff
     tree = _tree_of(args)
+    signoff = check_signoff(args.signoff) if args.signoff else own_signoff()
     with tree.locked():
         tree = _prepared(args)
         directory = args.output or os.path.join(config.cache(), 'emit',
                                                 tree.name)
-        patches = emit(_series(), tree.base.name, tree, directory)
+        patches = emit(_series(), tree.base.name, tree, directory, signoff)
     for path in patches:
         print(path)
     note(f'on a pristine tree: git am {directory}/*.patch')
+
+
+def cmd_release(args):
+    from .release import release
+    _ready(args)
+    print(release(_series(), args.version, args.output))
 
 
 def cmd_walk(args):

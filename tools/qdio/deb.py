@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 
+from . import fates
 from .bases import unpack_package
 from .config import cache, log_path
 from .emit import emit
@@ -91,8 +92,10 @@ def _add_patches(series, tree, unpacked):
     with tempfile.TemporaryDirectory(dir=cache()) as top:
         mails = emit(series, tree.base.name, tree, os.path.join(top, 'mails'))
         os.makedirs(os.path.join(where, PATCHES), exist_ok=True)
-        for mail in mails:
-            shutil.copy(mail, os.path.join(where, PATCHES))
+        rows = fates.read(series.root)[1]
+        for slug, mail in zip(series.of(tree.base.name), mails):
+            _copy_patch(mail, rows.get(slug.name, {}).get('upstream'),
+                        os.path.join(where, PATCHES))
     path = os.path.join(where, 'series')
     old = ''
     if os.path.exists(path):
@@ -102,6 +105,25 @@ def _add_patches(series, tree, unpacked):
         f.write(old.rstrip('\n') + '\n' if old else '')
         f.writelines(f'{PATCHES}/{os.path.basename(m)}\n' for m in mails)
     _push(unpacked)
+
+
+def _copy_patch(mail, upstream, where):
+    """Copy a mail, whose From and Subject are DEP-3's Author and Description,
+    with the other fields of DEP-3."""
+    with open(mail, encoding='utf-8') as f:
+        header, blank, rest = f.read().partition('\n\n')
+    fields = ['Origin: vendor, the direct-io series',
+              'Forwarded: not-needed (carried downstream; upstream: '
+              f"{upstream or 'unknown'})",
+              f'Last-Update: {_now():%Y-%m-%d}']
+    with open(os.path.join(where, os.path.basename(mail)), 'w',
+              encoding='utf-8') as f:
+        f.write('\n'.join([header, *fields]) + blank + rest)
+
+
+def _now():
+    now = float(os.environ.get('SOURCE_DATE_EPOCH') or time.time())
+    return datetime.datetime.fromtimestamp(now, datetime.timezone.utc)
 
 
 def _push(unpacked):
@@ -119,9 +141,7 @@ def _add_changelog(unpacked, name, version, suite):
     path = os.path.join(unpacked, 'debian', 'changelog')
     with open(path, encoding='utf-8') as f:
         old = f.read()
-    now = float(os.environ.get('SOURCE_DATE_EPOCH') or time.time())
-    date = email.utils.format_datetime(
-        datetime.datetime.fromtimestamp(now, datetime.timezone.utc))
+    date = email.utils.format_datetime(_now())
     with open(path, 'w', encoding='utf-8') as f:
         f.write(f'{name} ({version}) {suite}; urgency=medium\n\n'
                 '  * Local build with direct I/O for saving guests to files: '

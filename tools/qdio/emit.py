@@ -5,19 +5,42 @@ import glob
 import os
 import re
 import shutil
+import subprocess
 
 from .apply import make_commits
+from .config import ROOT
 from .git import Git
 from .say import Fault
 
 
-def emit(series, base, tree, directory):
-    """Write the patches and a cover letter.  Returns the patches' paths.
+def own_signoff():
+    """'NAME <ADDRESS>' of git's own user: nobody else's is invented."""
+    def ask(key):
+        done = subprocess.run(['git', 'config', key], capture_output=True,
+                              text=True, cwd=ROOT)
+        return done.stdout.strip()
+
+    name, address = ask('user.name'), ask('user.email')
+    if not name or not address:
+        raise Fault("git does not know who you are: set user.name and "
+                    "user.email, or use --signoff 'NAME <ADDRESS>'")
+    return f'{name} <{address}>'
+
+
+def check_signoff(text):
+    if not re.match(r'[^<>\n]+ <[^<>@\s]+@[^<>\s]+>\Z', text):
+        raise Fault(f"--signoff '{text}': write it as 'NAME <ADDRESS>'")
+    return text
+
+
+def emit(series, base, tree, directory, signoff=None):
+    """Write the patches and a cover letter; `signoff` is who passes them on.
+    Returns the patches' paths.
 
     The cover letter is named apart from them, since `git am` refuses mails
     without a patch and a user will say `git am DIR/*.patch`."""
     commits = make_commits(series, base, tree.src, tree.base_commit(),
-                           trailer=False)
+                           trailer=False, signoff=signoff)
     if not commits:
         raise Fault(f'the series has no slugs for {base}; nothing to emit')
     os.makedirs(directory, exist_ok=True)

@@ -4,6 +4,7 @@
 import os
 import re
 
+from . import fates
 from .apply import make_commits
 from .config import Base, base_names, lineage
 from .git import Git, patched_paths
@@ -49,6 +50,8 @@ class Lint:
                 self._patches(slug)
             self._files()
             self._contents()
+            for text in fates.complaints(self.root, self.series, self.bases):
+                self._say(text)
         except Fault as err:
             self._say(str(err))
         if not self.complaints:
@@ -148,8 +151,9 @@ class Lint:
         if not re.match(r'[\w/.,+ -]+: \S', lines[0]) or len(lines[0]) > 76:
             self._say(f"{where}: the subject is not 'area: what it does' in "
                       'at most 76 characters')
-        if not re.search(r'^Signed-off-by: .+ <.+@.+>$', text, re.M):
-            self._say(f'{where} has no Signed-off-by')
+        if re.search(r'^Signed-off-by:.*\.invalid>', text, re.M):
+            self._say(f"{where} has a sign-off of nobody; 'emit' adds one of "
+                      'whoever sends the series')
         if 'Series-Id:' in text:
             self._say(f'{where} has a Series-Id; the tool adds that')
         # git am would cut the message there

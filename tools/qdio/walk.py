@@ -41,7 +41,9 @@ def walk_patches(series, base, tree, report):
     checkpatch.pl is content with every commit."""
     commits = make_commits(series, base, tree.src, tree.base_commit())
     with tempfile.TemporaryDirectory(dir=os.path.join(cache(), 'trees')) as top:
-        patches = emit(series, base, tree, os.path.join(top, 'patches'))
+        # Whoever emits signs off; checkpatch.pl wants somebody
+        patches = emit(series, base, tree, os.path.join(top, 'patches'),
+                       'Nobody <nobody@example.org>')
         git = takes(tree, patches, os.path.join(top, 'src'))
         ids = git('rev-list', '--reverse',
                   f'{tree.base_commit()}..HEAD').split()

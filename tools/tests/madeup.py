@@ -99,6 +99,11 @@ class MadeUp(unittest.TestCase):
         self.write('series/order', text('# a remark', 'first', 'only-one 1.0',
                                         'last'))
         self.write('series/cover', text('The series', 'What it is.'))
+        self.write('series/README.md', text(
+            '| slug | 1.0 | 2.0 | upstream |', '|---|---|---|---|',
+            '| first | ours | adapted | nothing |',
+            '| only-one | ours | - | has it |',
+            '| last | ours | ours | nothing |'))
         for slug in ('first', 'only-one', 'last'):
             self.write(f'series/{slug}/message', text(
                 f'io: the {slug} change', '', 'Reasons.', '') + SIGNED)

@@ -70,6 +70,13 @@ class Deb(MadeUp):
         self.assertIn('added by last\n', self.read('io/queue.c', where))
         self.assertRegex(self.read('debian/changelog', where),
                          r'\Amadeup \(2:1\.0\.5\+ds-3\+directio1\) none; ')
+        patch = self.read('debian/patches/direct-io/'
+                          '0002-io-the-only-one-change.patch', where)
+        header = patch.partition('\n\n')[0]
+        for field in ('From: ', 'Subject: ', 'Origin: vendor',
+                      'Forwarded: not-needed .*upstream: has it',
+                      r'Last-Update: \d{4}-\d\d-\d\d'):
+            self.assertRegex(header, f'(?m)^{field}')
         # The other copy, unpacked, is ready to be built again
         self.build(os.path.join(output, 'madeup-1.0.5+ds'))
 

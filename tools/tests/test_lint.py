@@ -132,6 +132,7 @@ class Refuses(MadeUp):
 
     def test_slug_that_changes_nothing(self):
         self.append('series/order', 'idle\n')
+        self.append('series/README.md', '| idle | ours | ours | no |\n')
         self.write('series/idle/message', 'io: idle\n\nWhy.\n\n' + SIGNED)
         self.says('series/idle changes nothing on 1.0', 2)
 
@@ -152,13 +153,35 @@ class Refuses(MadeUp):
         self.write('compat/1.0/io/late.c', '#if QEMU_VERSION_MAJOR\n')
         self.assertEqual(self.lint(), [])
 
+    def test_fates(self):
+        table = self.read('series/README.md')
+        for old, new, says in (
+                ('| last | ours', '| gone | ours', None),
+                ('| last | ours', '| last | maybe', "'last' is 'maybe' on 1.0"),
+                ('| ours | - |', '| ours | ours |', "'only-one' is 'ours' on "
+                 '2.0'),
+                ('| has it |', '| |', "'only-one' does not say what upstream"),
+                ('| 1.0 | 2.0 |', '| 1.0 | 3.0 |', "bases are 1.0, 3.0")):
+            with self.subTest(new):
+                self.write('series/README.md', table.replace(old, new, 1))
+                if says:
+                    self.says(says)
+                else:
+                    said = self.lint()
+                    self.assertEqual(len(said), 2, said)
+                    self.assertIn("no row for 'last'", said[0])
+                    self.assertIn("row for 'gone'", said[1])
+        os.unlink(self.path('series/README.md'))
+        self.says("the table's bases are none")
+
     def test_no_message(self):
         os.unlink(self.path('series/first/message'))
         self.says('series/first/message is missing')
 
     def test_message_not_signed(self):
-        self.write('series/first/message', 'io: x\n\nWhy.\n')
-        self.says('series/first/message has no Signed-off-by')
+        self.write('series/first/message', 'io: x\n\nWhy.\n\n'
+                   'Signed-off-by: M <m@x.invalid>\n')
+        self.says('series/first/message has a sign-off of nobody')
 
     def test_message_that_git_would_cut(self):
         self.write('series/first/message', 'io: x\n\n---\n\n' + SIGNED)
@@ -183,6 +206,7 @@ class Refuses(MadeUp):
     def test_order_with_unknown_base(self):
         self.append('series/order', 'x 9.9\n')
         self.write('series/x/message', 'io: x\n\n' + SIGNED)
+        self.append('series/README.md', '| x | - | - | no |\n')
         self.says("'x' is for '9.9', which is no base")
 
     def test_order_twice(self):
