@@ -9,7 +9,8 @@ import time
 from .lib.harness import Mode, test
 from .lib.qmp import QMPError
 from .test_faultfs import broken
-from .test_faults import check_error, check_leftover, good_save
+from .test_faults import check_error, check_leftover, faulty, good_save, \
+    never_stopped, stalls, wait_stall
 
 RAM = 64
 GUEST = {'dirty': 32}
@@ -84,3 +85,25 @@ def test_failure(t):
                 ('direct write', range(2, 3), errno.EIO), armed=False)
     info = check_runs(t, fs, at_switchover(t, fs))
     check_error(info, os.path.join(fs.mount, 'image'), os.strerror(errno.EIO))
+
+
+@test('last stage: what was written is synced while the guest runs',
+      quick=True)
+def test_early_sync(t):
+    path = t.path('image')
+    vm = t.source(ram=RAM, guest=GUEST,
+                  emulator=faulty(t, 'image', 'sync:1:hold'))
+    vm.setup(Mode(0))
+    vm.start_save(f'file:{path}')
+    wait_stall(t)
+    assert vm.command('query-status')['status'] == 'running'
+    assert vm.migration()['direct-io']['phase'] == 'sync'
+    vm.wait_guest('tick', 3)
+    assert stalls(t) == ['stall'], 'the sync was not held all the time'
+    never_stopped(vm)
+    open(t.path('fault-gate'), 'w').close()
+    info = vm.wait_migration()
+    assert info['status'] == 'completed', info
+    want = vm.ram_hash()
+    vm.kill()
+    t.restores(f'file:{path}', want, ram=RAM)

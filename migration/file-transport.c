@@ -10,6 +10,7 @@
 #endif
 #include "channel.h"
 #include "file-direct.h"
+#include "file-early-sync.h"
 #include "file-last-stage.h"
 #include "file-transport.h"
 #include "io/channel-file.h"
@@ -578,6 +579,23 @@ static bool file_sync_to_storage(Error **errp)
     return true;
 }
 
+bool file_transport_sync_early(Error **errp)
+{
+    MigrationFilePhase phase;
+    bool had_phase = file_transport_phase(&phase);
+    bool ok;
+
+    if (!transport.begun) {
+        return true;
+    }
+    file_transport_set_phase(MIGRATION_FILE_PHASE_SYNC);
+    ok = file_sync_to_storage(errp);
+    if (had_phase) {
+        file_transport_set_phase(phase);
+    }
+    return ok;
+}
+
 /* The magic number is what qemu_savevm_state_header() puts there */
 static bool file_write_magic(uint32_t magic, Error **errp)
 {
@@ -720,6 +738,7 @@ void file_transport_cleanup(void)
     qatomic_set(&current_phase, NO_PHASE);
     file_direct_close();
     file_last_stage_end();
+    file_early_sync_reset();
     file_unlock();
     file_remove_unused();
     g_clear_pointer(&transport.ioc, object_unref);

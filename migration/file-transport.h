@@ -109,6 +109,17 @@ bool file_transport_begin(Error **errp);
 bool file_transport_hold(Error **errp);
 
 /**
+ * file_transport_sync_early: bring what was written to stable storage
+ * @errp: where to put errors
+ *
+ * For a save that goes on; the file does not become an image.  Waits for the
+ * disk.  Migration thread, without the BQL.
+ *
+ * Returns: true on success
+ */
+bool file_transport_sync_early(Error **errp);
+
+/**
  * file_transport_sync: make sure that the image is complete
  * @errp: where to put errors
  *
