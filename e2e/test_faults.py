@@ -578,10 +578,10 @@ def test_fdset_wrong_load(t):
 
 
 @test('refused: capabilities that do not go together',
-      quick=True, stock='x-ignore-shared is accepted')
+      quick=True)
 def test_capabilities(t):
     vm = t.source(guest=DIRTY)
-    for other in ('x-ignore-shared', 'compress', 'xbzrle', 'postcopy-ram'):
+    for other in ('compress', 'xbzrle', 'postcopy-ram'):
         # Without multifd, which some versions do not combine with them
         vm.setup(Mode(0))
         try:

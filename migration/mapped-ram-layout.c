@@ -66,6 +66,23 @@ void mapped_ram_header_encode(const MappedRamLayout *layout,
     stq_be_p(buf + FIELD_PAGES_OFFSET, layout->pages_offset);
 }
 
+void mapped_ram_header_encode_left_out(uint64_t page_size,
+                                       uint8_t buf[MAPPED_RAM_HEADER_SIZE])
+{
+    MappedRamLayout layout = { .page_size = page_size };
+
+    mapped_ram_header_encode(&layout, buf);
+}
+
+bool mapped_ram_header_left_out(const uint8_t buf[MAPPED_RAM_HEADER_SIZE],
+                                uint64_t page_size)
+{
+    return ldl_be_p(buf + FIELD_VERSION) == MAPPED_RAM_VERSION &&
+           ldq_be_p(buf + FIELD_PAGE_SIZE) == page_size &&
+           !ldq_be_p(buf + FIELD_BITMAP_OFFSET) &&
+           !ldq_be_p(buf + FIELD_PAGES_OFFSET);
+}
+
 /* Complains unless the 64-bit field at @field holds @expected. */
 static bool check_field(const char *block, const char *name,
                         const uint8_t *buf, unsigned field,

@@ -12,6 +12,7 @@
 #include "exec/target_page.h"
 #include "file-transport.h"
 #include "mapped-ram-int.h"
+#include "options.h"
 #include "qapi/error.h"
 #include "trace.h"
 
@@ -30,8 +31,9 @@ static bool read_exactly(QEMUFile *f, const char *block, const char *what,
     return false;
 }
 
+/* Sets @left_out instead of @layout if the block is not in the file. */
 static bool load_layout(QEMUFile *f, RAMBlock *rb, MappedRamLayout *layout,
-                        Error **errp)
+                        bool *left_out, Error **errp)
 {
     uint8_t header[MAPPED_RAM_HEADER_SIZE];
     uint64_t header_offset = qemu_get_offset(f);
@@ -42,6 +44,11 @@ static bool load_layout(QEMUFile *f, RAMBlock *rb, MappedRamLayout *layout,
                       qemu_get_buffer(f, header, sizeof(header)),
                       sizeof(header), errp)) {
         return false;
+    }
+    *left_out = migrate_ignore_shared() &&
+                mapped_ram_header_left_out(header, qemu_target_page_size());
+    if (*left_out) {
+        return true;
     }
     if (fstat(mapped_ram_stream_fd(f), &st) == 0 && S_ISREG(st.st_mode)) {
         file_size = st.st_size;
@@ -79,6 +86,7 @@ bool mapped_ram_load_block(QEMUFile *f, RAMBlock *rb, Error **errp)
     MappedRam *m = mapped_ram_running(true);
     MappedRamLayout layout;
     MappedRamBlock *b;
+    bool left_out;
     size_t size;
 
     if (!m) {
@@ -88,8 +96,11 @@ bool mapped_ram_load_block(QEMUFile *f, RAMBlock *rb, Error **errp)
         }
         file_transport_set_phase(MIGRATION_FILE_PHASE_RAM);
     }
-    if (!load_layout(f, rb, &layout, errp)) {
+    if (!load_layout(f, rb, &layout, &left_out, errp)) {
         return false;
+    }
+    if (left_out) {
+        return true;
     }
     b = mapped_ram_add_block(m, rb, &layout);
     size = mapped_ram_layout_bitmap_size(&layout);

@@ -131,6 +131,15 @@ bool mapped_ram_save_block(QEMUFile *f, RAMBlock *rb, Error **errp)
     return true;
 }
 
+bool mapped_ram_save_left_out(QEMUFile *f, Error **errp)
+{
+    uint8_t header[MAPPED_RAM_HEADER_SIZE];
+
+    mapped_ram_header_encode_left_out(qemu_target_page_size(), header);
+    qemu_put_buffer(f, header, sizeof(header));
+    return mapped_ram_stream_ok(f, errp);
+}
+
 bool mapped_ram_save_ready(QEMUFile *f, Error **errp)
 {
     off_t end = qemu_get_offset(f);

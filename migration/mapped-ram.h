@@ -73,6 +73,18 @@ bool mapped_ram_save_begin(QEMUFile *f, const MappedRamLoopOps *ops,
 bool mapped_ram_save_block(QEMUFile *f, RAMBlock *rb, Error **errp);
 
 /**
+ * mapped_ram_save_left_out:
+ * @f: the main stream
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * In place of mapped_ram_save_block(), for a RAM block that stays in its
+ * shared memory.
+ *
+ * Returns: true, or false with @errp set
+ */
+bool mapped_ram_save_left_out(QEMUFile *f, Error **errp);
+
+/**
  * mapped_ram_save_ready:
  * @f: the main stream, behind the last block
  * @errp: pointer to a NULL-initialized error object

@@ -464,7 +464,7 @@ class Image:
                              f'{FLAG_MEM_SIZE}', self.total_at, 'size of RAM')
         if 'x-ignore-shared' in self.capabilities:
             raise self.error('was saved with the capability x-ignore-shared, '
-                             'with which mapped-ram does not work',
+                             'and so without the RAM that is shared',
                              self.configuration_end, 'configuration')
         left = self.total
         names = set()

@@ -135,6 +135,28 @@ void mapped_ram_header_encode(const MappedRamLayout *layout,
                               uint8_t buf[MAPPED_RAM_HEADER_SIZE]);
 
 /**
+ * mapped_ram_header_encode_left_out:
+ * @page_size: bytes of a page
+ * @buf: where to put the header
+ *
+ * Encodes the header of a RAM block whose RAM is not in the file, because the
+ * capability x-ignore-shared leaves it in its shared memory: both offsets are
+ * 0.  What comes next in the stream stands right behind it.
+ */
+void mapped_ram_header_encode_left_out(uint64_t page_size,
+                                       uint8_t buf[MAPPED_RAM_HEADER_SIZE]);
+
+/**
+ * mapped_ram_header_left_out:
+ * @buf: the header
+ * @page_size: bytes of a page
+ *
+ * Returns: whether this is the header of a RAM block that is not in the file
+ */
+bool mapped_ram_header_left_out(const uint8_t buf[MAPPED_RAM_HEADER_SIZE],
+                                uint64_t page_size);
+
+/**
  * mapped_ram_header_decode:
  * @layout: the layout to fill in
  * @block: name of the RAM block, for messages
