@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The last stage of a live save, on a disk that hangs: the guest does not
-wait for the disk when the save fails or is cancelled."""
+wait for the disk when the save fails or is cancelled, and QMP never does."""
 
 import errno
 import os
@@ -70,7 +70,7 @@ def check_runs(t, fs, vm):
 @test('last stage: cancelled while the disk hangs, the guest runs', quick=True,
       timeout=240)
 def test_cancel(t):
-    for kind in ('direct write', 'sync'):
+    for kind in ('direct write', 'buffered write', 'sync'):
         fs = broken(t, (kind, range(1, 3), 'hold'), armed=False)
         vm = at_switchover(t, fs)
         assert vm.command('query-status')['status'] == 'finish-migrate'
@@ -107,3 +107,45 @@ def test_early_sync(t):
     want = vm.ram_hash()
     vm.kill()
     t.restores(f'file:{path}', want, ram=RAM)
+
+
+@test('last stage: QMP answers while the end of a save does not end',
+      quick=True, timeout=240)
+def test_buffered_writes(t):
+    """Each write of the main stream is held: bitmaps, devices, the magic."""
+    for nth in range(1, 5):
+        fs = broken(t, ('buffered write', range(nth, nth + 1), 'hold'),
+                    armed=False)
+        vm = at_switchover(t, fs)
+        assert vm.command('query-status')['status'] == 'finish-migrate'
+        assert fs.held, 'the disk did not hang all the time'
+        fs.release()
+        info = vm.wait_migration()
+        assert info['status'] == 'completed', info
+        want = vm.ram_hash()
+        vm.kill()
+        t.restores(f'file:{t.path("image")}', want, DIRECT, ram=RAM).kill()
+        os.unlink(t.path('image'))
+
+
+@test('restore: QMP answers while a read of the main stream does not end',
+      quick=True, timeout=240)
+def test_buffered_reads(t):
+    vm = t.source(ram=RAM, guest=GUEST)
+    vm.save(f'file:{t.path("image")}', DIRECT)
+    want = vm.ram_hash()
+    vm.kill()
+    for nth in range(1, 5):
+        fs = broken(t, ('buffered read', range(nth, nth + 1), 'hold'))
+        dst = t.vm(incoming=True, ram=RAM)
+        dst.setup(DIRECT)
+        dst.command('migrate-incoming',
+                    {'uri': f'file:{os.path.join(fs.mount, "image")}'})
+        wait_for(dst, 'the disk hung', lambda: fs.held)
+        assert dst.command('query-status')['status'] == 'inmigrate'
+        assert fs.held, 'the disk did not hang all the time'
+        fs.release()
+        info = dst.wait_migration()
+        assert info['status'] == 'completed', info
+        assert dst.ram_hash() == want, 'restored RAM differs'
+        dst.kill()

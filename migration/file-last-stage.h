@@ -13,13 +13,25 @@
 #ifndef QEMU_MIGRATION_FILE_LAST_STAGE_H
 #define QEMU_MIGRATION_FILE_LAST_STAGE_H
 
+#include "qemu-file.h"
+
 /**
  * file_last_stage_begin: the migration thread has stopped the guest
+ * @f: the main stream
  *
- * Does nothing if the migration does not go to a file.  BQL held, and not
- * released since the guest was stopped.
+ * With mapped-ram, what is written to @f with the BQL held is kept in memory
+ * from now on, see file-queue.h.  Does nothing if the migration does not go
+ * to a file.  BQL held, and not released since the guest was stopped.
  */
-void file_last_stage_begin(void);
+void file_last_stage_begin(QEMUFile *f);
+
+/**
+ * file_last_stage_flush: write what was kept
+ * @f: the main stream, which gets the error if there is one
+ *
+ * Migration thread, without the BQL.
+ */
+void file_last_stage_flush(QEMUFile *f);
 
 /**
  * file_last_stage_take_guest: whoever asks first shall resume the guest

@@ -9,6 +9,7 @@
 #include <sys/resource.h>
 #endif
 #include "channel.h"
+#include "file-aside.h"
 #include "file-direct.h"
 #include "file-early-sync.h"
 #include "file-last-stage.h"
@@ -467,6 +468,9 @@ void file_start_incoming_migration(FileMigrationArgs *file_args, Error **errp)
     }
 
     ioc = file_channel_new(fd);
+    if (migrate_mapped_ram()) {
+        file_aside_begin(ioc);
+    }
     qio_channel_add_watch_full(ioc, G_IO_IN, file_accept_incoming_migration,
                                NULL, NULL, g_main_context_get_thread_default());
 }
@@ -508,6 +512,9 @@ bool file_transport_adopt(QIOChannel *ioc, const char *fdname, bool outgoing,
         return false;
     }
     transport.adopted = true;
+    if (!outgoing) {
+        file_aside_begin(ioc);
+    }
     qio_channel_set_name(ioc, transport.name);
     return true;
 }
@@ -739,6 +746,7 @@ void file_transport_cleanup(void)
     file_direct_close();
     file_last_stage_end();
     file_early_sync_reset();
+    file_aside_end();
     file_unlock();
     file_remove_unused();
     g_clear_pointer(&transport.ioc, object_unref);

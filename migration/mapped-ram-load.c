@@ -64,24 +64,8 @@ static bool load_layout(QEMUFile *f, RAMBlock *rb, MappedRamLayout *layout,
     return true;
 }
 
-/*
- * Loads the pages of a block.  The main loop goes on meanwhile, and somebody
- * there may wait for all readers of RCU, of which our caller is one.
- */
-static bool load_pages(MappedRam *m, RAMBlock *rb, MappedRamBlock *b,
-                       Error **errp)
-{
-    bool ok;
-
-    memory_region_ref(rb->mr);
-    rcu_read_unlock();
-    ok = mapped_ram_pool_load_block(m->pool, b, errp);
-    rcu_read_lock();
-    memory_region_unref(rb->mr);
-    return ok;
-}
-
-bool mapped_ram_load_block(QEMUFile *f, RAMBlock *rb, Error **errp)
+/* As mapped_ram_load_block(), but not as a reader of RCU. */
+static bool load_block(QEMUFile *f, RAMBlock *rb, Error **errp)
 {
     MappedRam *m = mapped_ram_running(true);
     MappedRamLayout layout;
@@ -114,12 +98,32 @@ bool mapped_ram_load_block(QEMUFile *f, RAMBlock *rb, Error **errp)
         error_prepend(errp, "%s: ", mapped_ram_stream_name(f));
         return false;
     }
-    if (!load_pages(m, rb, b, errp)) {
+    if (!mapped_ram_pool_load_block(m->pool, b, errp)) {
         error_prepend(errp, "RAM block '%s': ", rb->idstr);
         return false;
     }
     qemu_set_offset(f, mapped_ram_layout_end(&layout), SEEK_SET);
     return true;
+}
+
+/*
+ * The main loop goes on while this waits for the disk, and somebody there may
+ * wait for all readers of RCU, of which our caller is one.
+ */
+bool mapped_ram_load_block(QEMUFile *f, RAMBlock *rb, Error **errp)
+{
+    bool ok;
+
+    memory_region_ref(rb->mr);
+    rcu_read_unlock();
+    ok = load_block(f, rb, errp);
+    /* Have the description of the next block, or the end, read here, too */
+    if (ok) {
+        qemu_peek_byte(f, 0);
+    }
+    rcu_read_lock();
+    memory_region_unref(rb->mr);
+    return ok;
 }
 
 void mapped_ram_load_cleanup(void)

@@ -8,7 +8,8 @@ saving to a file and restoring from it needs is there: files in one directory.
 
 A fault is a tuple (operation, which, what):
     operation   'read', 'write' or 'sync'; 'direct read' and 'direct write' are
-                those of descriptors with O_DIRECT, counted apart
+                those of descriptors with O_DIRECT, counted apart, and
+                'buffered read' and 'buffered write' all others
     which       a range of numbers; requests of a kind count from 1
     what        an errno; 'short': write only the first half, in pages (a
                 short read would be the end of the file, to FUSE); a float:
@@ -113,8 +114,8 @@ class Server:
     def _fault(self, operation, size=0, flags=0):
         """Counts a request, and does what is to go wrong with it.  Returns
         how many bytes are to be served."""
-        kinds = [operation] + (flags & os.O_DIRECT > 0) * \
-            ['direct ' + operation]
+        how = 'direct ' if flags & os.O_DIRECT else 'buffered '
+        kinds = [operation, how + operation]
         if not self.shared[ARMED]:
             return size
         with self.lock:

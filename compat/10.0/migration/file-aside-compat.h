@@ -1,0 +1,20 @@
+/*
+ * What file-aside.c needs of this version of QEMU
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef QEMU_MIGRATION_FILE_ASIDE_COMPAT_H
+#define QEMU_MIGRATION_FILE_ASIDE_COMPAT_H
+
+#include "block/aio.h"
+#include "block/thread-pool.h"
+
+/* Has a thread of the pool call @func; the coroutine yields meanwhile. */
+static inline void coroutine_fn file_aside_submit_co(ThreadPoolFunc *func,
+                                                     void *arg)
+{
+    thread_pool_submit_co(func, arg);
+}
+
+#endif

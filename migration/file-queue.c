@@ -1,0 +1,127 @@
+/*
+ * Saving to a file: what is written while the BQL is held
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "file-queue.h"
+
+/* In place of an offset: at the position of the channel */
+#define AT_POSITION ((off_t)-1)
+
+typedef struct Write {
+    off_t offset;
+    GByteArray *data;
+} Write;
+
+/* Only for the thread that saves; others find another @ioc, or none */
+static struct {
+    QIOChannel *ioc;
+    bool hold;
+    GQueue writes;
+} queue = { .writes = G_QUEUE_INIT };
+
+static void write_free(Write *w)
+{
+    g_byte_array_unref(w->data);
+    g_free(w);
+}
+
+void file_queue_begin(QIOChannel *ioc)
+{
+    file_queue_drop();
+    queue.hold = true;
+    qatomic_set(&queue.ioc, ioc);
+}
+
+void file_queue_hold(bool hold)
+{
+    queue.hold = hold;
+}
+
+void file_queue_drop(void)
+{
+    Write *w;
+
+    qatomic_set(&queue.ioc, NULL);
+    while ((w = g_queue_pop_head(&queue.writes))) {
+        write_free(w);
+    }
+}
+
+static bool do_write(QIOChannel *ioc, const Write *w, Error **errp)
+{
+    const char *data = (const char *)w->data->data;
+
+    if (w->offset == AT_POSITION) {
+        return !qio_channel_write_all(ioc, data, w->data->len, errp);
+    }
+    return !qio_channel_pwrite_all(ioc, data, w->data->len, w->offset, errp);
+}
+
+/* Writes what has been kept; goes on keeping. */
+static bool write_kept(QIOChannel *ioc, Error **errp)
+{
+    Write *w;
+    bool ok = true;
+
+    while (ok && (w = g_queue_pop_head(&queue.writes))) {
+        ok = do_write(ioc, w, errp);
+        write_free(w);
+    }
+    return ok;
+}
+
+bool file_queue_flush(Error **errp)
+{
+    bool ok = !queue.ioc || write_kept(queue.ioc, errp);
+
+    file_queue_drop();
+    return ok;
+}
+
+/* Where to put the next bytes for @offset: the last write, or a new one */
+static GByteArray *keep_at(off_t offset)
+{
+    Write *w = g_queue_peek_tail(&queue.writes);
+
+    if (!w || w->offset != AT_POSITION || offset != AT_POSITION) {
+        w = g_new(Write, 1);
+        w->offset = offset;
+        w->data = g_byte_array_new();
+        g_queue_push_tail(&queue.writes, w);
+    }
+    return w->data;
+}
+
+int file_queue_writev_all(QIOChannel *ioc, const struct iovec *iov,
+                          size_t niov, Error **errp)
+{
+    if (ioc != qatomic_read(&queue.ioc)) {
+        return qio_channel_writev_all(ioc, iov, niov, errp);
+    }
+    if (!queue.hold) {
+        return write_kept(ioc, errp) ?
+               qio_channel_writev_all(ioc, iov, niov, errp) : -1;
+    }
+    for (size_t i = 0; i < niov; i++) {
+        g_byte_array_append(keep_at(AT_POSITION), iov[i].iov_base,
+                            iov[i].iov_len);
+    }
+    return 0;
+}
+
+int file_queue_pwrite_all(QIOChannel *ioc, const void *buf, size_t len,
+                          off_t offset, Error **errp)
+{
+    if (ioc != qatomic_read(&queue.ioc)) {
+        return qio_channel_pwrite_all(ioc, buf, len, offset, errp);
+    }
+    if (!queue.hold) {
+        return write_kept(ioc, errp) ?
+               qio_channel_pwrite_all(ioc, buf, len, offset, errp) : -1;
+    }
+    g_byte_array_append(keep_at(offset), buf, len);
+    return 0;
+}

@@ -1,0 +1,75 @@
+/*
+ * Saving to a file: what is written while the BQL is held
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * The end of RAM and the state of devices are saved with the BQL held.  A
+ * write may take as long as the disk likes, and QMP would wait for it.  So
+ * what is written then is kept in memory, and goes to the file when the lock
+ * has been released.  It is little: workers write RAM.
+ *
+ * There is at most one queue in a process, and it belongs to the migration
+ * thread.
+ */
+
+#ifndef QEMU_MIGRATION_FILE_QUEUE_H
+#define QEMU_MIGRATION_FILE_QUEUE_H
+
+#include "io/channel.h"
+
+/**
+ * file_queue_begin: from now on keep what is written to @ioc
+ * @ioc: the channel of the main stream
+ *
+ * To be ended by file_queue_flush() or file_queue_drop().
+ */
+void file_queue_begin(QIOChannel *ioc);
+
+/**
+ * file_queue_hold: whether to keep what is written
+ * @hold: false while the BQL is released for a while
+ *
+ * With @hold false, writes go to the file, behind those that were kept.  Does
+ * nothing without file_queue_begin().
+ */
+void file_queue_hold(bool hold);
+
+/**
+ * file_queue_flush: write what has been kept, and keep nothing any more
+ * @errp: where to put errors
+ *
+ * Waits for the disk: without the BQL.
+ *
+ * Returns: true on success, also if there is no queue
+ */
+bool file_queue_flush(Error **errp);
+
+/* Forget what has been kept, and keep nothing any more. */
+void file_queue_drop(void);
+
+/**
+ * file_queue_writev_all: as qio_channel_writev_all(), or keep it
+ * @ioc: any channel
+ * @iov: what to write at the channel's position; copied when kept
+ * @niov: elements of @iov
+ * @errp: where to put errors
+ *
+ * Returns: 0, or -1 on error
+ */
+int file_queue_writev_all(QIOChannel *ioc, const struct iovec *iov,
+                          size_t niov, Error **errp);
+
+/**
+ * file_queue_pwrite_all: as qio_channel_pwrite_all(), or keep it
+ * @ioc: any channel
+ * @buf: what to write; copied when kept
+ * @len: bytes of @buf
+ * @offset: where in the file
+ * @errp: where to put errors
+ *
+ * Returns: 0, or -1 on error
+ */
+int file_queue_pwrite_all(QIOChannel *ioc, const void *buf, size_t len,
+                          off_t offset, Error **errp);
+
+#endif /* QEMU_MIGRATION_FILE_QUEUE_H */
