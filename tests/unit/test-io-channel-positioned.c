@@ -139,10 +139,13 @@ static GSource *test_channel_create_watch(QIOChannel *ioc,
     return g_source_new(&test_channel_source_funcs, sizeof(GSource));
 }
 
-static void test_channel_class_init(ObjectClass *klass, void *data)
+/* Not a TypeInfo's class_init, whose type differs between versions of QEMU */
+static void test_channel_register(const TypeInfo *info)
 {
-    QIOChannelClass *ioc_klass = QIO_CHANNEL_CLASS(klass);
+    QIOChannelClass *ioc_klass;
 
+    type_register_static(info);
+    ioc_klass = QIO_CHANNEL_CLASS(object_class_by_name(info->name));
     ioc_klass->io_preadv = test_channel_preadv;
     ioc_klass->io_pwritev = test_channel_pwritev;
     ioc_klass->io_create_watch = test_channel_create_watch;
@@ -152,7 +155,6 @@ static const TypeInfo test_channel_info = {
     .parent = TYPE_QIO_CHANNEL,
     .name = TYPE_TEST_CHANNEL,
     .instance_size = sizeof(TestChannel),
-    .class_init = test_channel_class_init,
 };
 
 static TestChannel *test_channel_new(size_t chunk)
@@ -482,7 +484,7 @@ int main(int argc, char **argv)
     int ret;
 
     module_call_init(MODULE_INIT_QOM);
-    type_register_static(&test_channel_info);
+    test_channel_register(&test_channel_info);
     g_test_init(&argc, &argv, NULL);
     test_dir = g_dir_make_tmp("test-io-channel-positioned-XXXXXX", NULL);
     g_assert_nonnull(test_dir);

@@ -96,12 +96,16 @@ class Base:
                    migrate must pass
     e2e            options of the end-to-end tests; --quick by default, as
                    most of what they find does not depend on the base
+    exchange       the bases with which they exchange images
     bench          yes if the benchmark's own test runs on it
-    sanitize       yes if the series' tests run under sanitizers on it"""
+    sanitize       yes if the series' tests run under sanitizers on it
+    parts          the parts of ./run test --all that run on it; all of them
+                   if left out.  --only runs the others, too"""
 
     KEYS = ('package', 'suite', 'family', 'configure')
     OPTIONAL = {'hooks': '', 'mapped_ram': 'yes', 'qtest_options': '',
-                'iotests': '', 'e2e': '--quick', 'bench': 'no', 'sanitize': 'no'}
+                'iotests': '', 'e2e': '--quick', 'exchange': '',
+                'bench': 'no', 'sanitize': 'no', 'parts': ''}
 
     def __init__(self, root, name):
         self.name = name
@@ -120,6 +124,8 @@ class Base:
             setattr(self, key, values[key] == 'yes')
         self.iotests = values['iotests'].split()
         self.e2e = shlex.split(values['e2e'])
+        self.exchange = values['exchange'].split()
+        self.parts = values['parts'].split()
         self.qtest_options = {}
         if values['qtest_options']:
             program, *options = shlex.split(values['qtest_options'])

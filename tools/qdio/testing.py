@@ -57,23 +57,31 @@ class Tests:
     # These take the same time however many bases there are
     ONCE = ('lint', 'tools', 'fresh', 'canary')
 
-    def __init__(self, bases, source, minutes=0, quick=False):
+    def __init__(self, bases, source, minutes=0, quick=False, every=False):
+        """`every`: run each part also on bases that do not list it."""
         self.report = Report()
         self.series = Series(ROOT)
-        self.trees = [Tree(base, source) for base in bases]
+        self.all_trees = [Tree(base, source) for base in bases]
+        self.trees = self.all_trees     # those on which the part runs
+        self._every = every
         self._broken = set()
         self._minutes = minutes
         self._quick = quick
 
     def prepare(self):
         """Fetch and apply; edits in a tree are kept apart, not tested."""
-        for tree in self.trees:
+        for tree in self.all_trees:
             tree.ensure()
             apply(self.series, tree.base.name, tree, 'keep')
 
+    def trees_of(self, part):
+        """The trees on which a part runs."""
+        return [t for t in self.all_trees if self._every or part in self.ONCE
+                or not t.base.parts or part in t.base.parts]
+
     def minutes_of(self, part):
         return self.PARTS[part] * (1 if part in self.ONCE
-                                   else len(self.trees))
+                                   else len(self.trees_of(part)))
 
     def plan(self, parts):
         print('# QEMU ' + ', '.join(t.base.name for t in self.trees) + ': '
@@ -91,6 +99,7 @@ class Tests:
                 self.report.skip_part(part, f'the {self._minutes} minutes of '
                                       'QDIO_MINUTES are over')
                 continue
+            self.trees = self.trees_of(part)
             self.report.part(part, getattr(self, 'part_' + part),
                              f', {i} of {len(parts)} parts, '
                              f'{spent:.0f} minutes so far')
@@ -247,9 +256,17 @@ class Tests:
                                  'it could not be built')
                 continue
             options = ['--quick'] if self._quick else tree.base.e2e
-            others = [] if options else [self._built(t) for t in self.trees
-                                         if t is not tree]
+            others = list(filter(None, map(self._built, self._peers(tree))))
             self._e2e(build, others[0] if others else None, options=options)
+            for other in others[1:]:
+                self._e2e(build, other,
+                          f'exchange of images with {other.base.name},',
+                          f'e2e-{other.name}', [*options, '-k', 'interop:'])
+
+    def _peers(self, tree):
+        """The trees with which a tree's build exchanges images."""
+        return [t for name in tree.base.exchange for t in self.all_trees
+                if t.base.name == name]
 
     def _e2e(self, build, other, name='end to end', log='e2e', options=()):
         """`other`: the build to exchange images with, or None."""
@@ -398,6 +415,13 @@ def _only_moved(copy, path):
     return text(copy) == text(ROOT)
 
 
+def _check_parts(base):
+    for part in base.parts:
+        if part not in Tests.PARTS:
+            raise Fault(f"bases/{base.name}.conf: there is no part '{part}'; "
+                        f"parts takes some of {', '.join(Tests.PARTS)}")
+
+
 def main(args):
     if args.list:
         print('\n'.join(Tests.PARTS))
@@ -415,11 +439,13 @@ def main(args):
     quick = not args.all and not args.only
     names = [name] if name else [demo_base()] if quick else base_names()
     bases = [get_base(n) for n in names]
+    for base in bases:
+        _check_parts(base)
     check_space()
     install_needed()
-    tests = Tests(bases, args.source, minutes, quick)
+    tests = Tests(bases, args.source, minutes, quick, every=bool(args.only))
     with contextlib.ExitStack() as locks:
-        for tree in tests.trees:
+        for tree in tests.all_trees:
             locks.enter_context(tree.locked())
         tests.prepare()
         return tests.run(parts)
