@@ -33,7 +33,7 @@ static int64_t prepare_blocks(MappedRam *m, int64_t offset, Error **errp)
     RAMBlock *rb;
 
     RCU_READ_LOCK_GUARD();
-    RAMBLOCK_FOREACH_MIGRATABLE(rb) {
+    RAMBLOCK_FOREACH_NOT_IGNORED(rb) {
         if (!mapped_ram_layout_init(&layout, rb->idstr, offset,
                                     rb->used_length, qemu_target_page_size(),
                                     errp)) {
