@@ -10,6 +10,7 @@
 #include "exec/ramblock.h"
 #include "exec/target_page.h"
 #include "file-transport.h"
+#include "mapped-ram-compat.h"
 #include "mapped-ram-int.h"
 #include "ram.h"
 #include "qapi/error.h"
