@@ -92,7 +92,10 @@ DirectQueueEngine file_direct_engine(void)
 
 unsigned file_direct_depth(unsigned channels)
 {
-    return DIV_ROUND_UP(migrate_direct_io_depth(), channels);
+    unsigned depth = migrate_direct_io_depth();
+
+    /* With one request at a time a worker waits whenever the disk has it */
+    return MAX(DIV_ROUND_UP(depth, channels), MIN(depth, 2));
 }
 
 /* Makes a queue, as each channel will, to see if that works. */

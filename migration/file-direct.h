@@ -56,8 +56,9 @@ const char *file_direct_reason(void);
 DirectQueueEngine file_direct_engine(void);
 
 /*
- * How many requests each of @channels channels may have in flight: its share
- * of what the parameter x-direct-io-depth says, 1 or more.
+ * How many requests each of @channels workers may have in flight: its share
+ * of what the parameter x-direct-io-depth says, but at least two, unless that
+ * says one.
  */
 unsigned file_direct_depth(unsigned channels);
 

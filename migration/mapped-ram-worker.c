@@ -23,6 +23,7 @@
 #include "migration/mapped-ram-pool.h"
 #include "qapi/error.h"
 #include "qemu/cutils.h"
+#include "mapped-ram-memory.h"
 #include "mapped-ram-worker.h"
 #include "trace.h"
 
@@ -41,8 +42,11 @@
 
 /*
  * The workers share what may be in flight, lest a drain take long on a slow
- * disk; but each has at least this many bytes.
+ * disk: so many bytes for each request that they may have, which is 32 MiB
+ * for all of them by default.  But each has at least two large requests.
  */
+#define IN_FLIGHT_PER_REQUEST \
+    (DIRECT_QUEUE_BYTES_DEFAULT / DIRECT_QUEUE_DEPTH_DEFAULT)
 #define IN_FLIGHT_MIN (4 * MiB)
 
 /* Where pages have been read over that must become zero. */
@@ -67,6 +71,14 @@ static bool do_read(DirectQueue *q, uint8_t *buf, size_t len,
     return direct_queue_read(q, buf, len, offset, errp);
 }
 
+uint64_t mapped_ram_worker_bytes(unsigned depth, unsigned workers)
+{
+    uint64_t bytes = depth ? (uint64_t)depth * IN_FLIGHT_PER_REQUEST :
+                     DIRECT_QUEUE_BYTES_DEFAULT / workers;
+
+    return MAX(bytes, IN_FLIGHT_MIN);
+}
+
 static DirectQueue *new_queue(const MappedRamPoolConfig *config, int fd,
                               const DirectIOLimits *limits,
                               DirectQueueEngine engine, Error **errp)
@@ -77,8 +89,7 @@ static DirectQueue *new_queue(const MappedRamPoolConfig *config, int fd,
         .limits = *limits,
         .engine = engine,
         .depth = config->depth,
-        .bytes = MAX(DIRECT_QUEUE_BYTES_DEFAULT / config->workers,
-                     IN_FLIGHT_MIN),
+        .bytes = mapped_ram_worker_bytes(config->depth, config->workers),
     };
 
     return direct_queue_new(&queue, errp);
@@ -340,13 +351,27 @@ static unsigned long next_allocated(const MappedRamBlock *b,
     return page;
 }
 
+/* Takes pages out of @which that are zero because nobody has touched them. */
+static void skip_untouched(const MappedRamBlock *b, unsigned long first,
+                           unsigned long pages, unsigned long *which)
+{
+    DECLARE_BITMAP(touched, MAPPED_RAM_EXTENT_PAGES);
+
+    if (b->anonymous && b->layout.page_size == qemu_real_host_page_size() &&
+        mapped_ram_memory_touched(b->host + first * b->layout.page_size, pages,
+                                  touched)) {
+        bitmap_and(which, which, touched, pages);
+    }
+}
+
 /* Makes the pages of @which zero, which are counted from @first. */
 static void zero_pages(const MappedRamBlock *b, unsigned long first,
-                       unsigned long pages, const unsigned long *which)
+                       unsigned long pages, unsigned long *which)
 {
     uint64_t page_size = b->layout.page_size;
     unsigned long page, allocated = 0;
 
+    skip_untouched(b, first, pages, which);
     for (page = find_next_bit(which, pages, 0); page < pages;
          page = find_next_bit(which, pages, page + 1)) {
         uint8_t *host = b->host + (first + page) * page_size;

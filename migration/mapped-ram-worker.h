@@ -36,6 +36,12 @@ typedef struct MappedRamWorker {
 bool mapped_ram_worker_init(MappedRamWorker *c,
                             const MappedRamPoolConfig *config, Error **errp);
 
+/*
+ * How many bytes a worker of @workers may have in flight, when each may have
+ * @depth requests; 0 for the default.
+ */
+uint64_t mapped_ram_worker_bytes(unsigned depth, unsigned workers);
+
 /* Frees the queues after their requests in flight.  Fine on a zeroed @c. */
 void mapped_ram_worker_destroy(MappedRamWorker *c);
 

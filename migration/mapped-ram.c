@@ -148,6 +148,7 @@ MappedRamBlock *mapped_ram_add_block(MappedRam *m, RAMBlock *rb,
     b->present = g_malloc0(mapped_ram_layout_bitmap_size(layout));
     /* Reading unplugged memory, to see if it is zero, would populate it. */
     b->keep_absent = memory_region_has_ram_discard_manager(rb->mr);
+    b->anonymous = rb->fd < 0 && !qemu_ram_is_shared(rb);
     b->shared_fd = qemu_ram_is_shared(rb) && !rb->fd_offset ? rb->fd : -1;
     g_hash_table_insert(m->blocks, rb, b);
     return b;

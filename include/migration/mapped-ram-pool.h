@@ -47,6 +47,8 @@ typedef struct MappedRamPool MappedRamPool;
  *           workers while saving, read by them while loading.
  * @keep_absent: when loading, leave pages alone that are not in the file.
  *               For memory whose absent pages must not even be touched.
+ * @anonymous: whether the memory is private and of no file, so that pages
+ *             that were never touched are known to be zero
  * @shared_fd: when the memory is a shared mapping of a file from its start
  *             on, that file; its holes are known to be zero, and reading
  *             them, to see that, would allocate them.  Else -1.
@@ -60,6 +62,7 @@ typedef struct MappedRamBlock {
     MappedRamLayout layout;
     unsigned long *present;
     bool keep_absent;
+    bool anonymous;
     int shared_fd;
 } MappedRamBlock;
 

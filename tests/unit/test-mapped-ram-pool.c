@@ -9,10 +9,12 @@
 
 #include "qemu/osdep.h"
 #include <glib/gstdio.h>
+#include <sys/mman.h>
 #include "migration/mapped-ram-pool.h"
 #include "qapi/error.h"
 #include "qemu/cutils.h"
 #include "qemu/memalign.h"
+#include "../../migration/mapped-ram-memory.h"
 #include "../../migration/mapped-ram-worker.h"
 
 #define PAGE 4096
@@ -77,6 +79,25 @@ static void test_plan(void)
     }
 }
 
+/* Bytes in flight grow with the requests, and each worker has enough. */
+static void test_in_flight(void)
+{
+    static const struct {
+        unsigned depth, workers;
+        uint64_t bytes;
+    } cases[] = {
+        { 0, 1, 32 * MiB }, { 0, 4, 8 * MiB }, { 0, 255, 4 * MiB },
+        { 64, 1, 32 * MiB }, { 16, 4, 8 * MiB }, { 2, 64, 4 * MiB },
+        { 1, 1, 4 * MiB }, { 128, 1, 64 * MiB }, { 1024, 1, 512 * MiB },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        g_assert_cmpuint(mapped_ram_worker_bytes(cases[i].depth,
+                                                 cases[i].workers), ==,
+                         cases[i].bytes);
+    }
+}
+
 /* --- a save and a load ------------------------------------------------ */
 
 typedef struct Fixture {
@@ -125,6 +146,47 @@ static MappedRamPool *new_pool(Fixture *f, unsigned workers, unsigned align)
     };
 
     return mapped_ram_pool_new(&config, &error_abort);
+}
+
+/*
+ * Memory that nobody has touched stays so where the file has nothing: its
+ * pages are not even read, which would map them.
+ */
+static void test_untouched(void)
+{
+    DECLARE_BITMAP(touched, 2048);
+    Fixture f;
+    MappedRamPool *pool;
+    void *old;
+
+    fixture_init(&f, 2048);
+    old = f.block.host;
+    f.block.host = mmap(NULL, 2048 * PAGE, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    g_assert_true(f.block.host != MAP_FAILED);
+    f.block.anonymous = true;
+    f.block.shared_fd = -1;
+    madvise(f.block.host, 2048 * PAGE, MADV_NOHUGEPAGE);
+    if (!mapped_ram_memory_touched(f.block.host, 2048, touched)) {
+        g_test_skip("the kernel does not tell which pages were touched");
+        goto out;
+    }
+    g_assert_true(bitmap_empty(touched, 2048));
+
+    /* This one was, and becomes zero. */
+    f.block.host[5 * PAGE] = 1;
+    pool = new_pool(&f, 2, 0);
+    g_assert_true(mapped_ram_pool_load_block(pool, &f.block, &error_abort));
+    mapped_ram_pool_free(pool);
+    g_assert_cmpuint(f.block.host[5 * PAGE], ==, 0);
+    g_assert_true(mapped_ram_memory_touched(f.block.host, 2048, touched));
+    g_assert_cmpuint(bitmap_count_one(touched, 2048), ==, 1);
+    g_assert_true(test_bit(5, touched));
+
+out:
+    munmap(f.block.host, 2048 * PAGE);
+    f.block.host = old;
+    fixture_destroy(&f);
 }
 
 /* A page's first word tells the page and its generation; 0 is a zero page. */
@@ -570,6 +632,8 @@ int main(int argc, char **argv)
     };
 
     g_test_init(&argc, &argv, NULL);
+    g_test_add_func("/mapped-ram-pool/in-flight", test_in_flight);
+    g_test_add_func("/mapped-ram-pool/untouched", test_untouched);
     g_test_add_func("/mapped-ram-pool/plan", test_plan);
     for (int i = 0; i < ARRAY_SIZE(shapes); i++) {
         g_autofree char *name = g_strdup_printf("/mapped-ram-pool/roundtrip/%s",
