@@ -18,7 +18,6 @@
 
 /* Capabilities that can't be combined with mapped-ram */
 #define FILE_BASE_REFUSED_CAPS \
-    "xbzrle", "postcopy-ram", "x-colo", "x-ignore-shared", \
-    "background-snapshot"
+    "xbzrle", "postcopy-ram", "x-colo", "background-snapshot"
 
 #endif

@@ -19,6 +19,6 @@
 /* Capabilities that can't be combined with mapped-ram */
 #define FILE_BASE_REFUSED_CAPS \
     "xbzrle", "compress", "postcopy-ram", "x-colo", "zero-copy-send", \
-    "rdma-pin-all", "x-ignore-shared", "background-snapshot"
+    "rdma-pin-all", "background-snapshot"
 
 #endif
