@@ -17,8 +17,9 @@ from .suites import run_unit_tests, run_suite, targets_of
 
 # The repository's own MAINTAINERS covers our files; a hook into the base's
 # would be in every patch.
-_KNOWN = re.compile(r'added, moved or deleted file\(s\), does MAINTAINERS need'
-                    r' updating\?')
+# From 10.2 on the files are listed before the question.
+_KNOWN = re.compile(r'added, moved or deleted file\(s\)(, does|:.*\n\nDoes) '
+                    r'MAINTAINERS need updating\?', re.S)
 
 
 def checkpatch(git, commit):
