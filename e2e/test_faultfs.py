@@ -112,7 +112,8 @@ def test_short(t):
         fs = broken(t, ('write', ALL, 'short'))
         uri = f'file:{fs.mount}/image'
         vm = source(t, emulator=emulator)
-        info = vm.save(uri, DIRECT)
+        # Slow as this disk is, a busy guest might never be through
+        info = vm.save(uri, DIRECT, downtime_limit=100000)
         check_engine(info, engine)
         said = info['direct-io']['engine-reason']
         assert 'io_uring: ' in said, said
