@@ -12,7 +12,7 @@
 
 #ifdef CONFIG_LINUX
 
-/* Of an entry of /proc/self/pagemap; Documentation/admin-guide/mm/pagemap.rst */
+/* Of an entry of /proc/self/pagemap; see admin-guide/mm/pagemap.rst */
 #define PAGEMAP_PRESENT (1ULL << 63)
 #define PAGEMAP_SWAPPED (1ULL << 62)
 
