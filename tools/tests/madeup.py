@@ -56,6 +56,9 @@ class MadeUp(unittest.TestCase):
         self.git('init', '--quiet')
         self.git('add', '-A')
         self.git('commit', '--quiet', '-m', 'start')
+        # Who emits the series
+        self.git('config', 'user.name', 'The User')
+        self.git('config', 'user.email', 'u@example.org')
 
     # Files
 

@@ -25,12 +25,11 @@ class Signoff(MadeUp):
                      '--signoff', 'me', says='as .NAME <ADDRESS>.')
 
     def test_own_user(self):
-        self.git('config', 'user.name', 'The User')
-        self.git('config', 'user.email', 'u@example.org')
         self.assertIn('\nSigned-off-by: The User <u@example.org>\n---',
                       self.emitted())
 
     def test_no_user(self):
+        self.git('config', '--unset', 'user.name')
         self.refused('emit', '1.0', '--source', self.source('1.0'),
                      says='git does not know who you are')
 

@@ -148,6 +148,8 @@ class Refresh(MadeUp):
         self.assertEqual(self.read('series/order').splitlines()[-1].split(),
                          ['more', '1.0'])
         self.assertEqual(self.read('io/more.c'), 'more\n')
+        self.write('series/README.md', self.read('series/README.md')
+                   + '| more | ours | - | nothing |\n')
         self.run_it('lint')
 
     def test_from_any_tree(self):
