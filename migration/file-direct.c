@@ -166,27 +166,10 @@ bool file_direct_open(const char *path, int fd, int access, Error **errp)
 
 int file_direct_fd(DirectIOLimits *limits)
 {
-    if (direct_fd >= 0) {
+    if (direct_fd >= 0 && limits) {
         *limits = direct_limits;
     }
     return direct_fd;
-}
-
-bool file_direct_sync(const char *path, Error **errp)
-{
-    int ret;
-
-    if (direct_fd < 0) {
-        return true;
-    }
-    do {
-        ret = qemu_fdatasync(direct_fd);
-    } while (ret < 0 && errno == EINTR);
-    if (ret < 0) {
-        error_setg_errno(errp, errno, "Unable to bring '%s' to stable storage, "
-                         "through its descriptor with O_DIRECT", path);
-    }
-    return ret == 0;
 }
 
 bool file_direct_check_close(const char *path, Error **errp)

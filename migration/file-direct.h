@@ -38,7 +38,7 @@ bool file_direct_open(const char *path, int fd, int access, Error **errp);
 
 /**
  * file_direct_fd:
- * @limits: where to put what the descriptor needs, when there is one
+ * @limits: where to put what the descriptor needs, when there is one; or NULL
  *
  * Returns: the second descriptor, which stays this module's, or -1.
  */
@@ -61,18 +61,6 @@ DirectQueueEngine file_direct_engine(void);
  * says one.
  */
 unsigned file_direct_depth(unsigned channels);
-
-/**
- * file_direct_sync:
- * @path: the file's name for messages
- * @errp: pointer to a NULL-initialized error object
- *
- * Brings to stable storage what was written through the second descriptor,
- * if there is one.  May take long.  Migration thread, BQL not held.
- *
- * Returns: false with @errp set on failure
- */
-bool file_direct_sync(const char *path, Error **errp);
 
 /**
  * file_direct_check_close:

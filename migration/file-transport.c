@@ -114,7 +114,7 @@ static bool file_check_args(const FileMigrationArgs *args, Error **errp)
 }
 
 /* The capabilities that need more than one plain stream in one direction */
-bool file_transport_check_capabilities(bool outgoing, Error **errp)
+static bool file_check_capabilities(bool outgoing, Error **errp)
 {
     const char *name = NULL;
 
@@ -409,7 +409,7 @@ void file_start_outgoing_migration(MigrationState *s,
     bool created;
     int fd;
 
-    if (!file_transport_check_capabilities(true, errp) ||
+    if (!file_check_capabilities(true, errp) ||
         !file_check_args(file_args, errp)) {
         return;
     }
@@ -452,7 +452,7 @@ void file_start_incoming_migration(FileMigrationArgs *file_args, Error **errp)
     QIOChannel *ioc;
     int fd;
 
-    if (!file_transport_check_capabilities(false, errp) ||
+    if (!file_check_capabilities(false, errp) ||
         !file_check_args(file_args, errp)) {
         return;
     }
@@ -498,7 +498,7 @@ bool file_transport_adopt(QIOChannel *ioc, const char *fdname, bool outgoing,
     off_t offset;
     char *name;
 
-    if (!file_transport_check_capabilities(outgoing, errp) ||
+    if (!file_check_capabilities(outgoing, errp) ||
         !file_check_passed(ioc, fdname, outgoing, errp)) {
         return false;
     }
@@ -566,9 +566,13 @@ static int file_sync_fd(int fd, bool all)
 static bool file_sync_to_storage(Error **errp)
 {
     bool created = transport.dir_fd >= 0;
+    int direct_fd = file_direct_fd(NULL);
 
     /* A server may know of errors only by the descriptor that was written */
-    if (!file_direct_sync(transport.name, errp)) {
+    if (direct_fd >= 0 && file_sync_fd(direct_fd, false) < 0) {
+        error_setg_errno(errp, errno, "Unable to bring '%s' to stable storage, "
+                         "through its descriptor with O_DIRECT",
+                         transport.name);
         return false;
     }
     if (file_sync_fd(transport.fd, created) < 0) {

@@ -40,18 +40,6 @@ void file_start_outgoing_migration(MigrationState *s,
 void file_start_incoming_migration(FileMigrationArgs *file_args, Error **errp);
 
 /**
- * file_transport_check_capabilities: refuse what a file can't do
- * @outgoing: whether to save
- * @errp: where to put errors
- *
- * The capabilities that need more than one plain stream in one direction.
- * Main thread.
- *
- * Returns: true if none of them is set
- */
-bool file_transport_check_capabilities(bool outgoing, Error **errp);
-
-/**
  * file_transport_adopt: take a file that was passed by fd:
  * @ioc: the channel of the descriptor, a file channel at its offset
  * @fdname: the name of the descriptor

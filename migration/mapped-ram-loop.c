@@ -18,7 +18,6 @@
 static void account(MappedRamLoop *loop)
 {
     MappedRamCounts now, delta, *reported = &loop->reported;
-    uint64_t scanned;
 
     mapped_ram_pool_counts(loop->pool, &now);
     delta.queued = now.queued - reported->queued;
@@ -29,14 +28,14 @@ static void account(MappedRamLoop *loop)
     delta.requests = now.requests - reported->requests;
     *reported = now;
 
-    scanned = (delta.normal + delta.zero) * loop->page_size;
-    loop->claimed -= MIN(scanned, loop->claimed);
     loop->ops->account(loop->opaque, &delta);
 }
 
 static bool rate_exceeded(MappedRamLoop *loop)
 {
-    return loop->ops->rate_exceeded(loop->opaque, loop->claimed);
+    uint64_t pages = mapped_ram_counts_unscanned(&loop->reported);
+
+    return loop->ops->rate_exceeded(loop->opaque, pages * loop->page_size);
 }
 
 /*
@@ -86,7 +85,6 @@ static int save_extent(MappedRamLoop *loop, unsigned long max_pages,
     if (!mapped_ram_pool_save(loop->pool, &extent, errp)) {
         return -1;
     }
-    loop->claimed += pages * loop->page_size;
     account(loop);
     return 0;
 }

@@ -100,8 +100,6 @@ typedef struct MappedRamLoop {
     uint64_t page_size;
     bool space_checked;
 
-    /* bytes that were claimed but not yet accounted */
-    uint64_t claimed;
     /* what has been accounted */
     MappedRamCounts reported;
 } MappedRamLoop;

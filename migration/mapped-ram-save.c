@@ -46,22 +46,40 @@ static int64_t prepare_blocks(MappedRam *m, int64_t offset, Error **errp)
     return offset;
 }
 
-/* Whether the file may have @end bytes; its size stays what it is. */
-static bool check_size(int fd, const char *name, int64_t end, Error **errp)
+/*
+ * Makes a regular file @end bytes large if it is smaller.  @old: its size
+ * before, or -1 if it was left alone.
+ */
+static bool grow_file(QEMUFile *f, int64_t end, int64_t *old, Error **errp)
 {
+    int fd = mapped_ram_stream_fd(f);
     struct stat st;
 
+    *old = -1;
     if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_size >= end) {
         return true;
     }
     if (ftruncate(fd, end) < 0) {
         error_setg_errno(errp, errno, "%s: the file can't be %" PRId64
-                         " bytes large, which RAM needs", name, end);
+                         " bytes large, which RAM needs",
+                         mapped_ram_stream_name(f), end);
         return false;
     }
-    if (ftruncate(fd, st.st_size) < 0) {
+    *old = st.st_size;
+    return true;
+}
+
+/* Whether the file may have @end bytes; its size stays what it is. */
+static bool check_size(QEMUFile *f, int64_t end, Error **errp)
+{
+    int64_t old;
+
+    if (!grow_file(f, end, &old, errp)) {
+        return false;
+    }
+    if (old >= 0 && ftruncate(mapped_ram_stream_fd(f), old) < 0) {
         error_setg_errno(errp, errno, "%s: unable to set the size back to %"
-                         PRId64 " bytes", name, (int64_t)st.st_size);
+                         PRId64 " bytes", mapped_ram_stream_name(f), old);
         return false;
     }
     return true;
@@ -80,9 +98,7 @@ bool mapped_ram_save_prepare(QEMUFile *f, Error **errp)
         return false;
     }
     end = prepare_blocks(m, file_transport_offset(), errp);
-    return end >= 0 &&
-           check_size(mapped_ram_stream_fd(f), mapped_ram_stream_name(f), end,
-                      errp) &&
+    return end >= 0 && check_size(f, end, errp) &&
            mapped_ram_space_check(&m->space, errp);
 }
 
@@ -144,19 +160,10 @@ bool mapped_ram_save_left_out(QEMUFile *f, Error **errp)
 bool mapped_ram_save_ready(QEMUFile *f, Error **errp)
 {
     off_t end = qemu_get_offset(f);
-    struct stat st;
+    int64_t old;
 
-    if (!mapped_ram_stream_ok(f, errp)) {
-        return false;
-    }
-    if (fstat(mapped_ram_stream_fd(f), &st) == 0 && S_ISREG(st.st_mode) &&
-        st.st_size < end && ftruncate(mapped_ram_stream_fd(f), end) < 0) {
-        error_setg_errno(errp, errno, "%s: the file can't be %" PRId64
-                         " bytes large, which RAM needs",
-                         mapped_ram_stream_name(f), (int64_t)end);
-        return false;
-    }
-    if (!file_transport_hold(errp)) {
+    if (!mapped_ram_stream_ok(f, errp) || !grow_file(f, end, &old, errp) ||
+        !file_transport_hold(errp)) {
         return false;
     }
     file_transport_set_phase(MIGRATION_FILE_PHASE_RAM);
@@ -212,8 +219,7 @@ uint64_t mapped_ram_save_pending(void)
     /* In this order: what is done has been counted before, or will be. */
     mapped_ram_pool_counts(m->pool, &counts);
     mapped_ram_pool_stats(m->pool, &stats);
-    return (counts.queued - counts.normal - counts.zero) *
-           qemu_target_page_size() +
+    return mapped_ram_counts_unscanned(&counts) * qemu_target_page_size() +
            mapped_ram_bytes_in_flight(&counts, &stats);
 }
 

@@ -357,7 +357,8 @@ static void skip_untouched(const MappedRamBlock *b, unsigned long first,
 {
     DECLARE_BITMAP(touched, MAPPED_RAM_EXTENT_PAGES);
 
-    if (b->anonymous && b->layout.page_size == qemu_real_host_page_size() &&
+    if (b->anonymous && !bitmap_empty(which, pages) &&
+        b->layout.page_size == qemu_real_host_page_size() &&
         mapped_ram_memory_touched(b->host + first * b->layout.page_size, pages,
                                   touched)) {
         bitmap_and(which, which, touched, pages);

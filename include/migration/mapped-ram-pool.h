@@ -136,6 +136,12 @@ typedef struct MappedRamCounts {
     uint64_t requests;
 } MappedRamCounts;
 
+/* How many pages were handed over that the workers have not looked at yet. */
+static inline uint64_t mapped_ram_counts_unscanned(const MappedRamCounts *c)
+{
+    return c->queued - c->normal - c->zero;
+}
+
 /**
  * MappedRamStats:
  * @direct: of the queues on the O_DIRECT descriptor
