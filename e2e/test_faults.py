@@ -149,7 +149,6 @@ register_cancels()
 def test_cancel_held(t):
     """The disk hangs: QMP answers, cancel is accepted, the guest runs."""
     for op in ('write:d3:hold', 'write:b3:hold'):
-        gate = t.path('fault-gate')
         vm = t.source(args=(), guest=DIRTY, emulator=faulty(t, 'image', op))
         vm.setup(Mode(2, True))
         vm.start_save(f'file:{t.path("image")}')
@@ -157,15 +156,14 @@ def test_cancel_held(t):
         vm.command('migrate_cancel')
         vm.ticks_on()
         assert stalls(t) == ['stall'], 'the write was not held'
-        open(gate, 'w').close()
+        open_gate(t)
         status = vm.wait_migration()['status']
         assert status in ('cancelled', 'completed'), status
         if status == 'completed':
             vm.command('cont')
         good_save(t, vm)
         vm.kill()
-        os.unlink(gate)
-        os.unlink(t.path('fault-log'))
+        forget_holds(t)
 
 
 # I/O errors made by an LD_PRELOAD library
@@ -370,6 +368,18 @@ def wait_stall(t):
         time.sleep(0.02)
 
 
+def open_gate(t):
+    """Lets go of what is held."""
+    open(t.path('fault-gate'), 'w').close()
+
+
+def forget_holds(t):
+    """Makes ready for the next stall or hold."""
+    for name in ('fault-log', 'fault-gate'):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(t.path(name))
+
+
 def save_with_hold(t, fault):
     """A save of which one call does not end for a while: QMP answers, and
     the save is not completed before."""
@@ -382,13 +392,12 @@ def save_with_hold(t, fault):
         status = vm.migration()['status']
         assert status != 'completed', f'{fault}: completed too early'
     assert stalls(t) == ['stall'], f'{fault} was not held'
-    open(t.path('fault-gate'), 'w').close()
+    open_gate(t)
     info = vm.wait_migration()
     assert info['status'] == 'completed', f'{fault}: {info}'
     assert stalls(t) == ['stall', 'done'], stalls(t)
     vm.kill()
-    for name in ('fault-log', 'fault-gate'):
-        os.unlink(t.path(name))
+    forget_holds(t)
 
 
 @test('errors: QMP answers while a sync does not end', quick=True)
@@ -1081,7 +1090,7 @@ def test_busy_restore(t):
         what = f'{name} {arguments or ""} ({fault})'
         if 'hold' in fault:
             assert stalls(t) == ['stall'], f'{what}: the read was not held'
-            open(t.path('fault-gate'), 'w').close()
+            open_gate(t)
         try:
             info = dst.wait_migration()
             assert info['status'] == 'completed', info
@@ -1089,9 +1098,7 @@ def test_busy_restore(t):
         except Exception as err:
             raise AssertionError(f'{what}: {err}') from None
         dst.kill()
-        for name in ('fault-log', 'fault-gate'):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(t.path(name))
+        forget_holds(t)
 
 
 class HeldRestore:
@@ -1112,7 +1119,7 @@ class HeldRestore:
 
     def release(self):
         assert stalls(self.t) == ['stall'], 'the read was not held'
-        open(self.t.path('fault-gate'), 'w').close()
+        open_gate(self.t)
         info = self.vm.wait_migration()
         assert info['status'] == 'completed', info
         assert self.vm.ram_hash() == self.want, 'restored RAM is wrong'

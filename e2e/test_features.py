@@ -9,7 +9,7 @@ from .lib import image
 from .lib.harness import Mode, Skip, test
 from .lib.qmp import QMPClosed, QMPError
 from .lib.vm import Exited
-from .test_faults import faulty, wait_stall
+from .test_faults import faulty, open_gate, wait_stall
 
 MODES = (None, Mode(0), Mode(4), Mode(1, True), Mode(4, True))
 STREAM = Mode(0)
@@ -259,7 +259,7 @@ def test_thread_list(t):
     names = {x['name'] for x in vm.command('query-migrationthreads')}
     wanted = {f'mapped-save_{i}' for i in range(3)}
     assert wanted <= names, names
-    open(t.path('fault-gate'), 'w').close()
+    open_gate(t)
     assert vm.wait_migration()['status'] == 'completed', vm.migration()
     names = {x['name'] for x in vm.command('query-migrationthreads')}
     assert not wanted & names, names

@@ -10,7 +10,7 @@ from .lib.harness import Mode, test
 from .lib.qmp import QMPError
 from .test_faultfs import broken
 from .test_faults import check_error, check_leftover, faulty, good_save, \
-    never_stopped, stalls, wait_stall
+    never_stopped, open_gate, stalls, wait_stall
 
 RAM = 64
 GUEST = {'dirty': 32}
@@ -101,7 +101,7 @@ def test_early_sync(t):
     vm.wait_guest('tick', 3)
     assert stalls(t) == ['stall'], 'the sync was not held all the time'
     never_stopped(vm)
-    open(t.path('fault-gate'), 'w').close()
+    open_gate(t)
     info = vm.wait_migration()
     assert info['status'] == 'completed', info
     want = vm.ram_hash()

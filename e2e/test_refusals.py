@@ -9,7 +9,8 @@ import resource
 
 from .lib.harness import Mode, test
 from .lib.qmp import QMPError
-from .test_faults import check_error, faulty, good_save
+from .test_faults import check_error, faulty, good_save, \
+    never_stopped
 
 MIB = 1 << 20
 GUEST = {'dirty': 32}
@@ -38,17 +39,16 @@ class OldImage:
     def check(self, what):
         assert digest(self.path) == self.before, \
             f'{what}: the old image is not what it was'
-        for event in self.vm.qmp.events:
-            assert event['event'] != 'STOP', f'{what}: the guest was stopped'
+        never_stopped(self.vm)
 
     def refused(self, what, uri, mode, *words, **params):
         self.vm.qmp.events.clear()
         info = self.vm.try_save(uri, mode, **params)
         try:
             check_error(info, *words)
+            self.check('refused')
         except AssertionError as err:
             raise AssertionError(f'{what}, {mode}: {err}') from None
-        self.check(f'{what}, {mode}')
         self.vm.ticks_on(1)
 
 

@@ -6,14 +6,14 @@ import os
 
 from .lib.harness import Mode, test
 from .lib.qmp import QMPError
-from .test_faults import HeldRestore, check_error, faulty, stalls, \
-    wait_stall
+from .test_faults import HeldRestore, check_error, faulty, open_gate, \
+    stalls, wait_stall
 
 
 def release(t, vm):
     """Lets go of what is held; returns the final state."""
     assert stalls(t) == ['stall'], 'it was not held all the time'
-    open(t.path('fault-gate'), 'w').close()
+    open_gate(t)
     info = vm.wait_migration()
     assert info['status'] == 'completed', info
     assert 'phase' not in info['direct-io'], info

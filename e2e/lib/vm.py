@@ -146,7 +146,7 @@ class VM(Console):
         self.name = name
         self.ram = ram
         prefix = os.path.join(directory, name)
-        self._sockets = [prefix + '.qmp0', prefix + '.qmp1']
+        socket = prefix + '.qmp'
         self.serial_path = prefix + '.serial'
         self.stderr_path = prefix + '.stderr'
         self._dump = prefix + '.ram'
@@ -158,11 +158,9 @@ class VM(Console):
                 '-vga', 'none', '-name', name,
                 '-chardev',
                 f'file,id=serial0,path={self.serial_path},append=on',
-                '-serial', 'chardev:serial0']
-        for i, path in enumerate(self._sockets):
-            argv += ['-chardev',
-                     f'socket,id=qmp{i},path={path},server=on,wait=off',
-                     '-mon', f'chardev=qmp{i},mode=control']
+                '-serial', 'chardev:serial0',
+                '-chardev', f'socket,id=qmp,path={socket},server=on,wait=off',
+                '-mon', 'chardev=qmp,mode=control']
         if firmware:
             argv += ['-bios', firmware]
         if incoming:
@@ -174,7 +172,7 @@ class VM(Console):
                 env=emulator.env,
                 preexec_fn=lambda: die_with_parent(rlimit_fsize))
         try:
-            self.qmp = QMP(self._sockets[0], PATIENCE * patience,
+            self.qmp = QMP(socket, PATIENCE * patience,
                            alive=self.raise_if_dead)
         except (OSError, QMPClosed, TimeoutError):
             self.raise_if_dead()
