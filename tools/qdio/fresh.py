@@ -17,19 +17,18 @@ from .git import Git
 from .host import Host, host_names, plain
 from .say import step, tail
 
-# Run in namespaces of its own: {0} is the root.  What a build needs of the
-# outside is compiled objects and packages that were fetched before; both only
-# save time.
+# Run in namespaces of its own, with the root, ccache's directory, that of
+# fetched packages and a command.  What comes from outside, objects that were
+# compiled and packages that were fetched before, only saves time.
 MOUNT = r'''
 set -e
-root=$0 ccache=$1 packages=$2
-shift 2
+root=$1 ccache=$2 packages=$3
+shift 3
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 mkdir -p "$root/ccache"
 mount --bind "$ccache" "$root/ccache"
 mount --bind "$packages" "$root/var/cache/apt/archives"
-shift
 exec chroot "$root" "$@"
 '''
 NOBODY = 65534
@@ -108,8 +107,8 @@ class Machine:
                   'sh', *argv]
         code = step(f'{self.host.label}: {what}',
                     ['unshare', '--mount', '--pid', '--fork', '--kill-child',
-                     'sh', '-c', MOUNT, self.root, self.ccache, self.packages,
-                     '--', *inside], log, check=False, timeout=2400)
+                     'sh', '-c', MOUNT, 'sh', self.root, self.ccache,
+                     self.packages, *inside], log, check=False, timeout=2400)
         return code, log
 
 

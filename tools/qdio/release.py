@@ -76,19 +76,18 @@ def write_sums(output):
         f.writelines(f'{digest}  {path}\n' for path, digest in sorted(lines))
 
 
-def release(series, version, output=None, trees=None):
+def release(series, version, output=None):
     """Returns the directory with all of it."""
     check_version(ROOT, version)
     check_clean(ROOT)
     output = os.path.abspath(output or os.path.join(cache(), 'release',
                                                     version))
     check_empty(output)
-    date = Git(ROOT)('log', '-1', '--format=%ct')
-    os.environ['SOURCE_DATE_EPOCH'] = date
-    for tree in trees or [Tree(get_base(name)) for name in base_names()]:
+    os.environ['SOURCE_DATE_EPOCH'] = Git(ROOT)('log', '-1', '--format=%ct')
+    for base in base_names():
+        tree = Tree(get_base(base))
         with tree.locked():
             tree.ensure()
-            base = tree.base.name
             # Whoever sends the mails signs off: see ./run emit
             emit(series, base, tree, os.path.join(output, 'mails', base))
             _packages(series, tree, os.path.join(output, 'debian', base))
