@@ -41,12 +41,17 @@ def _sources(host):
     return f'deb [signed-by={keyring}] {uri} {host.release} main\n'
 
 
+def _directory():
+    path = os.path.join(cache(), 'fresh')
+    os.makedirs(path, exist_ok=True)
+    return path
+
+
 def _tarball(host):
     """A minimal root, packed; made once a cache."""
-    path = os.path.join(cache(), 'fresh', f'{host.name}.tar')
+    path = os.path.join(_directory(), f'{host.name}.tar')
     if os.path.exists(path):
         return path
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     with tempfile.NamedTemporaryFile('w', suffix='.list') as f:
         f.write(_sources(host))
         f.flush()
@@ -68,13 +73,13 @@ class Machine:
     def __init__(self, host, stack):
         self.host = host
         self.root = stack.enter_context(tempfile.TemporaryDirectory(
-            dir=os.path.join(cache(), 'fresh'), prefix=host.name + '.',
+            dir=_directory(), prefix=host.name + '.',
             ignore_cleanup_errors=True))
         os.chmod(self.root, 0o755)
         self.ccache = subprocess.run(
             ['ccache', '-k', 'cache_dir'], env=environment(), text=True,
             capture_output=True, check=True).stdout.strip()
-        self.packages = os.path.join(cache(), 'fresh', host.name + '.debs')
+        self.packages = os.path.join(_directory(), host.name + '.debs')
         for path in (self.ccache, os.path.join(self.packages, 'partial')):
             os.makedirs(path, exist_ok=True)
 
