@@ -60,10 +60,15 @@ def test_flags(t):
     main descriptor and of the direct one."""
     old = OldImage(t)
     direct = os.O_DIRECT
-    for flags, word in ((os.O_WRONLY | os.O_APPEND, 'O_APPEND'),
-                        (os.O_RDWR | os.O_APPEND, 'O_APPEND'),
-                        (O_PATH, 'O_PATH'),
-                        (os.O_RDONLY, 'writing')):
+    bad = [(os.O_WRONLY | os.O_APPEND, 'O_APPEND'),
+           (os.O_RDWR | os.O_APPEND, 'O_APPEND'),
+           (os.O_RDONLY, 'writing')]
+    # Since 10.2 the monitor closes a connection that passes one with O_PATH
+    if t.config.ours.at_least(10, 2):
+        t.note('O_PATH: the monitor of this QEMU takes no such descriptor')
+    else:
+        bad.append((O_PATH, 'O_PATH'))
+    for flags, word in bad:
         for mode in MODES:
             fd = t.open(old.path, flags)
             old.vm.command('getfd', {'fdname': 'bad'}, fds=[fd])

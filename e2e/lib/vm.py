@@ -58,6 +58,9 @@ class Emulator:
                           f'{(done.stderr or done.stdout).strip()[:200]}')
         self.version = found.group(1)
 
+    def at_least(self, *version):
+        return tuple(int(n) for n in self.version.split('.')) >= version
+
     def argv(self):
         argv = [self.path]
         for directory in self.firmware:
