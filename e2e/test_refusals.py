@@ -156,6 +156,45 @@ def test_too_large(t):
     vm.ticks_on()
 
 
+@test('refused: no room behind the offset, and the old image survives',
+      quick=True)
+def test_no_room_behind_offset(t):
+    """What lies before the offset stays, and makes no room."""
+    where = t.filesystem('tmpfs', 64 * MIB)
+    path = os.path.join(where, 'image')
+    offset = 40 * MIB
+    with open(path, 'wb') as f:
+        f.write(os.urandom(offset))
+        f.write(b'an old image')
+    before = digest(path)
+    vm = t.source(ram=128, guest={'dirty': 8})
+    for mode in MODES:
+        info = vm.try_save(f'file:{path},offset={offset:#x}', mode)
+        check_error(info, path, 'no space')
+        assert digest(path) == before, f'{mode}: the old image has changed'
+    vm.ticks_on()
+
+
+@test('refused: the limit leaves no room for devices, and the old image '
+      'survives', quick=True)
+def test_no_size_for_devices(t):
+    path = t.path('image')
+    vm = t.source(ram=16, guest={'dirty': 1})
+    limits = resource.prlimit(vm.pid, resource.RLIMIT_FSIZE)
+    old = OldImage(t, path, vm)
+    # RAM fits, and the state of devices does not
+    limit = os.path.getsize(path) - 4096
+    os.truncate(path, 16 << 10)
+    before = digest(path)
+    for mode in MODES:
+        resource.prlimit(vm.pid, resource.RLIMIT_FSIZE, (limit, limits[1]))
+        info = vm.try_save(f'file:{path}', mode)
+        resource.prlimit(vm.pid, resource.RLIMIT_FSIZE, limits)
+        check_error(info, path, ('large', 'limit'))
+        assert digest(path) == before, f'{mode}: the old image has changed'
+    old.vm.ticks_on()
+
+
 @test('refused: few descriptors are left', quick=True, timeout=240)
 def test_few_descriptors(t):
     """With each number of descriptors, a save completes or changes

@@ -36,7 +36,7 @@ struct MappedRam {
      * changes during the setup of a save, or while blocks are loaded.
      */
     GHashTable *blocks;
-    /* owner only, but for @space.stop, which any thread sets atomically */
+    /* owner only */
     MappedRamSpaceCheck space;
     /* owner only, of a save: the main stream, and the save loop */
     QEMUFile *stream;

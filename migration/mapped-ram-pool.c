@@ -20,6 +20,18 @@
 /* How many extents may wait for each worker: enough that none runs dry. */
 #define WAITING_PER_WORKER 2
 
+/* What to do with an extent */
+typedef enum MappedRamTask {
+    TASK_SAVE,
+    TASK_COUNT,
+    TASK_LOAD,
+} MappedRamTask;
+
+typedef struct MappedRamItem {
+    MappedRamTask task;
+    MappedRamExtent extent;
+} MappedRamItem;
+
 typedef struct MappedRamThread {
     MappedRamPool *pool;
     QemuThread thread;
@@ -48,8 +60,8 @@ struct MappedRamPool {
     /* the same, when that one is a coroutine */
     Coroutine *waiter;
 
-    /* extents to be saved, a ring */
-    MappedRamExtent *ring;
+    /* extents to be saved or counted, a ring */
+    MappedRamItem *ring;
     unsigned ring_size, ring_head, ring_used;
     /* the block that is being loaded, and its first page not yet begun */
     MappedRamBlock *loading;
@@ -114,15 +126,17 @@ static bool check_error(MappedRamPool *pool, Error **errp)
 }
 
 /* Takes the next extent of the block being loaded.  Called with the lock. */
-static bool next_loading(MappedRamPool *pool, MappedRamExtent *extent)
+static bool next_loading(MappedRamPool *pool, MappedRamItem *item)
 {
     MappedRamBlock *block = pool->loading;
+    MappedRamExtent *extent = &item->extent;
     unsigned long pages;
 
     if (!block) {
         return false;
     }
     pages = mapped_ram_layout_pages(&block->layout) - pool->next_page;
+    item->task = TASK_LOAD;
     extent->block = block;
     extent->first = pool->next_page;
     extent->pages = MIN(pages, MAPPED_RAM_EXTENT_PAGES);
@@ -133,9 +147,8 @@ static bool next_loading(MappedRamPool *pool, MappedRamExtent *extent)
     return true;
 }
 
-/* Takes the next extent of either kind.  Called with the lock held. */
-static bool next_extent(MappedRamPool *pool, MappedRamExtent *extent,
-                        bool *saving)
+/* Takes the next extent of any kind.  Called with the lock held. */
+static bool next_item(MappedRamPool *pool, MappedRamItem *item)
 {
     if (pool->err) {
         /* Nothing more is moved: whoever waits learns of the error. */
@@ -143,11 +156,10 @@ static bool next_extent(MappedRamPool *pool, MappedRamExtent *extent,
         pool->loading = NULL;
         return false;
     }
-    *saving = pool->ring_used > 0;
-    if (!*saving) {
-        return next_loading(pool, extent);
+    if (!pool->ring_used) {
+        return next_loading(pool, item);
     }
-    *extent = pool->ring[pool->ring_head];
+    *item = pool->ring[pool->ring_head];
     pool->ring_head = (pool->ring_head + 1) % pool->ring_size;
     pool->ring_used--;
     return true;
@@ -160,23 +172,31 @@ static void add_counts(MappedRamCounts *sum, const MappedRamCounts *counts)
     sum->direct_bytes += counts->direct_bytes;
     sum->buffered_bytes += counts->buffered_bytes;
     sum->requests += counts->requests;
+    sum->counted += counts->counted;
+    sum->counted_data += counts->counted_data;
 }
 
 /* Called with the lock held, which it drops while it works. */
-static void do_extent(MappedRamThread *t, const MappedRamExtent *extent,
-                      bool saving)
+static void do_item(MappedRamThread *t, const MappedRamItem *item)
 {
     MappedRamPool *pool = t->pool;
+    MappedRamWorker *worker = &t->worker;
     MappedRamCounts counts = {};
     Error *err = NULL;
 
     pool->busy++;
     qemu_mutex_unlock(&pool->lock);
 
-    if (saving) {
-        mapped_ram_worker_save(&t->worker, extent, &counts, &err);
-    } else {
-        mapped_ram_worker_load(&t->worker, extent, &counts, &err);
+    switch (item->task) {
+    case TASK_SAVE:
+        mapped_ram_worker_save(worker, &item->extent, &counts, &err);
+        break;
+    case TASK_COUNT:
+        mapped_ram_worker_count(worker, &item->extent, &counts);
+        break;
+    case TASK_LOAD:
+        mapped_ram_worker_load(worker, &item->extent, &counts, &err);
+        break;
     }
 
     qemu_mutex_lock(&pool->lock);
@@ -231,13 +251,12 @@ static void *worker_thread(void *opaque)
     MappedRamThread *t = opaque;
     MappedRamPool *pool = t->pool;
     void *info = pool->thread_started ? pool->thread_started(t->name) : NULL;
-    MappedRamExtent extent;
-    bool saving;
+    MappedRamItem item;
 
     qemu_mutex_lock(&pool->lock);
     while (!pool->stop) {
-        if (next_extent(pool, &extent, &saving)) {
-            do_extent(t, &extent, saving);
+        if (next_item(pool, &item)) {
+            do_item(t, &item);
         } else if (t->drained != pool->drains) {
             do_drain(t);
         } else if (mapped_ram_worker_busy(&t->worker)) {
@@ -253,26 +272,43 @@ static void *worker_thread(void *opaque)
     return NULL;
 }
 
-bool mapped_ram_pool_save(MappedRamPool *pool, const MappedRamExtent *extent,
-                          Error **errp)
+/* Called with the lock held, which it drops while the ring is full. */
+static bool hand_over(MappedRamPool *pool, MappedRamTask task,
+                      const MappedRamExtent *extent, Error **errp)
 {
+    MappedRamItem *item;
+
     assert(extent->first % BITS_PER_LONG == 0);
     assert(extent->pages <= MAPPED_RAM_EXTENT_PAGES);
 
-    QEMU_LOCK_GUARD(&pool->lock);
-    pool->counts.queued += bitmap_count_one(extent->dirty, extent->pages);
     while (!pool->err && pool->ring_used == pool->ring_size) {
         wait_for_workers(pool);
     }
     if (!check_error(pool, errp)) {
         return false;
     }
-    pool->ring[(pool->ring_head + pool->ring_used) % pool->ring_size] =
-        *extent;
+    item = &pool->ring[(pool->ring_head + pool->ring_used) % pool->ring_size];
+    item->task = task;
+    item->extent = *extent;
     pool->ring_used++;
-    pool->undrained = true;
     qemu_cond_signal(&pool->work);
     return true;
+}
+
+bool mapped_ram_pool_save(MappedRamPool *pool, const MappedRamExtent *extent,
+                          Error **errp)
+{
+    QEMU_LOCK_GUARD(&pool->lock);
+    pool->counts.queued += bitmap_count_one(extent->dirty, extent->pages);
+    pool->undrained = true;
+    return hand_over(pool, TASK_SAVE, extent, errp);
+}
+
+bool mapped_ram_pool_count(MappedRamPool *pool, const MappedRamExtent *extent,
+                           Error **errp)
+{
+    QEMU_LOCK_GUARD(&pool->lock);
+    return hand_over(pool, TASK_COUNT, extent, errp);
 }
 
 /*
@@ -420,7 +456,7 @@ MappedRamPool *mapped_ram_pool_new(const MappedRamPoolConfig *config,
     pool->thread_ended = config->thread_ended;
     pool->threads = g_new0(MappedRamThread, config->workers);
     pool->ring_size = config->workers * WAITING_PER_WORKER;
-    pool->ring = g_new0(MappedRamExtent, pool->ring_size);
+    pool->ring = g_new0(MappedRamItem, pool->ring_size);
     qemu_mutex_init(&pool->lock);
     qemu_cond_init(&pool->work);
     qemu_cond_init(&pool->done);

@@ -98,7 +98,7 @@ bool mapped_ram_save_prepare(QEMUFile *f, Error **errp)
         return false;
     }
     end = prepare_blocks(m, file_transport_offset(), errp);
-    return end >= 0 && check_size(f, end, errp) &&
+    return end >= 0 && check_size(f, end + MAPPED_RAM_DEVICE_STATE, errp) &&
            mapped_ram_space_check(&m->space, errp);
 }
 
@@ -247,7 +247,6 @@ void mapped_ram_save_cancel(void)
     QEMU_LOCK_GUARD(&mapped_ram_lock);
     m = mapped_ram_running(false);
     if (m) {
-        qatomic_set(&m->space.stop, true);
         mapped_ram_pool_cancel(m->pool);
     }
 }

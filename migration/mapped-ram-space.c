@@ -10,9 +10,8 @@
 #include "exec/ramblock.h"
 #include "migration/mapped-ram-pool.h"
 #include "qapi/error.h"
-#include "qemu/atomic.h"
 #include "qemu/bitops.h"
-#include "qemu/cutils.h"
+#include "qemu/units.h"
 #include "qemu/direct-io.h"
 #include "qemu/error-report.h"
 #include "mapped-ram-space.h"
@@ -25,11 +24,15 @@
 #ifdef CONFIG_LINUX
 #include <sys/statvfs.h>
 
-/* How many bytes the file @fd may have on its disk; false if unknown. */
-static bool room_for(int fd, uint64_t *bytes)
+/*
+ * How many bytes an image may have on the disk, or false if that is unknown.
+ * What the file has now is freed before, but for @kept bytes.
+ */
+static bool room_for(int fd, uint64_t kept, uint64_t *bytes)
 {
     struct statvfs fs;
     struct stat st;
+    uint64_t allocated;
 
     if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || fstatvfs(fd, &fs) < 0) {
         return false;
@@ -38,17 +41,43 @@ static bool room_for(int fd, uint64_t *bytes)
     if (!fs.f_blocks) {
         return false;
     }
-    /* What is reserved for root is there for root; st_blocks is in 512. */
+    allocated = (uint64_t)st.st_blocks * 512;
+    /* What is reserved for root is there for root. */
     *bytes = (uint64_t)(geteuid() ? fs.f_bavail : fs.f_bfree) * fs.f_frsize +
-             (uint64_t)st.st_blocks * 512;
+             (allocated > kept ? allocated - kept : 0);
     return true;
 }
 #else
-static bool room_for(int fd, uint64_t *bytes)
+static bool room_for(int fd, uint64_t kept, uint64_t *bytes)
 {
     return false;
 }
 #endif
+
+uint64_t mapped_ram_space_kept(int fd, uint64_t offset)
+{
+    uint64_t bytes = 0;
+#ifdef SEEK_DATA
+    off_t position = offset ? lseek(fd, 0, SEEK_CUR) : -1;
+
+    if (position < 0) {
+        return 0;
+    }
+    for (off_t hole, data = 0; data < offset; data = hole) {
+        data = lseek(fd, data, SEEK_DATA);
+        if (data < 0 || data >= offset) {
+            break;
+        }
+        hole = lseek(fd, data, SEEK_HOLE);
+        if (hole < 0 || hole > offset) {
+            hole = offset;
+        }
+        bytes += hole - data;
+    }
+    lseek(fd, position, SEEK_SET);
+#endif
+    return bytes;
+}
 
 /* Where a page takes a page, and what is left is known exactly. */
 static bool fs_is_exact(const char *fs)
@@ -78,79 +107,152 @@ static unsigned long new_pages(const RAMBlock *rb, const MappedRamBlock *b,
     return (rb->bmap ? rb->bmap[word] : all) & ~b->present[word];
 }
 
-/* How many of the pages of a word are other than zero */
-static unsigned count_data(const MappedRamBlock *b, unsigned long word,
-                           unsigned long pages)
+/* Fills in @extent, and returns how many of its pages are new. */
+static unsigned long new_extent(const RAMBlock *rb, MappedRamBlock *b,
+                                unsigned long first, MappedRamExtent *extent)
 {
-    unsigned count = 0;
-
-    for (; pages; pages &= pages - 1) {
-        uint64_t page = word * BITS_PER_LONG + ctzl(pages);
-
-        count += !buffer_is_zero(b->host + page * b->layout.page_size,
-                                 b->layout.page_size);
+    extent->block = b;
+    extent->first = first;
+    extent->pages = MIN(mapped_ram_layout_pages(&b->layout) - first,
+                        MAPPED_RAM_EXTENT_PAGES);
+    for (unsigned long i = 0; i < BITS_TO_LONGS(extent->pages); i++) {
+        extent->dirty[i] = new_pages(rb, b, BIT_WORD(first) + i);
     }
-    return count;
+    return bitmap_count_one(extent->dirty, extent->pages);
 }
 
-/*
- * How many bytes the file needs for what has been written and what is dirty;
- * with @scan only for those dirty pages that are not zero.
- */
-static uint64_t bytes_needed(MappedRamSpaceCheck *check, bool scan)
+/* What a check knows by now, in bytes */
+typedef struct Need {
+    /* of pages that are in the file, or were found to be other than zero */
+    uint64_t known;
+    /* of new pages that nobody has looked at */
+    uint64_t open;
+    uint64_t room;
+} Need;
+
+static Need need_at_first(MappedRamSpaceCheck *check, uint64_t room)
 {
-    uint64_t needed = 0;
+    Need need = { .known = MAPPED_RAM_DEVICE_STATE, .room = room };
+    MappedRamExtent extent;
     GHashTableIter iter;
     gpointer key, value;
 
     g_hash_table_iter_init(&iter, check->blocks);
     while (g_hash_table_iter_next(&iter, &key, &value)) {
-        const RAMBlock *rb = key;
-        const MappedRamBlock *b = value;
+        MappedRamBlock *b = value;
         uint64_t pages = mapped_ram_layout_pages(&b->layout);
-        uint64_t count = bitmap_count_one(b->present, pages);
 
-        for (unsigned long word = 0; word < BITS_TO_LONGS(pages) &&
-             !qatomic_read(&check->stop); word++) {
-            unsigned long new = new_pages(rb, b, word);
-
-            count += scan ? count_data(b, word, new) : ctpopl(new);
+        need.known += bitmap_count_one(b->present, pages) *
+                      b->layout.page_size;
+        for (uint64_t page = 0; page < pages; page += extent.pages) {
+            need.open += new_extent(key, b, page, &extent) *
+                         b->layout.page_size;
         }
-        needed += count * b->layout.page_size;
     }
-    return needed;
+    return need;
+}
+
+/* Whether the answer does not depend on pages that are still open. */
+static bool decided(const Need *need)
+{
+    return need->known > need->room || need->known + need->open <= need->room;
+}
+
+/* Takes from @counts what the workers have counted since @before. */
+static Need need_now(const MappedRamSpaceCheck *check, const Need *at_first,
+                     const MappedRamCounts *before, uint64_t page_size)
+{
+    Need need = *at_first;
+    MappedRamCounts now;
+
+    mapped_ram_pool_counts(check->pool, &now);
+    need.known += (now.counted_data - before->counted_data) * page_size;
+    need.open -= (now.counted - before->counted) * page_size;
+    return need;
+}
+
+/*
+ * Has the workers look at new pages until @need is decided.  Returns false if
+ * they have failed, or were cancelled.
+ */
+static bool count_new_pages(MappedRamSpaceCheck *check, Need *need)
+{
+    const Need at_first = *need;
+    MappedRamCounts before;
+    MappedRamExtent extent;
+    GHashTableIter iter;
+    gpointer key, value;
+    uint64_t page_size = 0;
+
+    mapped_ram_pool_counts(check->pool, &before);
+    g_hash_table_iter_init(&iter, check->blocks);
+    while (!decided(need) && g_hash_table_iter_next(&iter, &key, &value)) {
+        MappedRamBlock *b = value;
+        uint64_t pages = mapped_ram_layout_pages(&b->layout);
+
+        page_size = b->layout.page_size;
+        for (uint64_t page = 0; page < pages && !decided(need);
+             page += extent.pages) {
+            if (new_extent(key, b, page, &extent) &&
+                !mapped_ram_pool_count(check->pool, &extent, NULL)) {
+                return false;
+            }
+            *need = need_now(check, &at_first, &before, page_size);
+        }
+    }
+    if (!mapped_ram_pool_wait_scanned(check->pool, NULL)) {
+        return false;
+    }
+    *need = need_now(check, &at_first, &before, page_size);
+    return true;
+}
+
+/* Warns, once, where nothing certain can be said. */
+static void warn_of_space(MappedRamSpaceCheck *check, const char *fs,
+                          const Need *need)
+{
+    if (!check->warned) {
+        warn_report("%s: RAM may need %" PRIu64 " bytes, and the file "
+                    "system (%s) has room for %" PRIu64, check->name,
+                    need->known + need->open, fs, need->room);
+        check->warned = true;
+    }
 }
 
 bool mapped_ram_space_check(MappedRamSpaceCheck *check, Error **errp)
 {
     g_autofree char *fs = direct_io_fs_name(check->fd);
-    uint64_t room, needed;
+    uint64_t room;
+    Need need;
 
-    if (!room_for(check->fd, &room)) {
+    if (!room_for(check->fd, check->kept, &room)) {
         return true;
     }
-    needed = bytes_needed(check, false);
-    trace_mapped_ram_space_check(check->name, needed, room);
-    if (needed <= room) {
+    need = need_at_first(check, room);
+    trace_mapped_ram_space_check(check->name, need.known + need.open, room);
+    if (need.known + need.open <= room) {
         return true;
     }
     if (!fs_is_exact(fs)) {
-        if (!check->warned) {
-            warn_report("%s: RAM may need %" PRIu64 " bytes, and the file "
-                        "system (%s) has room for %" PRIu64, check->name,
-                        needed, fs, room);
-            check->warned = true;
-        }
+        warn_of_space(check, fs, &need);
         return true;
     }
-    needed = bytes_needed(check, true);
     /* Pages of a guest that runs may become zero before their turn comes. */
-    if (needed - (runstate_is_running() ? needed / MARGIN : 0) <= room ||
-        qatomic_read(&check->stop)) {
+    if (runstate_is_running()) {
+        need.room += need.room / MARGIN;
+    }
+    if (check->keep_zeros) {
+        need.known += need.open;
+    } else if (!count_new_pages(check, &need)) {
+        /* Whoever waits for the workers next learns of their error. */
         return true;
     }
-    error_setg(errp, "%s: no space left for RAM: it needs %" PRIu64 " bytes, "
-               "and the file system (%s) has room for %" PRIu64 "; free some "
-               "space, or use another file", check->name, needed, fs, room);
+    if (need.known <= need.room) {
+        return true;
+    }
+    error_setg(errp, "%s: no space left for RAM: it needs at least %" PRIu64
+               " bytes, and the file system (%s) has room for %" PRIu64 "; "
+               "free some space, or use another file", check->name,
+               need.known, fs, room);
     return false;
 }

@@ -7,21 +7,43 @@
 #ifndef MIGRATION_RAM_SPACE_H
 #define MIGRATION_RAM_SPACE_H
 
+/*
+ * How many bytes the state of devices is expected to need.  Its size is only
+ * known when the guest has stopped.
+ */
+#define MAPPED_RAM_DEVICE_STATE (4 * MiB)
+
 /**
  * MappedRamSpaceCheck:
  * @fd: the file that RAM is saved to
  * @name: its name, for messages
+ * @kept: bytes of the file before the image, which stay and take up room
  * @blocks: RAMBlock to MappedRamBlock, all that are saved
- * @stop: atomic; set by any thread to end the check, which then succeeds
+ * @pool: its workers look for pages that are zero; cancelling it ends the
+ *        check, which then succeeds
+ * @keep_zeros: whether zero pages are saved like others
  * @warned: whether a warning has been given already
  */
 typedef struct MappedRamSpaceCheck {
     int fd;
     const char *name;
+    uint64_t kept;
     GHashTable *blocks;
-    bool stop;
+    MappedRamPool *pool;
+    bool keep_zeros;
     bool warned;
 } MappedRamSpaceCheck;
+
+/**
+ * mapped_ram_space_kept:
+ * @fd: a file
+ * @offset: where in it an image starts
+ *
+ * Moves the position of @fd meanwhile, so nobody else may be using it.
+ *
+ * Returns: how many bytes of data the file has before @offset
+ */
+uint64_t mapped_ram_space_kept(int fd, uint64_t offset);
 
 /**
  * mapped_ram_space_check:
@@ -33,8 +55,9 @@ typedef struct MappedRamSpaceCheck {
  *
  * Pages need new space if they are dirty, were not written before, and are
  * not zero.  If there is room for all dirty pages, which is the rule, none is
- * looked at.  Only if they are in doubt, memory is read to find the zeros; a
- * guest that runs may change it meanwhile, so then this is an estimate.
+ * looked at.  Else the workers read memory to find the zeros, until the answer
+ * is known; a guest that runs may change it meanwhile, so then this is an
+ * estimate.  MAPPED_RAM_DEVICE_STATE bytes are added for what follows RAM.
  *
  * File systems that may compress, or do not know what is left, lead to a
  * warning at most.  Others than regular files have room.

@@ -23,7 +23,6 @@
 #include "migration/mapped-ram-pool.h"
 #include "qapi/error.h"
 #include "qemu/cutils.h"
-#include "mapped-ram-memory.h"
 #include "mapped-ram-worker.h"
 #include "trace.h"
 
@@ -68,6 +67,11 @@ static bool do_write(DirectQueue *q, uint8_t *buf, size_t len,
 static bool do_read(DirectQueue *q, uint8_t *buf, size_t len,
                     uint64_t offset, Error **errp)
 {
+    /*
+     * Else the kernel populates the pages while it submits the request, page
+     * by page, and the disk waits for all of them.
+     */
+    mapped_ram_memory_populate(buf, len);
     return direct_queue_read(q, buf, len, offset, errp);
 }
 
@@ -101,6 +105,7 @@ bool mapped_ram_worker_init(MappedRamWorker *c,
     DirectIOLimits buffered;
 
     c->keep_zeros = config->keep_zeros;
+    c->memory_map = mapped_ram_memory_open_map();
     c->read_through = g_array_new(false, false, sizeof(ReadThrough));
     direct_io_limits_buffered(&buffered);
     if (config->direct_fd >= 0) {
@@ -122,6 +127,9 @@ void mapped_ram_worker_destroy(MappedRamWorker *c)
     g_clear_pointer(&c->direct, direct_queue_free);
     g_clear_pointer(&c->buffered, direct_queue_free);
     g_clear_pointer(&c->read_through, g_array_unref);
+    if (c->memory_map > 0) {
+        close(c->memory_map);
+    }
 }
 
 const char *mapped_ram_worker_engine(MappedRamWorker *c)
@@ -288,32 +296,72 @@ static bool transfer_plan(MappedRamWorker *c, const MappedRamExtent *extent,
 }
 
 /*
- * Sorts the dirty pages into data and zero, and notes it in the block's
- * bitmap: a page that has become zero since it was written is no longer in
- * the file, whatever its place there holds.
+ * Sets @untouched for the pages of a range that are zero because nobody has
+ * touched them.
  */
+static void find_untouched(const MappedRamWorker *c, const MappedRamBlock *b,
+                           uint64_t first, uint64_t pages,
+                           unsigned long *untouched)
+{
+    if (b->layout.page_size == qemu_real_host_page_size()) {
+        mapped_ram_memory_untouched(c->memory_map, &b->backing, b->host,
+                                    first, pages, untouched);
+    } else {
+        bitmap_zero(untouched, pages);
+    }
+}
+
+/* Returns in @data the dirty pages of @extent that are other than zero. */
 static void find_data(const MappedRamWorker *c, const MappedRamExtent *extent,
-                      unsigned long *data, MappedRamCounts *counts)
+                      unsigned long *data)
 {
     const MappedRamBlock *b = extent->block;
     uint64_t page_size = b->layout.page_size;
+    uint8_t *host = b->host + extent->first * page_size;
+    DECLARE_BITMAP(untouched, MAPPED_RAM_EXTENT_PAGES);
     unsigned long page;
 
-    for (page = find_next_bit(extent->dirty, extent->pages, 0);
-         page < extent->pages;
-         page = find_next_bit(extent->dirty, extent->pages, page + 1)) {
-        unsigned long bit = extent->first + page;
-
-        if (!c->keep_zeros &&
-            buffer_is_zero(b->host + bit * page_size, page_size)) {
-            clear_bit(bit, b->present);
-            counts->zero++;
-        } else {
-            set_bit(bit, b->present);
-            set_bit(page, data);
-            counts->normal++;
+    bitmap_copy(data, extent->dirty, extent->pages);
+    data[BIT_WORD(extent->pages - 1)] &= BITMAP_LAST_WORD_MASK(extent->pages);
+    if (c->keep_zeros) {
+        return;
+    }
+    find_untouched(c, b, extent->first, extent->pages, untouched);
+    bitmap_andnot(data, data, untouched, extent->pages);
+    for (page = find_next_bit(data, extent->pages, 0); page < extent->pages;
+         page = find_next_bit(data, extent->pages, page + 1)) {
+        if (buffer_is_zero(host + page * page_size, page_size)) {
+            clear_bit(page, data);
         }
     }
+}
+
+/*
+ * Notes in the block's bitmap which of the dirty pages have data: a page that
+ * has become zero since it was written is no longer in the file, whatever its
+ * place there holds.
+ */
+static void update_present(const MappedRamExtent *extent,
+                           const unsigned long *data, MappedRamCounts *counts)
+{
+    unsigned long *present = extent->block->present + BIT_WORD(extent->first);
+    unsigned long normal = bitmap_count_one(data, extent->pages);
+
+    for (unsigned long i = 0; i < BITS_TO_LONGS(extent->pages); i++) {
+        present[i] = (present[i] & ~extent->dirty[i]) | data[i];
+    }
+    counts->normal += normal;
+    counts->zero += bitmap_count_one(extent->dirty, extent->pages) - normal;
+}
+
+void mapped_ram_worker_count(MappedRamWorker *c, const MappedRamExtent *extent,
+                             MappedRamCounts *counts)
+{
+    DECLARE_BITMAP(data, MAPPED_RAM_EXTENT_PAGES);
+
+    find_data(c, extent, data);
+    counts->counted += bitmap_count_one(extent->dirty, extent->pages);
+    counts->counted_data += bitmap_count_one(data, extent->pages);
 }
 
 bool mapped_ram_worker_save(MappedRamWorker *c, const MappedRamExtent *extent,
@@ -321,67 +369,42 @@ bool mapped_ram_worker_save(MappedRamWorker *c, const MappedRamExtent *extent,
 {
     const MappedRamBlock *b = extent->block;
     DECLARE_BITMAP(data, MAPPED_RAM_EXTENT_PAGES) = {};
+    DECLARE_BITMAP(allowed, MAPPED_RAM_EXTENT_PAGES);
     DECLARE_BITMAP(plan, MAPPED_RAM_EXTENT_PAGES) = {};
 
-    find_data(c, extent, data, counts);
-    mapped_ram_plan_extent(plan, data, extent->dirty, extent->pages,
+    find_data(c, extent, data);
+    update_present(extent, data, counts);
+    /*
+     * A clean page that is in the file may be written again: it has not
+     * changed, or it will be found dirty, and written in the next pass.
+     */
+    bitmap_or(allowed, extent->dirty, b->present + BIT_WORD(extent->first),
+              extent->pages);
+    mapped_ram_plan_extent(plan, data, allowed, extent->pages,
                            GAP_BYTES / b->layout.page_size, align_pages(c, b));
     return transfer_plan(c, extent, plan, do_write, counts, errp);
 }
 
-/*
- * Returns the first page from @page on, but below @end, that may be other
- * than zero; @end if there is none.
- */
-static unsigned long next_allocated(const MappedRamBlock *b,
-                                    unsigned long page, unsigned long end)
-{
-#ifdef SEEK_DATA
-    if (b->shared_fd >= 0) {
-        off_t data = lseek(b->shared_fd, page * b->layout.page_size,
-                           SEEK_DATA);
-
-        if (data >= 0) {
-            return MIN(MAX(data / b->layout.page_size, page), end);
-        } else if (errno == ENXIO) {
-            return end;
-        }
-    }
-#endif
-    return page;
-}
-
-/* Takes pages out of @which that are zero because nobody has touched them. */
-static void skip_untouched(const MappedRamBlock *b, unsigned long first,
-                           unsigned long pages, unsigned long *which)
-{
-    DECLARE_BITMAP(touched, MAPPED_RAM_EXTENT_PAGES);
-
-    if (b->anonymous && !bitmap_empty(which, pages) &&
-        b->layout.page_size == qemu_real_host_page_size() &&
-        mapped_ram_memory_touched(b->host + first * b->layout.page_size, pages,
-                                  touched)) {
-        bitmap_and(which, which, touched, pages);
-    }
-}
-
 /* Makes the pages of @which zero, which are counted from @first. */
-static void zero_pages(const MappedRamBlock *b, unsigned long first,
-                       unsigned long pages, unsigned long *which)
+static void zero_pages(const MappedRamWorker *c, const MappedRamBlock *b,
+                       unsigned long first, unsigned long pages,
+                       unsigned long *which)
 {
     uint64_t page_size = b->layout.page_size;
-    unsigned long page, allocated = 0;
+    DECLARE_BITMAP(untouched, MAPPED_RAM_EXTENT_PAGES);
+    unsigned long page;
 
-    skip_untouched(b, first, pages, which);
+    if (bitmap_empty(which, pages)) {
+        return;
+    }
+    find_untouched(c, b, first, pages, untouched);
+    bitmap_andnot(which, which, untouched, pages);
     for (page = find_next_bit(which, pages, 0); page < pages;
          page = find_next_bit(which, pages, page + 1)) {
         uint8_t *host = b->host + (first + page) * page_size;
 
-        if (first + page >= allocated) {
-            allocated = next_allocated(b, first + page, first + pages);
-        }
         /* Look before writing: anonymous memory shall stay unallocated. */
-        if (first + page >= allocated && !buffer_is_zero(host, page_size)) {
+        if (!buffer_is_zero(host, page_size)) {
             memset(host, 0, page_size);
         }
     }
@@ -432,7 +455,7 @@ bool mapped_ram_worker_load(MappedRamWorker *c, const MappedRamExtent *extent,
         g_array_append_val(c->read_through, read_through);
     }
     bitmap_complement(plan, plan, extent->pages);
-    zero_pages(b, extent->first, extent->pages, plan);
+    zero_pages(c, b, extent->first, extent->pages, plan);
     return true;
 }
 
@@ -446,7 +469,7 @@ static void zero_read_through(MappedRamWorker *c)
 
         plan_load(c, o->block, o->first, o->pages, present, plan);
         bitmap_andnot(plan, plan, present, o->pages);
-        zero_pages(o->block, o->first, o->pages, plan);
+        zero_pages(c, o->block, o->first, o->pages, plan);
     }
     g_array_set_size(c->read_through, 0);
 }

@@ -18,6 +18,7 @@
  * @buffered: queue on the other one; always there
  * @limits: what @direct needs
  * @keep_zeros: whether zero pages are saved like others
+ * @memory_map: from mapped_ram_memory_open_map(); it is never 0
  * @read_through: extents (struct ReadThrough) with absent pages that a request
  *                reads through; zeroed when the reads have ended
  *
@@ -29,6 +30,7 @@ typedef struct MappedRamWorker {
     DirectQueue *buffered;
     DirectIOLimits limits;
     bool keep_zeros;
+    int memory_map;
     GArray *read_through;
 } MappedRamWorker;
 
@@ -60,6 +62,10 @@ void mapped_ram_worker_stats(MappedRamWorker *c, MappedRamStats *sum);
  */
 bool mapped_ram_worker_save(MappedRamWorker *c, const MappedRamExtent *extent,
                             MappedRamCounts *counts, Error **errp);
+
+/* Counts which of the dirty pages of @extent are other than zero. */
+void mapped_ram_worker_count(MappedRamWorker *c, const MappedRamExtent *extent,
+                             MappedRamCounts *counts);
 
 /*
  * Loads @extent likewise; its @dirty has no meaning here.  Pages that are not

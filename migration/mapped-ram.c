@@ -69,13 +69,27 @@ static void block_free(void *opaque)
     g_free(b);
 }
 
+/* More of them do not make memory faster. */
+#define WORKERS_MAX 8
+
+/*
+ * Workers populate memory, and look for zero pages, as fast as they have CPUs
+ * for it, however many channels there are.
+ */
+static unsigned count_workers(void)
+{
+    unsigned cpus = MIN(g_get_num_processors(), WORKERS_MAX);
+
+    return migrate_multifd() ? MAX(migrate_multifd_channels(), cpus) : 1;
+}
+
 MappedRam *mapped_ram_new(QEMUFile *f, bool load, Error **errp)
 {
     MappedRamPoolConfig config = {
         .name = mapped_ram_stream_name(f),
         .thread_name = load ? "mapped-load" : "mapped-save",
         .fd = mapped_ram_stream_fd(f),
-        .workers = migrate_multifd() ? migrate_multifd_channels() : 1,
+        .workers = count_workers(),
         .engine = file_direct_engine(),
         .keep_zeros = mapped_ram_compat_keep_zeros(),
         .thread_started = mapped_ram_compat_thread_started,
@@ -105,7 +119,13 @@ MappedRam *mapped_ram_new(QEMUFile *f, bool load, Error **errp)
                    config.direct_limits.offset_align;
     m->blocks = g_hash_table_new_full(NULL, NULL, NULL, block_free);
     m->space = (MappedRamSpaceCheck) {
-        .fd = config.fd, .name = config.name, .blocks = m->blocks,
+        .fd = config.fd,
+        .name = config.name,
+        .kept = load ? 0 : mapped_ram_space_kept(config.fd,
+                                                 file_transport_offset()),
+        .blocks = m->blocks,
+        .pool = pool,
+        .keep_zeros = config.keep_zeros,
     };
     WITH_QEMU_LOCK_GUARD(&mapped_ram_lock) {
         running[load] = m;
@@ -148,8 +168,8 @@ MappedRamBlock *mapped_ram_add_block(MappedRam *m, RAMBlock *rb,
     b->present = g_malloc0(mapped_ram_layout_bitmap_size(layout));
     /* Reading unplugged memory, to see if it is zero, would populate it. */
     b->keep_absent = memory_region_has_ram_discard_manager(rb->mr);
-    b->anonymous = rb->fd < 0 && !qemu_ram_is_shared(rb);
-    b->shared_fd = qemu_ram_is_shared(rb) && !rb->fd_offset ? rb->fd : -1;
+    b->backing = mapped_ram_memory_backing(rb->fd, rb->fd_offset,
+                                           !qemu_ram_is_shared(rb));
     g_hash_table_insert(m->blocks, rb, b);
     return b;
 }

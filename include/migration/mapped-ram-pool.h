@@ -27,6 +27,7 @@
 
 #include "io/direct-queue.h"
 #include "migration/mapped-ram-layout.h"
+#include "migration/mapped-ram-memory.h"
 #include "qemu/bitmap.h"
 
 /* The most pages in an extent; 4 MiB where a page has 4 KiB. */
@@ -47,11 +48,7 @@ typedef struct MappedRamPool MappedRamPool;
  *           workers while saving, read by them while loading.
  * @keep_absent: when loading, leave pages alone that are not in the file.
  *               For memory whose absent pages must not even be touched.
- * @anonymous: whether the memory is private and of no file, so that pages
- *             that were never touched are known to be zero
- * @shared_fd: when the memory is a shared mapping of a file from its start
- *             on, that file; its holes are known to be zero, and reading
- *             them, to see that, would allocate them.  Else -1.
+ * @backing: what is behind the memory, to find pages without data
  *
  * A RAM block as the workers see it.  Owned by the caller, and not to be
  * changed while a pool works on it.
@@ -62,8 +59,7 @@ typedef struct MappedRamBlock {
     MappedRamLayout layout;
     unsigned long *present;
     bool keep_absent;
-    bool anonymous;
-    int shared_fd;
+    MappedRamBacking backing;
 } MappedRamBlock;
 
 /**
@@ -123,6 +119,8 @@ typedef struct MappedRamPoolConfig {
  * @direct_bytes: bytes handed to the queue of the O_DIRECT descriptor
  * @buffered_bytes: bytes handed to the queue of the other one
  * @requests: how many stretches of memory that were
+ * @counted: pages that mapped_ram_pool_count() has looked at
+ * @counted_data: those of them that are other than zero
  *
  * What the workers have looked at.  Its reads and writes may still be in
  * flight; MappedRamStats knows of those that are done.
@@ -134,6 +132,8 @@ typedef struct MappedRamCounts {
     uint64_t direct_bytes;
     uint64_t buffered_bytes;
     uint64_t requests;
+    uint64_t counted;
+    uint64_t counted_data;
 } MappedRamCounts;
 
 /* How many pages were handed over that the workers have not looked at yet. */
@@ -185,6 +185,20 @@ MappedRamPool *mapped_ram_pool_new(const MappedRamPoolConfig *config,
  */
 bool mapped_ram_pool_save(MappedRamPool *pool, const MappedRamExtent *extent,
                           Error **errp);
+
+/**
+ * mapped_ram_pool_count:
+ * @pool: the pool
+ * @extent: whose dirty pages to look at; copied
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * As mapped_ram_pool_save(), but only has the workers count which of the pages
+ * are other than zero, in MappedRamCounts.
+ *
+ * Returns: true, or false with @errp set to the first error.
+ */
+bool mapped_ram_pool_count(MappedRamPool *pool, const MappedRamExtent *extent,
+                           Error **errp);
 
 /**
  * mapped_ram_pool_wait_scanned:

@@ -9,12 +9,13 @@
 
 #include "qemu/osdep.h"
 #include <glib/gstdio.h>
+#ifdef CONFIG_LINUX
 #include <sys/mman.h>
+#endif
 #include "migration/mapped-ram-pool.h"
 #include "qapi/error.h"
 #include "qemu/cutils.h"
 #include "qemu/memalign.h"
-#include "../../migration/mapped-ram-memory.h"
 #include "../../migration/mapped-ram-worker.h"
 
 #define PAGE 4096
@@ -113,6 +114,7 @@ static void fixture_init(Fixture *f, unsigned long pages)
     g_assert_cmpint(f->fd, >=, 0);
     f->pages = pages;
     f->block.name = "test.ram";
+    f->block.backing = mapped_ram_memory_backing(-1, 0, true);
     f->block.host = qemu_memalign(64 * KiB, pages * PAGE);
     memset(f->block.host, 0, pages * PAGE);
     g_assert_true(mapped_ram_layout_init(&f->block.layout, "test.ram", 100,
@@ -146,47 +148,6 @@ static MappedRamPool *new_pool(Fixture *f, unsigned workers, unsigned align)
     };
 
     return mapped_ram_pool_new(&config, &error_abort);
-}
-
-/*
- * Memory that nobody has touched stays so where the file has nothing: its
- * pages are not even read, which would map them.
- */
-static void test_untouched(void)
-{
-    DECLARE_BITMAP(touched, 2048);
-    Fixture f;
-    MappedRamPool *pool;
-    void *old;
-
-    fixture_init(&f, 2048);
-    old = f.block.host;
-    f.block.host = mmap(NULL, 2048 * PAGE, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    g_assert_true(f.block.host != MAP_FAILED);
-    f.block.anonymous = true;
-    f.block.shared_fd = -1;
-    madvise(f.block.host, 2048 * PAGE, MADV_NOHUGEPAGE);
-    if (!mapped_ram_memory_touched(f.block.host, 2048, touched)) {
-        g_test_skip("the kernel does not tell which pages were touched");
-        goto out;
-    }
-    g_assert_true(bitmap_empty(touched, 2048));
-
-    /* This one was, and becomes zero. */
-    f.block.host[5 * PAGE] = 1;
-    pool = new_pool(&f, 2, 0);
-    g_assert_true(mapped_ram_pool_load_block(pool, &f.block, &error_abort));
-    mapped_ram_pool_free(pool);
-    g_assert_cmpuint(f.block.host[5 * PAGE], ==, 0);
-    g_assert_true(mapped_ram_memory_touched(f.block.host, 2048, touched));
-    g_assert_cmpuint(bitmap_count_one(touched, 2048), ==, 1);
-    g_assert_true(test_bit(5, touched));
-
-out:
-    munmap(f.block.host, 2048 * PAGE);
-    f.block.host = old;
-    fixture_destroy(&f);
 }
 
 /* A page's first word tells the page and its generation; 0 is a zero page. */
@@ -247,7 +208,8 @@ static void test_roundtrip(const void *opaque)
     }
 
     pool = new_pool(&f, shape->workers, shape->align);
-    bitmap_set(dirty, 0, f.pages);
+    /* a block that can grow may have dirty bits behind its end */
+    bitmap_set(dirty, 0, QEMU_ALIGN_UP(f.pages, BITS_PER_LONG));
     g_assert_true(save_pages(&f, pool, dirty, MAPPED_RAM_EXTENT_PAGES,
                              &error_abort));
     bitmap_zero(dirty, f.pages);
@@ -264,6 +226,8 @@ static void test_roundtrip(const void *opaque)
     mapped_ram_pool_free(pool);
 
     /* the bitmap is exact */
+    g_assert_true(mapped_ram_bitmap_check(&f.block.layout, f.block.name,
+                                          f.block.present, &error_abort));
     for (unsigned long i = 0; i < f.pages; i++) {
         bool zero = buffer_is_zero(f.block.host + i * PAGE, PAGE);
 
@@ -337,6 +301,224 @@ static void test_gaps(void)
     g_assert_cmpmem(f.block.host, 128 * PAGE, copy, 128 * PAGE);
     fixture_destroy(&f);
 }
+
+/* A clean page between dirty ones is written again, if it is in the file. */
+static void test_clean_gaps(void)
+{
+    Fixture f = {};
+    MappedRamPool *pool;
+    MappedRamCounts before, counts;
+    DECLARE_BITMAP(dirty, 128) = {};
+    g_autofree uint8_t *copy = NULL;
+
+    fixture_init(&f, 128);
+    for (int i = 0; i < 64; i++) {
+        fill_page(&f, i, 1);
+    }
+    bitmap_set(dirty, 0, 128);
+    pool = new_pool(&f, 1, 4096);
+    g_assert_true(save_pages(&f, pool, dirty, 128, &error_abort));
+    mapped_ram_pool_counts(pool, &before);
+
+    /* each third page of those with data, and of those without */
+    bitmap_zero(dirty, 128);
+    for (int i = 0; i < 32; i += 3) {
+        fill_page(&f, i, 2);
+        set_bit(i, dirty);
+        fill_page(&f, 90 + i, 2);
+        set_bit(90 + i, dirty);
+    }
+    g_assert_true(save_pages(&f, pool, dirty, 128, &error_abort));
+    mapped_ram_pool_counts(pool, &counts);
+    g_assert_cmpuint(counts.normal - before.normal, ==, 22);
+    g_assert_cmpuint(counts.requests - before.requests, ==, 1 + 11);
+    mapped_ram_pool_free(pool);
+
+    copy = g_memdup2(f.block.host, 128 * PAGE);
+    memset(f.block.host, 0x77, 128 * PAGE);
+    pool = new_pool(&f, 1, 4096);
+    g_assert_true(mapped_ram_pool_load_block(pool, &f.block, &error_abort));
+    mapped_ram_pool_free(pool);
+    g_assert_cmpmem(f.block.host, 128 * PAGE, copy, 128 * PAGE);
+    fixture_destroy(&f);
+}
+
+/* Counting moves nothing, and notes nothing. */
+static void test_count(void)
+{
+    Fixture f = {};
+    MappedRamPool *pool;
+    MappedRamCounts counts;
+    MappedRamExtent extent = { .pages = 128 };
+
+    fixture_init(&f, 128);
+    for (int i = 0; i < 128; i += 4) {
+        fill_page(&f, i, 1);
+    }
+    extent.block = &f.block;
+    bitmap_set(extent.dirty, 0, 64);
+    pool = new_pool(&f, 2, 4096);
+    g_assert_true(mapped_ram_pool_count(pool, &extent, &error_abort));
+    g_assert_true(mapped_ram_pool_wait_scanned(pool, &error_abort));
+    g_assert_true(mapped_ram_pool_drained(pool));
+    mapped_ram_pool_counts(pool, &counts);
+    g_assert_cmpuint(counts.counted, ==, 64);
+    g_assert_cmpuint(counts.counted_data, ==, 16);
+    g_assert_cmpuint(counts.queued + counts.normal + counts.zero +
+                     counts.requests, ==, 0);
+    g_assert_true(bitmap_empty(f.block.present, 128));
+    mapped_ram_pool_cancel(pool);
+    g_assert_false(mapped_ram_pool_count(pool, &extent, NULL));
+    mapped_ram_pool_free(pool);
+    fixture_destroy(&f);
+}
+
+#ifdef CONFIG_LINUX
+typedef struct Backing {
+    const char *name;
+    bool file, is_private;
+    unsigned flags;
+} Backing;
+
+#define HUGE (2 * MiB)
+#define UNTOUCHED_PAGES (8 * HUGE / PAGE)
+
+/* Maps memory of the kind; false if there is none here. */
+static bool map_backing(Fixture *f, const Backing *backing, int *fd)
+{
+    int flags = backing->is_private ? MAP_PRIVATE : MAP_SHARED;
+
+    *fd = -1;
+    if (backing->file) {
+        *fd = memfd_create("test", backing->flags);
+        if (*fd < 0 || ftruncate(*fd, UNTOUCHED_PAGES * PAGE) < 0) {
+            return false;
+        }
+    } else {
+        flags |= MAP_ANONYMOUS;
+    }
+    f->block.host = mmap(NULL, UNTOUCHED_PAGES * PAGE, PROT_READ | PROT_WRITE,
+                         flags, *fd, 0);
+    return f->block.host != MAP_FAILED;
+}
+
+/* How many bytes have memory behind them */
+static uint64_t allocated(Fixture *f, const Backing *backing, int fd)
+{
+    struct stat st = {};
+    uint64_t bytes = 0;
+    int map = mapped_ram_memory_open_map();
+
+    if (fd >= 0) {
+        g_assert_cmpint(fstat(fd, &st), ==, 0);
+        bytes += st.st_blocks * 512ULL;
+    }
+    if (backing->is_private) {
+        DECLARE_BITMAP(untouched, UNTOUCHED_PAGES);
+        MappedRamBacking anonymous = mapped_ram_memory_backing(-1, 0, true);
+
+        mapped_ram_memory_untouched(map, &anonymous, f->block.host, 0,
+                                    UNTOUCHED_PAGES, untouched);
+        bytes += (UNTOUCHED_PAGES -
+                  bitmap_count_one(untouched, UNTOUCHED_PAGES)) * PAGE;
+    }
+    if (map >= 0) {
+        close(map);
+    }
+    return bytes;
+}
+
+/*
+ * Memory that nobody has touched stays so, where the file has nothing and when
+ * it is saved: its pages are not even read, which would map or allocate them.
+ */
+static void test_untouched(const void *opaque)
+{
+    const Backing *backing = opaque;
+    uint64_t unit = backing->flags ? HUGE : PAGE;
+    /* of a private page, the kernel keeps the file's, too */
+    uint64_t expected = backing->is_private && backing->file &&
+                        !backing->flags ? 2 * unit : unit;
+    DECLARE_BITMAP(dirty, UNTOUCHED_PAGES);
+    unsigned long page = 3 * HUGE / PAGE + 5;
+    MappedRamCounts counts;
+    MappedRamPool *pool;
+    Fixture f = {};
+    void *old;
+    int fd = -1, map = mapped_ram_memory_open_map();
+
+    fixture_init(&f, UNTOUCHED_PAGES);
+    old = f.block.host;
+    if (map < 0 || !map_backing(&f, backing, &fd)) {
+        g_test_skip("no such memory here, or the kernel tells nothing of it");
+        goto out;
+    }
+    madvise(f.block.host, UNTOUCHED_PAGES * PAGE, MADV_NOHUGEPAGE);
+
+    /* one page comes from the file, and then goes there */
+    f.block.backing = mapped_ram_memory_backing(fd, 0, backing->is_private);
+    set_bit(page, f.block.present);
+    g_assert_cmpint(pwrite(f.fd, "page", 4, f.block.layout.pages_offset +
+                           page * PAGE), ==, 4);
+    pool = new_pool(&f, 2, 0);
+    g_assert_true(mapped_ram_pool_load_block(pool, &f.block, &error_abort));
+    mapped_ram_pool_free(pool);
+    g_assert_cmpuint(allocated(&f, backing, fd), ==, expected);
+    g_assert_cmpstr((char *)f.block.host + page * PAGE, ==, "page");
+
+    f.block.backing.fd_is_empty = false;
+    if (!backing->flags) {
+        bitmap_fill(dirty, UNTOUCHED_PAGES);
+        pool = new_pool(&f, 2, 0);
+        g_assert_true(save_pages(&f, pool, dirty, MAPPED_RAM_EXTENT_PAGES,
+                                 &error_abort));
+        mapped_ram_pool_counts(pool, &counts);
+        g_assert_cmpuint(counts.normal, ==, 1);
+        mapped_ram_pool_free(pool);
+        g_assert_cmpuint(allocated(&f, backing, fd), ==, expected);
+    }
+
+    /* and becomes zero again */
+    bitmap_zero(f.block.present, UNTOUCHED_PAGES);
+    pool = new_pool(&f, 2, 0);
+    g_assert_true(mapped_ram_pool_load_block(pool, &f.block, &error_abort));
+    mapped_ram_pool_free(pool);
+    g_assert_cmpuint(f.block.host[page * PAGE], ==, 0);
+    munmap(f.block.host, UNTOUCHED_PAGES * PAGE);
+
+out:
+    if (fd >= 0) {
+        close(fd);
+    }
+    if (map >= 0) {
+        close(map);
+    }
+    f.block.host = old;
+    fixture_destroy(&f);
+}
+
+static void add_untouched_tests(void)
+{
+    static const Backing backings[] = {
+        { "anonymous", false, true, 0 },
+        { "file", true, false, 0 },
+        { "private-file", true, true, 0 },
+        { "huge-pages", true, false, MFD_HUGETLB },
+        { "private-huge-pages", true, true, MFD_HUGETLB },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(backings); i++) {
+        g_autofree char *name = g_strdup_printf("/mapped-ram-pool/untouched/%s",
+                                                backings[i].name);
+
+        g_test_add_data_func(name, &backings[i], test_untouched);
+    }
+}
+#else
+static void add_untouched_tests(void)
+{
+}
+#endif
 
 /* Pages that are not in the file keep what they have, if that is asked for. */
 static void test_keep_absent(void)
@@ -633,7 +815,7 @@ int main(int argc, char **argv)
 
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/mapped-ram-pool/in-flight", test_in_flight);
-    g_test_add_func("/mapped-ram-pool/untouched", test_untouched);
+    add_untouched_tests();
     g_test_add_func("/mapped-ram-pool/plan", test_plan);
     for (int i = 0; i < ARRAY_SIZE(shapes); i++) {
         g_autofree char *name = g_strdup_printf("/mapped-ram-pool/roundtrip/%s",
@@ -642,6 +824,8 @@ int main(int argc, char **argv)
         g_test_add_data_func(name, &shapes[i], test_roundtrip);
     }
     g_test_add_func("/mapped-ram-pool/gaps", test_gaps);
+    g_test_add_func("/mapped-ram-pool/clean-gaps", test_clean_gaps);
+    g_test_add_func("/mapped-ram-pool/count", test_count);
     g_test_add_func("/mapped-ram-pool/keep-absent", test_keep_absent);
     g_test_add_func("/mapped-ram-pool/write-error", test_write_error);
     g_test_add_func("/mapped-ram-pool/truncated", test_truncated);

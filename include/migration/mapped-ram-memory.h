@@ -1,0 +1,80 @@
+/*
+ * mapped-ram: guest memory, without reading or writing it
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef MIGRATION_MAPPED_RAM_MEMORY_H
+#define MIGRATION_MAPPED_RAM_MEMORY_H
+
+/**
+ * MappedRamBacking:
+ * @fd: the file behind the memory, or -1 for anonymous memory
+ * @fd_offset: the offset in @fd of the first byte of memory
+ * @is_private: whether the mapping is private, so that pages may differ from
+ *              the file's
+ * @fd_is_empty: whether the file has no data at all, for file systems that
+ *               do not report holes (hugetlbfs)
+ *
+ * What is behind the memory of a RAM block.
+ */
+typedef struct MappedRamBacking {
+    int fd;
+    uint64_t fd_offset;
+    bool is_private;
+    bool fd_is_empty;
+} MappedRamBacking;
+
+/**
+ * mapped_ram_memory_backing:
+ * @fd: the file behind the memory, or -1
+ * @fd_offset: the offset in @fd of the first byte of memory
+ * @is_private: whether the mapping is private
+ *
+ * Any thread.
+ *
+ * Returns: the backing, with @fd_is_empty found out
+ */
+MappedRamBacking mapped_ram_memory_backing(int fd, uint64_t fd_offset,
+                                           bool is_private);
+
+/**
+ * mapped_ram_memory_open_map:
+ *
+ * Opens what the kernel tells of this process's page tables
+ * (/proc/self/pagemap).  Any thread.
+ *
+ * Returns: a descriptor, to be closed by the caller; or -1 if the kernel does
+ *          not tell
+ */
+int mapped_ram_memory_open_map(void);
+
+/**
+ * mapped_ram_memory_untouched:
+ * @map: from mapped_ram_memory_open_map(), or -1
+ * @backing: what is behind the memory
+ * @base: start of the memory of the RAM block
+ * @first: first page of the range
+ * @pages: number of pages in the range
+ * @untouched: set for each page that is zero because nobody has touched it
+ *
+ * Asks the kernel which pages have no memory behind them.  These are zero.
+ * Reading one to see that would map it, and allocate it if it is in a file or
+ * a huge page.  Pages are the host's.  Any thread.
+ */
+void mapped_ram_memory_untouched(int map, const MappedRamBacking *backing,
+                                 const uint8_t *base, uint64_t first,
+                                 uint64_t pages, unsigned long *untouched);
+
+/**
+ * mapped_ram_memory_populate:
+ * @host: start of a range, aligned to the host's page size
+ * @len: its length in bytes
+ *
+ * Allocates the pages of the range, so that what writes to them next does not
+ * wait for that.  Their contents stay.  Does nothing, or a part, where the
+ * kernel can't.  Any thread.
+ */
+void mapped_ram_memory_populate(void *host, size_t len);
+
+#endif /* MIGRATION_MAPPED_RAM_MEMORY_H */
