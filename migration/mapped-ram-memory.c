@@ -1,5 +1,5 @@
 /*
- * mapped-ram: guest memory, without reading or writing it
+ * mapped-ram: what is known of guest memory without reading it
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
@@ -114,19 +114,6 @@ void mapped_ram_memory_untouched(int map, const MappedRamBacking *backing,
     }
 }
 
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23  /* since Linux 5.14 */
-#endif
-
-void mapped_ram_memory_populate(void *host, size_t len)
-{
-    int ret;
-
-    do {
-        ret = madvise(host, len, MADV_POPULATE_WRITE);
-    } while (ret < 0 && errno == EINTR);
-}
-
 #else
 
 int mapped_ram_memory_open_map(void)
@@ -139,10 +126,6 @@ void mapped_ram_memory_untouched(int map, const MappedRamBacking *backing,
                                  uint64_t pages, unsigned long *untouched)
 {
     bitmap_zero(untouched, pages);
-}
-
-void mapped_ram_memory_populate(void *host, size_t len)
-{
 }
 
 #endif

@@ -67,11 +67,6 @@ static bool do_write(DirectQueue *q, uint8_t *buf, size_t len,
 static bool do_read(DirectQueue *q, uint8_t *buf, size_t len,
                     uint64_t offset, Error **errp)
 {
-    /*
-     * Else the kernel populates the pages while it submits the request, page
-     * by page, and the disk waits for all of them.
-     */
-    mapped_ram_memory_populate(buf, len);
     return direct_queue_read(q, buf, len, offset, errp);
 }
 

@@ -73,8 +73,11 @@ static void block_free(void *opaque)
 #define WORKERS_MAX 8
 
 /*
- * Workers populate memory, and look for zero pages, as fast as they have CPUs
- * for it, however many channels there are.
+ * The kernel clears untouched pages of the destination in the thread that
+ * submits the read, and workers look for zero pages themselves.  Both need all
+ * CPUs, however many channels there are.  Restoring 2 GiB into fresh memory on
+ * 2 CPUs took one worker 3.9 s, and two 2.3 s; populating the memory of a read
+ * (MADV_POPULATE_WRITE) before submitting it made no difference.
  */
 static unsigned count_workers(void)
 {

@@ -1,5 +1,5 @@
 /*
- * mapped-ram: guest memory, without reading or writing it
+ * mapped-ram: what is known of guest memory without reading it
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -65,16 +65,5 @@ int mapped_ram_memory_open_map(void);
 void mapped_ram_memory_untouched(int map, const MappedRamBacking *backing,
                                  const uint8_t *base, uint64_t first,
                                  uint64_t pages, unsigned long *untouched);
-
-/**
- * mapped_ram_memory_populate:
- * @host: start of a range, aligned to the host's page size
- * @len: its length in bytes
- *
- * Allocates the pages of the range, so that what writes to them next does not
- * wait for that.  Their contents stay.  Does nothing, or a part, where the
- * kernel can't.  Any thread.
- */
-void mapped_ram_memory_populate(void *host, size_t len);
 
 #endif /* MIGRATION_MAPPED_RAM_MEMORY_H */
