@@ -237,6 +237,29 @@ def test_no_locks(t):
     check_error(vm.try_save(f'file:{path}', Mode(2, True)), path, 'locked')
 
 
+@test('refused: a QEMU that is to live on says why', quick=True)
+def test_exit_on_error(t):
+    path = t.path('image')
+    src = t.source(ram=16, guest={'dirty': 1})
+    src.save(f'file:{path}', Mode(2, True))
+    src.kill()
+    with open(path, 'r+b') as f:
+        f.truncate(os.path.getsize(path) // 2)
+    for mode in MODES:
+        dst = t.vm(incoming=True, ram=16)
+        dst.setup(mode)
+        dst.command('migrate-incoming',
+                    {'uri': f'file:{path}', 'exit-on-error': False})
+        info = dst.wait_migration()
+        check_error(info, path)
+        state = dst.command('query-status')['status']
+        assert state == 'inmigrate', f'{mode}: the guest is {state}'
+        used = [fd for fd in os.listdir(f'/proc/{dst.pid}/fd')
+                if os.path.realpath(f'/proc/{dst.pid}/fd/{fd}') == path]
+        assert not used, f'{mode}: the file is still open'
+        dst.command('quit')
+
+
 @test('images: the very end is missing', quick=True)
 def test_truncated_end(t):
     """What lies behind the device state describes it; a restore needs it

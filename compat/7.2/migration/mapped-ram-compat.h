@@ -77,7 +77,8 @@ static inline void mapped_ram_compat_setup_unlock(void)
 /* Says why a load has failed; takes ownership of @err. */
 static inline void mapped_ram_compat_load_failed(QEMUFile *f, Error *err)
 {
-    error_report_err(err);
+    /* Kept with the stream, it reaches query-migrate */
+    qemu_file_set_error_obj(f, -EINVAL, err);
 }
 
 /* This version has no parameter zero-page-detection. */
