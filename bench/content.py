@@ -103,14 +103,15 @@ def _write_all(fd, data, offset):
 
 
 def parse_maps(text, size):
-    """Where in a process `size` bytes of anonymous memory lie, from what
-    /proc/PID/maps says: the one mapping of that size or, if the kernel joined
-    it with a neighbour, the largest."""
+    """Where in a process `size` bytes of anonymous memory, or of a memfd, lie,
+    from what /proc/PID/maps says: the one mapping of that size or, if the
+    kernel joined it with a neighbour, the largest."""
     found = []
     for line in text.splitlines():
         fields = line.split()
         first, last = (int(x, 16) for x in fields[0].split('-'))
-        if fields[1].startswith('rw-p') and len(fields) == 5:
+        if fields[1].startswith('rw-p') and len(fields) == 5 or \
+                fields[1].startswith('rw-s') and 'memfd:' in line:
             found.append((last - first, first))
     exact = [first for length, first in found if length == size]
     if len(exact) == 1:

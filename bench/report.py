@@ -6,7 +6,10 @@ from .stats import MIB, best
 from .targets import reached, verdicts
 
 TITLES = {
-    'random': 'Random RAM',
+    'fresh': 'Random RAM, restored into fresh memory',
+    'random': 'Random RAM, restored into memory touched before',
+    'backends': 'Random RAM, restored into fresh memory of other kinds',
+    'tmpfs': 'Random RAM, to and from tmpfs',
     'half-zero-64k': 'Half zero, in runs of 64 KiB',
     'half-zero-8k': 'Half zero, in runs of 8 KiB',
     'zero': 'All zero',
@@ -137,14 +140,15 @@ def disturbance_text(rows, cpus):
 def markdown(rows, sessions):
     """The machine, the main table, and the verdicts."""
     where = sessions[-1]['machine']
-    rounds = max((len(row.runs) for row in rows.of('random')), default=0)
     parts = [f'Measured on {sentence(where)}. '
              + disturbance_text(rows, where['cpus']) + '\n']
-    main = rows.of('random', 'save')
-    if main:
-        parts.append(f'{main[0].ram} MiB of random RAM, interleaved rounds: '
-                     f'{rounds}. Medians (least-most).\n')
-        parts.append(_main_table(rows, main))
+    for scenario in ('fresh', 'random', 'backends', 'tmpfs'):
+        found = rows.of(scenario)
+        if found:
+            rounds = max(len(row.runs) for row in found)
+            parts.append(f'{TITLES[scenario]}: {found[0].ram} MiB, interleaved '
+                         f'rounds: {rounds}. Medians (least-most).\n')
+            parts.append(_main_table(found))
     parts.append(_verdict_table(rows))
     return '\n'.join(parts)
 
@@ -164,7 +168,7 @@ def insert(text, figures, base):
     return f'{before}{begin}\n{figures}\n{end}{after}'
 
 
-def _main_table(rows, main):
+def _main_table(main):
     lines = ['| | save, s | CPU, s | restore, s | CPU, s | in the page cache,'
              ' MiB |', '|---|---|---|---|---|---|']
     for row in main:

@@ -7,7 +7,8 @@ import collections
 import copy
 
 from .content import Content
-from .sides import Fio, Guest, OnEmulatedDisk, Pipe, Scan, Socket
+from .sides import Fio, Guest, OnEmulatedDisk, OnTmpfs, Pipe, Populate, \
+    Scan, Socket
 
 Task = collections.namedtuple('Task', 'scenario side content')
 
@@ -97,6 +98,35 @@ def random(setting):
     return _content('random', setting)
 
 
+def fresh(setting):
+    """What users get: restores into memory that nobody has touched."""
+    content = Content('random', min(setting.ram, 2048))
+    sides = [Fio(huge=True), Populate()] if setting.wants('fio') else []
+    return [Task('fresh', side, content) for side in sides] + \
+        [Task('fresh', Guest(name, emulator, channels, True, memory='fresh'),
+              content)
+         for channels in setting.channels
+         for name, emulator in setting.all()]
+
+
+def backends(setting):
+    """The same with other kinds of memory."""
+    content = Content('random', min(setting.ram, 2048))
+    return [Task('backends', Guest(name, emulator, channels, True,
+                                   memory=memory), content)
+            for memory in ('memfd', 'hugetlb')
+            for channels in setting.ends()
+            for name, emulator in setting.all()]
+
+
+def tmpfs(setting):
+    """No disk in the way."""
+    content = Content('random', min(setting.ram, 2048))
+    return [Task('tmpfs', OnTmpfs(name, emulator, channels, True), content)
+            for channels in setting.ends()
+            for name, emulator in setting.all()]
+
+
 def half_zero_64k(setting):
     return _content('half-zero-64k', setting)
 
@@ -165,7 +195,8 @@ def tcp(setting):
                                    ('base', setting.base)) if emulator]
 
 
-SCENARIOS = {'random': random, 'half-zero-64k': half_zero_64k,
+SCENARIOS = {'fresh': fresh, 'random': random, 'backends': backends,
+             'tmpfs': tmpfs, 'half-zero-64k': half_zero_64k,
              'half-zero-8k': half_zero_8k, 'zero': zero, 'sizes': sizes,
              'bandwidth': bandwidth, 'slow': slow, 'stall': stall, 'tcp': tcp}
 

@@ -14,24 +14,59 @@ import subprocess
 import threading
 import time
 
+from e2e.lib import fs
 from e2e.lib.vm import VM, Mode
 
 from .content import MIB
 from .meter import Meter, cached, drop_caches, page_cache
+from .place import Place
 
 ENGINE = 'x-direct-io-engine'
 UNLIMITED = 1 << 40
 
 
-def start(emulator, place, content, incoming=False, name='bench'):
-    """A paused guest whose memory is anonymous and touched before, so that
-    its first use costs nothing later, whoever saves or restores it."""
+# Kinds of memory of a guest, as arguments of the object
+MEMORY = {
+    # anonymous, and touched before: its first use costs nothing later
+    'touched': 'memory-backend-ram,prealloc=on,'
+               f'prealloc-threads={os.cpu_count() or 1}',
+    # what a user's QEMU has that has just been started
+    'fresh': 'memory-backend-ram',
+    'memfd': 'memory-backend-memfd',
+    'hugetlb': 'memory-backend-memfd,hugetlb=on,hugetlbsize=2M',
+}
+# The host of a virtual machine may take free memory back after some seconds,
+# and then its next use costs more.  Wait, so that all sides meet the same.
+RECLAIM_SECONDS = 6
+
+
+def start(emulator, place, content, incoming=False, name='bench',
+          memory='touched'):
+    """A paused guest with a kind of memory."""
     ram = content.ram
+    if memory != 'touched':
+        drop_caches()
+        time.sleep(RECLAIM_SECONDS)
     return VM(emulator, place.sockets, name, ram=ram, incoming=incoming,
               patience=300,
-              args=('-object', f'memory-backend-ram,id=ram0,size={ram}M,'
-                    f'prealloc=on,prealloc-threads={os.cpu_count()}', '-machine', 'memory-backend=ram0')
+              args=('-object', f'{MEMORY[memory]},id=ram0,size={ram}M',
+                    '-machine', 'memory-backend=ram0')
               + (() if incoming else ('-S',)))
+
+
+@contextlib.contextmanager
+def huge_pages(mib):
+    """So many MiB of huge pages more, meanwhile."""
+    path = '/proc/sys/vm/nr_hugepages'
+    with open(path) as f:
+        before = f.read()
+    try:
+        with open(path, 'w') as f:
+            f.write(str(int(before) + mib // 2))
+        yield
+    finally:
+        with open(path, 'w') as f:
+            f.write(before)
 
 
 def completed(side, what, info):
@@ -58,14 +93,26 @@ def told(info):
             if key in direct}
 
 
-class Migration:
+class Side:
+    """What all sides have in common.
+
+    works_alone     whether nothing but the measured process has work to do,
+                    so that other use of the CPUs is a disturbance"""
+
+    works_alone = False
+
+
+class Migration(Side):
     """A QEMU that is restored from an image, the same for all sides, and then
     saves to a fresh file.  What is derived from it has `emulator`, `name`,
     and
 
     image               the kind of images, see Place.image()
+    memory              the kind of memory it is restored into, see MEMORY
     save(vm, path)      saves, and returns the figures
     restore(vm, path)   likewise"""
+
+    memory = 'touched'
 
     def make_image(self, place, content, path):
         vm = start(self.emulator, place, content)
@@ -78,14 +125,17 @@ class Migration:
     def run(self, place, content):
         image = place.image(content, self.image, lambda path: self.make_image(
             place, content, path))
-        vm = start(self.emulator, place, content, incoming=True)
-        try:
-            restore = self.restore(vm, image)
-            content.check(vm.pid)
-            with place.fresh() as path:
-                return {'save': self.save(vm, path), 'restore': restore}
-        finally:
-            vm.kill()
+        with huge_pages(content.ram) if self.memory == 'hugetlb' else \
+                contextlib.nullcontext():
+            vm = start(self.emulator, place, content, incoming=True,
+                       memory=self.memory)
+            try:
+                restore = self.restore(vm, image)
+                content.check(vm.pid)
+                with place.fresh() as path:
+                    return {'save': self.save(vm, path), 'restore': restore}
+            finally:
+                vm.kill()
 
 
 class Guest(Migration):
@@ -102,7 +152,9 @@ class Guest(Migration):
     image = 'mapped'
 
     def __init__(self, program, emulator, channels, direct, engine=None,
-                 bandwidth=None, legacy=False):
+                 bandwidth=None, legacy=False, memory='touched'):
+        self.memory = memory
+        self.works_alone = direct
         self.program = program
         self.emulator = emulator
         self.mode = Mode(channels, direct)
@@ -115,13 +167,16 @@ class Guest(Migration):
             words.append(engine)
         if legacy:
             words.append('legacy')
+        if memory not in ('touched', 'fresh'):
+            words.append(memory)
         words.append(f'{channels} ch' if channels else 'no multifd')
         self.name = ', '.join(words)
 
     def facts(self):
         return {'program': self.program, 'version': self.emulator.version,
                 'channels': self.mode.channels, 'direct': self.mode.direct,
-                'engine': self.engine, 'legacy': self.legacy}
+                'engine': self.engine, 'legacy': self.legacy,
+                'memory': self.memory}
 
     def setup(self, vm):
         params = {'max_bandwidth': self.bandwidth or UNLIMITED}
@@ -197,7 +252,7 @@ def children(pid):
     return found
 
 
-class Fio:
+class Fio(Side):
     """What the disk can do: sequential direct I/O of 1 MiB, 16 in flight, of
     as many bytes as the guest has data.
 
@@ -207,8 +262,6 @@ class Fio:
                 then a request has fewer pieces
     runs        whether only the content's runs of data are written and read,
                 each in its place, 64 in flight, in a file of final size"""
-
-    RESERVED = '/proc/sys/vm/nr_hugepages'
 
     def __init__(self, final=False, huge=False, runs=False):
         self.final = final or runs
@@ -221,19 +274,6 @@ class Fio:
     def facts(self):
         return {'program': 'fio', 'final': self.final, 'huge': self.huge,
                 'runs': self.runs}
-
-    @contextlib.contextmanager
-    def huge_pages(self):
-        """Enough huge pages for fio's buffers, while it runs."""
-        with open(self.RESERVED) as f:
-            before = f.read()
-        try:
-            with open(self.RESERVED, 'w') as f:
-                f.write(str(int(before) + 16))
-            yield
-        finally:
-            with open(self.RESERVED, 'w') as f:
-                f.write(before)
 
     def amount(self, rw, content):
         """The options that say how much is written or read, and where."""
@@ -264,13 +304,13 @@ class Fio:
 
     def run(self, place, content):
         with place.fresh('fio') as path, \
-                self.huge_pages() if self.huge else contextlib.nullcontext():
+                huge_pages(32) if self.huge else contextlib.nullcontext():
             save = self.job(path, 'write', content)
             return {'save': save,
                     'restore': self.job(path, 'read', content)}
 
 
-class Scan:
+class Scan(Side):
     """Reading zeros from memory: what looking for zero pages costs at least,
     with so many channels, though with no more threads than there are CPUs."""
 
@@ -315,6 +355,63 @@ class Scan:
         return {'save': {'seconds': seconds, 'cpu': seconds * threads}}
 
 
+class Populate(Side):
+    """First use of as much memory as the guest has, by a thread for each CPU:
+    what a restore into fresh memory costs at least."""
+
+    threads = os.cpu_count() or 1
+    POPULATE_WRITE = 23                 # MADV_POPULATE_WRITE
+
+    def __init__(self):
+        self.name = f'first use of memory, {self.threads} threads'
+
+    def facts(self):
+        return {'program': 'populate'}
+
+    def run(self, place, content):
+        size = content.ram * MIB
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t,
+                                 ctypes.c_int]
+        drop_caches()
+        time.sleep(RECLAIM_SECONDS)
+        with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as m:
+            m.madvise(mmap.MADV_HUGEPAGE)
+            buffer = (ctypes.c_char * size).from_buffer(m)
+            at = ctypes.addressof(buffer)
+            part = size // self.threads & -4096
+
+            def populate(number):
+                libc.madvise(at + number * part, part, self.POPULATE_WRITE)
+
+            pool = [threading.Thread(target=populate, args=(i,))
+                    for i in range(self.threads)]
+            cpu = time.process_time()
+            begin = time.monotonic()
+            for thread in pool:
+                thread.start()
+            for thread in pool:
+                thread.join()
+            figures = {'seconds': time.monotonic() - begin,
+                       'cpu': time.process_time() - cpu}
+            del buffer
+        return {'restore': figures}
+
+
+class OnTmpfs(Guest):
+    """A save to memory and the restore from there: what the engine can do at
+    most."""
+
+    def run(self, place, content):
+        where = place.path('tmpfs')
+        with fs.mounted('tmpfs', where, 2 * content.ram * MIB + 512 * MIB):
+            there = Place(where)
+            try:
+                return super().run(there, content)
+            finally:
+                there.close()
+
+
 class OnEmulatedDisk(Guest):
     """A save on an emulated disk, of a guest that was filled in memory, and
     the restore from there.
@@ -323,6 +420,7 @@ class OnEmulatedDisk(Guest):
 
     def __init__(self, *args, model=None, restore=True, **kwargs):
         super().__init__(*args, **kwargs)
+        self.works_alone = False
         self.model = model
         self.restores = restore
 
@@ -350,7 +448,8 @@ class OnEmulatedDisk(Guest):
 
 
 class Socket(Guest):
-    """A migration over TCP, by multifd: as fast as the base must it be."""
+    """A migration over TCP, by multifd: as fast as the base must it be.  It is
+    never direct, so it does not claim to work alone."""
 
     def setup_socket(self, vm):
         vm.command('migrate-set-capabilities', {'capabilities': [

@@ -54,6 +54,34 @@ def _restore(rows):
                       worst(one, 'restore', figure)), True, '')
 
 
+def _fresh(rows):
+    one = worst(rows.ours('fresh', 'restore', channels=1), 'restore')
+    floor = [best(rows.of('fresh', 'restore', program=program), 'restore')
+             for program in ('fio', 'populate')]
+    if all(floor):
+        yield ('restore into fresh memory, 1 channel: rate, of the disk or of '
+               'all CPUs using memory first', 0.9, _ratio(max(floor), one),
+               True, '')
+    stock = _stock(rows, 'fresh', 'restore')
+    first = [row for row in stock if row.facts['channels'] == 1]
+    yield ('restore into fresh memory, 1 channel: time of stock, over ours',
+           1.7, _ratio(best(first, 'restore'), one), True, '')
+    yield ("restore into fresh memory, 1 channel: stock's best time, over ours",
+           1.3, _ratio(best(stock, 'restore'), one), True, '')
+    for row in rows.ours('fresh', 'restore'):
+        channels = row.facts['channels']
+        peer = [r for r in stock if r.facts['channels'] == channels]
+        yield (f'restore into fresh memory, {channels} channels: CPU time of '
+               'stock, over ours', 2,
+               _ratio(best(peer, 'restore', 'cpu'),
+                      row.median('restore', 'cpu')), True, '')
+        yield (f'save, {channels} channels: time of stock, over ours', 1.25,
+               _ratio(best(peer, 'save'), row.median('save')), True, '')
+        yield (f'save, {channels} channels: CPU time of stock, over ours', 3,
+               _ratio(best(peer, 'save', 'cpu'), row.median('save', 'cpu')),
+               True, '')
+
+
 def _resources(rows):
     """Of all direct runs of ours: the largest value, not a median."""
     ours = [row for row in rows.rows
@@ -126,7 +154,7 @@ def _limits(rows):
 def verdicts(rows):
     """The verdicts on all that was measured."""
     found = []
-    for part in (_save, _restore, _resources, _contents, _limits):
+    for part in (_fresh, _save, _restore, _resources, _contents, _limits):
         found += [Verdict(text, want, value, least, unit)
                   for text, want, value, least, unit in part(rows)
                   if value is not None]

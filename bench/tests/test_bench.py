@@ -295,6 +295,31 @@ class Selection(unittest.TestCase):
         self.assertIn('memory', measure.lacks(task, '/', 5 * gib, 11 * gib))
         self.assertIn('space', measure.lacks(task, '/', 7 * gib, 9 * gib))
 
+    def test_a_busy_machine_is_noticed(self):
+        class Side:
+            works_alone = True
+            name = 'side'
+
+            def __init__(self, *busy):
+                self.busy = list(busy)
+
+            def run(self, place, content):
+                return {'save': {'seconds': 10, 'cpu': 1,
+                                 'machine_cpu': 1 + self.busy.pop(0)}}
+
+        def result(side):
+            task = scenarios.Task('fresh', side, None)
+            with redirect_stderr(io.StringIO()):
+                return measure.undisturbed(task, None, 2)
+
+        side = Side(8, 1)
+        self.assertEqual(result(side)['save']['machine_cpu'], 2)
+        self.assertEqual(side.busy, [])
+        self.assertIsNone(result(Side(8, 8, 8)))
+        side = Side(8)
+        side.works_alone = False
+        self.assertIsNotNone(result(side))
+
     def test_clock(self):
         now = [100]
         clock = measure.Clock(2, lambda: now[0])
@@ -383,6 +408,11 @@ class Files(unittest.TestCase):
                 'a00000-c00000 rw-p 0 00:00 0\n'
                 'f00000-1600000 rw-p 0 00:00 0\n')
         self.assertEqual(content.parse_maps(text, 2 * MIB), 0xa00000)
+        # A memfd, and it alone of all files
+        memfd = '2000000-2400000 rw-s 0 00:01 9 /memfd:memory (deleted)\n'
+        self.assertEqual(content.parse_maps(
+            '3000000-3400000 rw-s 0 08:01 7 /x\n' + memfd, 4 * MIB),
+            0x2000000)
         # Joined with a neighbour
         self.assertEqual(content.parse_maps(text, 4 * MIB), 0x1000000)
         with self.assertRaises(RuntimeError):
