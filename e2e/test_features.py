@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Features of QEMU that have to do with RAM, beside saving it to files."""
 
+import json
 import os
 import re
+import subprocess
+import sys
 import time
 
 from .lib import image
@@ -11,6 +14,7 @@ from .lib.qmp import QMPClosed, QMPError
 from .lib.vm import Exited
 from .test_faults import faulty, open_gate, wait_stall
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MODES = (None, Mode(0), Mode(4), Mode(1, True), Mode(4, True))
 STREAM = Mode(0)
 TABLE = 60000           # an ACPI table has less than 64 KiB
@@ -126,7 +130,22 @@ def shared_save(t, args, mode, path):
     # The rest of RAM, such as firmware, is there, at multiples of 1 MiB
     size = os.stat(path).st_blocks * 512
     assert size < 16 << 20, f'{mode}: the image has {size} bytes'
+    if mode:
+        # The tool knows such images, too
+        found = image_tool('info', path)
+        assert [b['name'] for b in found['left-out']] == ['ram0'], found
+        assert 'pc.bios' in [b['name'] for b in found['blocks']], found
+        image_tool('verify', path)
     return want
+
+
+def image_tool(command, path):
+    """What scripts/mapped-ram.py says."""
+    done = subprocess.run(
+        [sys.executable, os.path.join(ROOT, 'scripts', 'mapped-ram.py'),
+         command, '--json', path], capture_output=True, text=True)
+    assert not done.returncode, done.stdout + done.stderr
+    return json.loads(done.stdout)
 
 
 def allow(vm, capability):

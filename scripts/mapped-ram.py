@@ -56,6 +56,8 @@ def describe(image):
             'uuid': image.uuid, 'capabilities': image.capabilities,
             'page-size': image.blocks[0].page_size if image.blocks else None,
             'ram-size': image.total,
+            'left-out': [{'name': block.label, 'length': block.length}
+                         for block in image.left_out],
             'device-state-offset': image.state_at,
             'description-offset': image.description_at,
             'devices': [{'name': printable(n), 'instance': i, 'version': v}
@@ -98,6 +100,9 @@ def print_info(found, blocks):
                      size_text(b['bytes-in-file']),
                      size_text(b['bytes-of-holes'])))
     print_table(rows)
+    for block in found['left-out']:
+        print(f"  RAM block '{block['name']}', {size_text(block['length'])}, "
+              'is not in the image: it was shared memory (x-ignore-shared)')
     end = found['description-offset'] or found['file-size']
     print(f"  device state: at {found['device-state-offset']}, "
           f"{size_text(end - found['device-state-offset'])}, "

@@ -234,12 +234,14 @@ class Cursor:
 class Block:
     """One RAM block: the name is bytes, all else are numbers of bytes or
     offsets in the file; `name_at`, `length_at` and `header_at` tell where
-    these stand."""
+    these stand.  A block that is left out is shared memory, which stays in
+    its own file (x-ignore-shared)."""
 
     def __init__(self, name_at, name, length_at, length):
         self.name_at, self.name = name_at, name
         self.length_at, self.length = length_at, length
         self.header_at = length_at + 8
+        self.left_out = False
         self.version = self.page_size = 0
         self.bitmap_offset = self.pages_offset = 0
         self.bitmap_size = 0
@@ -275,6 +277,7 @@ class Image:
         self.machine = self.page_bits = self.uuid = None
         self.capabilities = []
         self.blocks = []
+        self.left_out = []
         self.total = self.total_at = 0
         self.configuration_end = self.ram_at = self.state_at = 0
         self.section = 0
@@ -295,6 +298,11 @@ class Image:
 
     def __enter__(self):
         return self
+
+    @property
+    def ignores_shared(self):
+        """Whether RAM that is shared memory is not in the image."""
+        return 'x-ignore-shared' in self.capabilities
 
     def __exit__(self, *_):
         self.close()
@@ -462,10 +470,6 @@ class Image:
         if word & 0xff != FLAG_MEM_SIZE:
             raise self.error(f'is {word:#x}, whose low byte is not '
                              f'{FLAG_MEM_SIZE}', self.total_at, 'size of RAM')
-        if 'x-ignore-shared' in self.capabilities:
-            raise self.error('was saved with the capability x-ignore-shared, '
-                             'and so without the RAM that is shared',
-                             self.configuration_end, 'configuration')
         left = self.total
         names = set()
         while left > 0:
@@ -477,6 +481,10 @@ class Image:
                 self._bad('there is another block of that name',
                           block.name_at, self._of(block, 'name'))
             names.add(block.name)
+            if block.left_out:
+                self.left_out.append(block)
+                left -= block.length
+                continue
             self.blocks.append(block)
             if block.end > self.file.size:
                 raise self.error(
@@ -496,6 +504,9 @@ class Image:
         name = cursor.name('name of a RAM block')
         block = Block(name_at, name, cursor.at, 0)
         block.length = cursor.number(8, self._of(block, 'length'))
+        if self.ignores_shared:
+            cursor.number(8, self._of(block, 'address'))
+        block.header_at = cursor.at
         header = cursor.take(HEADER.size, self._of(block, 'header'))
         block.version, block.page_size, block.bitmap_offset, \
             block.pages_offset = HEADER.unpack(header)
@@ -510,7 +521,10 @@ class Image:
             raise self.error(f'is {block.length}, and {left} bytes of RAM are '
                              'left', block.length_at,
                              self._of(block, 'length'))
-        self._check_header(block)
+        block.left_out = self.ignores_shared and \
+            block.bitmap_offset == block.pages_offset == 0
+        if not block.left_out:
+            self._check_header(block)
         return block
 
     def _check_header(self, block):

@@ -50,6 +50,7 @@ class Maker:
         self.magic = 0x5145564d
         self.machine = b'pc-test-1.0'
         self.capabilities = [b'mapped-ram']
+        self.left_out = []              # names of blocks
         self.early = b''                # device state before RAM
         self.early_devices = ()         # ... and what it is of
         self.footers = True
@@ -97,7 +98,12 @@ class Maker:
 
     def _block(self, f, name, pages, contents):
         f.write(named(name) + be(8, pages * PAGE))
+        if b'x-ignore-shared' in self.capabilities:
+            f.write(be(8, 0xfee00000))
         header = f.tell()
+        if name in self.left_out:
+            f.write(be(4, 1) + be(8, PAGE) + be(8, 0) + be(8, 0))
+            return
         self.at.setdefault('header', header)
         words = -(-pages // (8 * self.word))
         bits = sum(1 << page for page in contents)
@@ -515,8 +521,20 @@ class Damaged(Case):
         self.one_problem(9, 'machine type', 'more than')
         self.write(capabilities=[b'x'] * 300)
         self.assertRegex(self.problems()[0]['cause'], 'more than')
-        self.write(capabilities=[b'x-ignore-shared'])
-        self.assertRegex(self.problems()[0]['cause'], 'x-ignore-shared')
+
+    def test_blocks_that_are_left_out(self):
+        """Their header has no offsets; each block has its address."""
+        self.write(capabilities=[b'mapped-ram', b'x-ignore-shared'],
+                   left_out=[b'pc.rom'])
+        found = self.result('info', self.image)
+        self.assertEqual(found['left-out'],
+                         [{'name': 'pc.rom', 'length': 5 * PAGE}])
+        self.assertEqual([b['name'] for b in found['blocks']],
+                         ['pc.ram', 'tail'])
+        self.assertEqual(self.problems(code=0), [])
+        # Without the capability none may be
+        self.write(left_out=[b'pc.rom'], capabilities=[b'mapped-ram'])
+        self.assertTrue(self.problems())
 
     def test_marks_and_footers(self):
         self.write()
