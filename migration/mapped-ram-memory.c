@@ -27,8 +27,14 @@ MappedRamBacking mapped_ram_memory_backing(int fd, uint64_t fd_offset,
     return backing;
 }
 
+void mapped_ram_memory_close(MappedRamMemory *m)
+{
+    if (m->map >= 0) {
+        close(m->map);
+    }
+}
+
 #ifdef CONFIG_LINUX
-#include <sys/mman.h>
 
 /* Of an entry of /proc/self/pagemap; see admin-guide/mm/pagemap.rst */
 #define PAGEMAP_PRESENT (1ULL << 63)
@@ -37,9 +43,12 @@ MappedRamBacking mapped_ram_memory_backing(int fd, uint64_t fd_offset,
 /* So many entries are read at once. */
 #define ENTRIES 512
 
-int mapped_ram_memory_open_map(void)
+void mapped_ram_memory_open(MappedRamMemory *m)
 {
-    return open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    *m = (MappedRamMemory) {
+        .map = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC),
+        .fd = -1,
+    };
 }
 
 /* Clears the pages in @untouched that the process has in its page tables. */
@@ -66,9 +75,34 @@ static bool clear_mapped(int map, uint64_t first, uint64_t pages,
     return true;
 }
 
+/*
+ * Finds the first data of the file at or behind @start, up to the next hole.
+ * Data that was found last is not looked for again: the kernel walks all of it
+ * to find its end.  Returns false if there is none; with @errno other than
+ * ENXIO the file can't tell.
+ */
+static bool next_data(MappedRamMemory *m, int fd, off_t start)
+{
+    if (m->fd == fd && m->data <= start && start < m->hole) {
+        return true;
+    }
+    m->fd = -1;
+    m->data = lseek(fd, start, SEEK_DATA);
+    if (m->data < 0) {
+        return false;
+    }
+    m->hole = lseek(fd, m->data, SEEK_HOLE);
+    if (m->hole < 0) {
+        return false;
+    }
+    m->fd = fd;
+    return true;
+}
+
 /* Clears the pages in @untouched that the file has data for. */
-static bool clear_data(const MappedRamBacking *backing, uint64_t first,
-                       uint64_t pages, unsigned long *untouched)
+static bool clear_data(MappedRamMemory *m, const MappedRamBacking *backing,
+                       uint64_t first, uint64_t pages,
+                       unsigned long *untouched)
 {
     uint64_t size = qemu_real_host_page_size();
     off_t start = backing->fd_offset + first * size;
@@ -77,29 +111,25 @@ static bool clear_data(const MappedRamBacking *backing, uint64_t first,
     if (backing->fd_is_empty) {
         return true;
     }
-    for (off_t hole, data = start; data < end; data = hole) {
-        uint64_t from, to;
+    for (off_t at = start; at < end; at = m->hole) {
+        off_t data;
 
-        data = lseek(backing->fd, data, SEEK_DATA);
-        if (data < 0) {
-            /* No data from there on, or the file can't tell. */
+        if (!next_data(m, backing->fd, at)) {
             return errno == ENXIO;
         }
+        data = MAX(m->data, at);
         if (data >= end) {
             return true;
         }
-        hole = lseek(backing->fd, data, SEEK_HOLE);
-        if (hole < 0) {
-            return false;
-        }
-        from = (data - start) / size;
-        to = DIV_ROUND_UP(MIN(hole, end) - start, size);
-        bitmap_clear(untouched, from, to - from);
+        bitmap_clear(untouched, (data - start) / size,
+                     DIV_ROUND_UP(MIN(m->hole, end) - start, size) -
+                     (data - start) / size);
     }
     return true;
 }
 
-void mapped_ram_memory_untouched(int map, const MappedRamBacking *backing,
+void mapped_ram_memory_untouched(MappedRamMemory *m,
+                                 const MappedRamBacking *backing,
                                  const uint8_t *base, uint64_t first,
                                  uint64_t pages, unsigned long *untouched)
 {
@@ -107,8 +137,10 @@ void mapped_ram_memory_untouched(int map, const MappedRamBacking *backing,
 
     bitmap_fill(untouched, pages);
     /* In a shared mapping pages of the file need not be mapped here. */
-    if ((backing->is_private && !clear_mapped(map, page, pages, untouched)) ||
-        (backing->fd >= 0 && !clear_data(backing, first, pages, untouched)) ||
+    if ((backing->is_private &&
+         !clear_mapped(m->map, page, pages, untouched)) ||
+        (backing->fd >= 0 &&
+         !clear_data(m, backing, first, pages, untouched)) ||
         (backing->fd < 0 && !backing->is_private)) {
         bitmap_zero(untouched, pages);
     }
@@ -116,12 +148,13 @@ void mapped_ram_memory_untouched(int map, const MappedRamBacking *backing,
 
 #else
 
-int mapped_ram_memory_open_map(void)
+void mapped_ram_memory_open(MappedRamMemory *m)
 {
-    return -1;
+    *m = (MappedRamMemory) { .map = -1, .fd = -1 };
 }
 
-void mapped_ram_memory_untouched(int map, const MappedRamBacking *backing,
+void mapped_ram_memory_untouched(MappedRamMemory *m,
+                                 const MappedRamBacking *backing,
                                  const uint8_t *base, uint64_t first,
                                  uint64_t pages, unsigned long *untouched)
 {

@@ -100,7 +100,7 @@ bool mapped_ram_worker_init(MappedRamWorker *c,
     DirectIOLimits buffered;
 
     c->keep_zeros = config->keep_zeros;
-    c->memory_map = mapped_ram_memory_open_map();
+    mapped_ram_memory_open(&c->memory);
     c->read_through = g_array_new(false, false, sizeof(ReadThrough));
     direct_io_limits_buffered(&buffered);
     if (config->direct_fd >= 0) {
@@ -121,9 +121,9 @@ void mapped_ram_worker_destroy(MappedRamWorker *c)
 {
     g_clear_pointer(&c->direct, direct_queue_free);
     g_clear_pointer(&c->buffered, direct_queue_free);
-    g_clear_pointer(&c->read_through, g_array_unref);
-    if (c->memory_map > 0) {
-        close(c->memory_map);
+    if (c->read_through) {
+        g_clear_pointer(&c->read_through, g_array_unref);
+        mapped_ram_memory_close(&c->memory);
     }
 }
 
@@ -294,20 +294,20 @@ static bool transfer_plan(MappedRamWorker *c, const MappedRamExtent *extent,
  * Sets @untouched for the pages of a range that are zero because nobody has
  * touched them.
  */
-static void find_untouched(const MappedRamWorker *c, const MappedRamBlock *b,
+static void find_untouched(MappedRamWorker *c, const MappedRamBlock *b,
                            uint64_t first, uint64_t pages,
                            unsigned long *untouched)
 {
     if (b->layout.page_size == qemu_real_host_page_size()) {
-        mapped_ram_memory_untouched(c->memory_map, &b->backing, b->host,
-                                    first, pages, untouched);
+        mapped_ram_memory_untouched(&c->memory, &b->backing, b->host, first,
+                                    pages, untouched);
     } else {
         bitmap_zero(untouched, pages);
     }
 }
 
 /* Returns in @data the dirty pages of @extent that are other than zero. */
-static void find_data(const MappedRamWorker *c, const MappedRamExtent *extent,
+static void find_data(MappedRamWorker *c, const MappedRamExtent *extent,
                       unsigned long *data)
 {
     const MappedRamBlock *b = extent->block;
@@ -381,7 +381,7 @@ bool mapped_ram_worker_save(MappedRamWorker *c, const MappedRamExtent *extent,
 }
 
 /* Makes the pages of @which zero, which are counted from @first. */
-static void zero_pages(const MappedRamWorker *c, const MappedRamBlock *b,
+static void zero_pages(MappedRamWorker *c, const MappedRamBlock *b,
                        unsigned long first, unsigned long pages,
                        unsigned long *which)
 {

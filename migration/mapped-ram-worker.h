@@ -18,7 +18,7 @@
  * @buffered: queue on the other one; always there
  * @limits: what @direct needs
  * @keep_zeros: whether zero pages are saved like others
- * @memory_map: from mapped_ram_memory_open_map(); it is never 0
+ * @memory: what it knows of memory without reading it
  * @read_through: extents (struct ReadThrough) with absent pages that a request
  *                reads through; zeroed when the reads have ended
  *
@@ -30,7 +30,7 @@ typedef struct MappedRamWorker {
     DirectQueue *buffered;
     DirectIOLimits limits;
     bool keep_zeros;
-    int memory_map;
+    MappedRamMemory memory;
     GArray *read_through;
 } MappedRamWorker;
 

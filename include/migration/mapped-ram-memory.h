@@ -39,19 +39,36 @@ MappedRamBacking mapped_ram_memory_backing(int fd, uint64_t fd_offset,
                                            bool is_private);
 
 /**
- * mapped_ram_memory_open_map:
+ * MappedRamMemory:
+ *
+ * One thread's view of memory: the descriptor of the kernel's page map, or -1,
+ * and where a file is known to have had data.  For one thread at a time.
+ */
+typedef struct MappedRamMemory {
+    int map;
+    int fd;
+    off_t data, hole;
+} MappedRamMemory;
+
+/**
+ * mapped_ram_memory_open:
+ * @m: filled in, to be passed to mapped_ram_memory_close()
  *
  * Opens what the kernel tells of this process's page tables
- * (/proc/self/pagemap).  Any thread.
- *
- * Returns: a descriptor, to be closed by the caller; or -1 if the kernel does
- *          not tell
+ * (/proc/self/pagemap).  If it does not tell, no private memory is known to be
+ * untouched.
  */
-int mapped_ram_memory_open_map(void);
+void mapped_ram_memory_open(MappedRamMemory *m);
+
+/**
+ * mapped_ram_memory_close:
+ * @m: from mapped_ram_memory_open()
+ */
+void mapped_ram_memory_close(MappedRamMemory *m);
 
 /**
  * mapped_ram_memory_untouched:
- * @map: from mapped_ram_memory_open_map(), or -1
+ * @m: from mapped_ram_memory_open()
  * @backing: what is behind the memory
  * @base: start of the memory of the RAM block
  * @first: first page of the range
@@ -60,9 +77,10 @@ int mapped_ram_memory_open_map(void);
  *
  * Asks the kernel which pages have no memory behind them.  These are zero.
  * Reading one to see that would map it, and allocate it if it is in a file or
- * a huge page.  Pages are the host's.  Any thread.
+ * a huge page.  Pages are the host's.  A page may be missing from @untouched.
  */
-void mapped_ram_memory_untouched(int map, const MappedRamBacking *backing,
+void mapped_ram_memory_untouched(MappedRamMemory *m,
+                                 const MappedRamBacking *backing,
                                  const uint8_t *base, uint64_t first,
                                  uint64_t pages, unsigned long *untouched);
 

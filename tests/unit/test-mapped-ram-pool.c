@@ -407,8 +407,9 @@ static uint64_t allocated(Fixture *f, const Backing *backing, int fd)
 {
     struct stat st = {};
     uint64_t bytes = 0;
-    int map = mapped_ram_memory_open_map();
+    MappedRamMemory memory;
 
+    mapped_ram_memory_open(&memory);
     if (fd >= 0) {
         g_assert_cmpint(fstat(fd, &st), ==, 0);
         bytes += st.st_blocks * 512ULL;
@@ -417,14 +418,12 @@ static uint64_t allocated(Fixture *f, const Backing *backing, int fd)
         DECLARE_BITMAP(untouched, UNTOUCHED_PAGES);
         MappedRamBacking anonymous = mapped_ram_memory_backing(-1, 0, true);
 
-        mapped_ram_memory_untouched(map, &anonymous, f->block.host, 0,
+        mapped_ram_memory_untouched(&memory, &anonymous, f->block.host, 0,
                                     UNTOUCHED_PAGES, untouched);
         bytes += (UNTOUCHED_PAGES -
                   bitmap_count_one(untouched, UNTOUCHED_PAGES)) * PAGE;
     }
-    if (map >= 0) {
-        close(map);
-    }
+    mapped_ram_memory_close(&memory);
     return bytes;
 }
 
@@ -445,11 +444,13 @@ static void test_untouched(const void *opaque)
     MappedRamPool *pool;
     Fixture f = {};
     void *old;
-    int fd = -1, map = mapped_ram_memory_open_map();
+    MappedRamMemory memory;
+    int fd = -1;
 
+    mapped_ram_memory_open(&memory);
     fixture_init(&f, UNTOUCHED_PAGES);
     old = f.block.host;
-    if (map < 0 || !map_backing(&f, backing, &fd)) {
+    if (memory.map < 0 || !map_backing(&f, backing, &fd)) {
         g_test_skip("no such memory here, or the kernel tells nothing of it");
         goto out;
     }
@@ -490,9 +491,7 @@ out:
     if (fd >= 0) {
         close(fd);
     }
-    if (map >= 0) {
-        close(map);
-    }
+    mapped_ram_memory_close(&memory);
     f.block.host = old;
     fixture_destroy(&f);
 }
