@@ -9,7 +9,7 @@
  * time with O_DIRECT, for guest RAM.
  *
  * There is at most one such descriptor.  All functions are to be called with
- * the iothread lock held, or by the thread that migrates.
+ * the BQL held, or by the thread that migrates.
  */
 
 #ifndef QEMU_MIGRATION_FILE_DIRECT_H

@@ -18,7 +18,7 @@ typedef struct Write {
 /* Only for the thread that saves; others find another @ioc, or none */
 static struct {
     QIOChannel *ioc;
-    bool hold;
+    bool defer;
     GQueue writes;
 } queue = { .writes = G_QUEUE_INIT };
 
@@ -31,13 +31,13 @@ static void write_free(Write *w)
 void file_queue_begin(QIOChannel *ioc)
 {
     file_queue_drop();
-    queue.hold = true;
+    queue.defer = true;
     qatomic_set(&queue.ioc, ioc);
 }
 
-void file_queue_hold(bool hold)
+void file_queue_defer(bool defer)
 {
-    queue.hold = hold;
+    queue.defer = defer;
 }
 
 void file_queue_drop(void)
@@ -60,7 +60,7 @@ static bool do_write(QIOChannel *ioc, const Write *w, Error **errp)
     return !qio_channel_pwrite_all(ioc, data, w->data->len, w->offset, errp);
 }
 
-/* Writes what has been kept; goes on keeping. */
+/* Writes what has been deferred, and keeps deferring. */
 static bool write_kept(QIOChannel *ioc, Error **errp)
 {
     Write *w;
@@ -101,7 +101,7 @@ int file_queue_writev_all(QIOChannel *ioc, const struct iovec *iov,
     if (ioc != qatomic_read(&queue.ioc)) {
         return qio_channel_writev_all(ioc, iov, niov, errp);
     }
-    if (!queue.hold) {
+    if (!queue.defer) {
         return write_kept(ioc, errp) ?
                qio_channel_writev_all(ioc, iov, niov, errp) : -1;
     }
@@ -118,7 +118,7 @@ int file_queue_pwrite_all(QIOChannel *ioc, const void *buf, size_t len,
     if (ioc != qatomic_read(&queue.ioc)) {
         return qio_channel_pwrite_all(ioc, buf, len, offset, errp);
     }
-    if (!queue.hold) {
+    if (!queue.defer) {
         return write_kept(ioc, errp) ?
                qio_channel_pwrite_all(ioc, buf, len, offset, errp) : -1;
     }

@@ -18,7 +18,7 @@
 #include "io/channel.h"
 
 /**
- * file_queue_begin: from now on keep what is written to @ioc
+ * file_queue_begin: start deferring writes to @ioc
  * @ioc: the channel of the main stream
  *
  * To be ended by file_queue_flush() or file_queue_drop().
@@ -26,31 +26,31 @@
 void file_queue_begin(QIOChannel *ioc);
 
 /**
- * file_queue_hold: whether to keep what is written
- * @hold: false while the BQL is released for a while
+ * file_queue_defer: defer writes, or write them at once
+ * @defer: false while the BQL is released for a while
  *
- * With @hold false, writes go to the file, behind those that were kept.  Does
- * nothing without file_queue_begin().
+ * With @defer false, writes go to the file, after those that were deferred.
+ * Does nothing without file_queue_begin().
  */
-void file_queue_hold(bool hold);
+void file_queue_defer(bool defer);
 
 /**
- * file_queue_flush: write what has been kept, and keep nothing any more
+ * file_queue_flush: do the deferred writes, and stop deferring
  * @errp: where to put errors
  *
- * Waits for the disk: without the BQL.
+ * Waits for the disk.  Migration thread, BQL not held.
  *
  * Returns: true on success, also if there is no queue
  */
 bool file_queue_flush(Error **errp);
 
-/* Forget what has been kept, and keep nothing any more. */
+/* Drops the deferred writes, and stops deferring. */
 void file_queue_drop(void);
 
 /**
- * file_queue_writev_all: as qio_channel_writev_all(), or keep it
+ * file_queue_writev_all: qio_channel_writev_all(), perhaps deferred
  * @ioc: any channel
- * @iov: what to write at the channel's position; copied when kept
+ * @iov: what to write at the channel's position; copied if deferred
  * @niov: elements of @iov
  * @errp: where to put errors
  *
@@ -60,9 +60,9 @@ int file_queue_writev_all(QIOChannel *ioc, const struct iovec *iov,
                           size_t niov, Error **errp);
 
 /**
- * file_queue_pwrite_all: as qio_channel_pwrite_all(), or keep it
+ * file_queue_pwrite_all: qio_channel_pwrite_all(), perhaps deferred
  * @ioc: any channel
- * @buf: what to write; copied when kept
+ * @buf: what to write; copied if deferred
  * @len: bytes of @buf
  * @offset: where in the file
  * @errp: where to put errors

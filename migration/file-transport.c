@@ -616,7 +616,7 @@ static bool file_write_magic(uint32_t magic, Error **errp)
                                   sizeof(value), transport.offset, errp) == 0;
 }
 
-bool file_transport_hold(Error **errp)
+bool file_transport_invalidate(Error **errp)
 {
     if (!transport.begun) {
         return true;

@@ -46,9 +46,9 @@ void file_start_incoming_migration(FileMigrationArgs *file_args, Error **errp);
  * @outgoing: whether to save to it
  * @errp: where to put errors
  *
- * For mapped-ram, which needs all that the file: transport does, and is
- * checked for what that refuses before anything is changed. Only, the
- * file is not cut: nothing is known of what is behind the image. Main
+ * Gives a mapped-ram migration to or from fd: the checks, lock and sync of
+ * the file: transport. All checks come before any change. The file is not
+ * cut, because the data behind the image may belong to somebody else. Main
  * thread.
  *
  * Returns: true on success
@@ -71,30 +71,29 @@ void file_transport_check_end(QEMUFile *f);
  * file_transport_begin: make room for the new image
  * @errp: where to put errors
  *
- * To be called once, before the first byte is written by anybody: cuts a
- * regular file to the offset of the image. From here on the previous
- * image is lost. Does nothing when the migration goes elsewhere.
- * Migration thread, BQL not held.
+ * To be called once, before anything is written: cuts a regular file to the
+ * offset of the image. From here on the previous image is lost. Does nothing
+ * when the migration goes elsewhere. Migration thread, BQL not held.
  *
  * Returns: true on success. On failure the file is as it was.
  */
 bool file_transport_begin(Error **errp);
 
 /**
- * file_transport_hold: keep the unfinished image from being taken for one
+ * file_transport_invalidate: invalidate the image until it is complete
  * @errp: where to put errors
  *
  * To be called once the beginning of the stream is in the file. Overwrites
- * the first bytes, by which an image is known, and has
- * file_transport_sync() put them back when all else is on stable storage.
- * Pages and stream are written through different descriptors, so a crash of
- * the host may keep one and lose the other; and a block device is still
- * full of what was saved there before. Neither must ever be restored. Does
- * nothing when the migration goes elsewhere. Migration thread, BQL not held.
+ * the magic number, which file_transport_sync() writes back when everything
+ * else is on stable storage. Pages and stream are written through different
+ * descriptors, so a crash of the host may keep one and lose the other; and a
+ * block device still holds an earlier image. Neither must ever be restored.
+ * Does nothing when the migration goes elsewhere. Migration thread, BQL not
+ * held.
  *
  * Returns: true on success
  */
-bool file_transport_hold(Error **errp);
+bool file_transport_invalidate(Error **errp);
 
 /**
  * file_transport_sync_early: bring what was written to stable storage
@@ -125,8 +124,8 @@ bool file_transport_sync(Error **errp);
  * file_transport_unlock: let other processes use the file
  *
  * To be called right before the migration is reported to be completed, when
- * it can no longer be cancelled: whoever sees that may use the file. BQL
- * held.
+ * it can no longer be cancelled: once a client sees that, it may use the file.
+ * BQL held.
  */
 void file_transport_unlock(void);
 

@@ -18,8 +18,8 @@
 
 /*
  * The thread that migrates owns the object: the migration thread of a save,
- * the main thread of a load, and after the migration thread has ended whoever
- * holds the BQL.  Other threads reach it only with mapped_ram_lock.
+ * the main thread of a load, and after the migration thread has ended the
+ * holder of the BQL.  Other threads reach it only with mapped_ram_lock.
  */
 struct MappedRam {
     /* constant after mapped_ram_new() */

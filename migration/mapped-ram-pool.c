@@ -151,7 +151,7 @@ static bool next_loading(MappedRamPool *pool, MappedRamItem *item)
 static bool next_item(MappedRamPool *pool, MappedRamItem *item)
 {
     if (pool->err) {
-        /* Nothing more is moved: whoever waits learns of the error. */
+        /* Nothing more is moved; those that wait get the error. */
         pool->ring_used = 0;
         pool->loading = NULL;
         return false;

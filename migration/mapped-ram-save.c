@@ -163,7 +163,7 @@ bool mapped_ram_save_ready(QEMUFile *f, Error **errp)
     int64_t old;
 
     if (!mapped_ram_stream_ok(f, errp) || !grow_file(f, end, &old, errp) ||
-        !file_transport_hold(errp)) {
+        !file_transport_invalidate(errp)) {
         return false;
     }
     file_transport_set_phase(MIGRATION_FILE_PHASE_RAM);

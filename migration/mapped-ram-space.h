@@ -39,7 +39,7 @@ typedef struct MappedRamSpaceCheck {
  * @fd: a file
  * @offset: where in it an image starts
  *
- * Moves the position of @fd meanwhile, so nobody else may be using it.
+ * Moves the position of @fd meanwhile, so no other thread may use it.
  *
  * Returns: how many bytes of data the file has before @offset
  */
@@ -62,7 +62,7 @@ uint64_t mapped_ram_space_kept(int fd, uint64_t offset);
  * File systems that may compress, or do not know what is left, lead to a
  * warning at most.  Others than regular files have room.
  *
- * Called by the thread that migrates, without the iothread lock, when no
+ * Called by the thread that migrates, BQL not held, when no
  * worker is busy.
  *
  * Returns: false with @errp set if RAM does not fit.

@@ -91,7 +91,7 @@ bool mapped_ram_save_left_out(QEMUFile *f, Error **errp);
  *
  * Gives a regular file the size that it needs for all of RAM, so that no
  * write of RAM has to extend it.  And makes sure that the file is no image
- * until it is complete; see file_transport_hold().
+ * until it is complete; see file_transport_invalidate().
  *
  * Returns: true, or false with @errp set, when the file can't be that large.
  */
@@ -187,7 +187,7 @@ void mapped_ram_forget(bool of_load);
  * @of_load: of the load, or of the save
  *
  * The figures of the last or running save or load of this process, for
- * query-migrate.  Called with the iothread lock held.
+ * query-migrate.  Called with the BQL held.
  *
  * Returns: the figures, for the caller to free; or NULL if neither mapped-ram
  *          nor direct-io is set, and no migration to or from a file is

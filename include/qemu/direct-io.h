@@ -14,7 +14,7 @@
 #ifndef QEMU_DIRECT_IO_H
 #define QEMU_DIRECT_IO_H
 
-/* No file is known to need more; a larger answer is taken for nonsense. */
+/* No file is known to need more; a larger answer is ignored. */
 #define DIRECT_IO_ALIGN_MAX     (1 * 1024 * 1024)
 
 /* Used where neither the kernel nor the device tells. */
