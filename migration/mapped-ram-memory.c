@@ -10,20 +10,39 @@
 #include "migration/mapped-ram-memory.h"
 #include "qemu/bitmap.h"
 
+#ifdef CONFIG_LINUX
+#include <linux/magic.h>
+#include <sys/vfs.h>
+
+static void find_file_system(MappedRamBacking *backing, bool loading)
+{
+    struct statfs fs;
+    struct stat st;
+
+    if (backing->fd < 0 || fstatfs(backing->fd, &fs) < 0 ||
+        fstat(backing->fd, &st) < 0) {
+        return;
+    }
+    backing->fd_has_holes = fs.f_type == TMPFS_MAGIC;
+    backing->fd_is_empty = fs.f_type == HUGETLBFS_MAGIC && loading &&
+                           !st.st_blocks;
+}
+#else
+static void find_file_system(MappedRamBacking *backing, bool loading)
+{
+}
+#endif
+
 MappedRamBacking mapped_ram_memory_backing(int fd, uint64_t fd_offset,
-                                           bool is_private)
+                                           bool is_private, bool loading)
 {
     MappedRamBacking backing = {
         .fd = fd,
         .fd_offset = fd_offset,
         .is_private = is_private,
     };
-#ifndef _WIN32
-    struct stat st;
 
-    backing.fd_is_empty = fd >= 0 && fstat(fd, &st) == 0 &&
-                          S_ISREG(st.st_mode) && !st.st_blocks;
-#endif
+    find_file_system(&backing, loading);
     return backing;
 }
 
@@ -110,6 +129,9 @@ static bool clear_data(MappedRamMemory *m, const MappedRamBacking *backing,
 
     if (backing->fd_is_empty) {
         return true;
+    }
+    if (!backing->fd_has_holes) {
+        return false;
     }
     for (off_t at = start; at < end; at = m->hole) {
         off_t data;

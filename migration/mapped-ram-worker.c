@@ -371,10 +371,14 @@ bool mapped_ram_worker_save(MappedRamWorker *c, const MappedRamExtent *extent,
     update_present(extent, data, counts);
     /*
      * A clean page that is in the file may be written again: it has not
-     * changed, or it will be found dirty, and written in the next pass.
+     * changed, or it will be found dirty, and written in the next pass.  But
+     * it may have been discarded, and reading it would allocate it.
      */
-    bitmap_or(allowed, extent->dirty, b->present + BIT_WORD(extent->first),
-              extent->pages);
+    bitmap_copy(allowed, extent->dirty, extent->pages);
+    if (!b->keep_absent) {
+        bitmap_or(allowed, allowed, b->present + BIT_WORD(extent->first),
+                  extent->pages);
+    }
     mapped_ram_plan_extent(plan, data, allowed, extent->pages,
                            GAP_BYTES / b->layout.page_size, align_pages(c, b));
     return transfer_plan(c, extent, plan, do_write, counts, errp);

@@ -172,7 +172,7 @@ MappedRamBlock *mapped_ram_add_block(MappedRam *m, RAMBlock *rb,
     /* Reading unplugged memory, to see if it is zero, would populate it. */
     b->keep_absent = memory_region_has_ram_discard_manager(rb->mr);
     b->backing = mapped_ram_memory_backing(rb->fd, rb->fd_offset,
-                                           !qemu_ram_is_shared(rb));
+                                           !qemu_ram_is_shared(rb), m->load);
     g_hash_table_insert(m->blocks, rb, b);
     return b;
 }

@@ -13,8 +13,10 @@
  * @fd_offset: the offset in @fd of the first byte of memory
  * @is_private: whether the mapping is private, so that pages may differ from
  *              the file's
- * @fd_is_empty: whether the file has no data at all, for file systems that
- *               do not report holes (hugetlbfs)
+ * @fd_has_holes: whether the file's holes are known at any time, those of
+ *                pages included that are dirty in memory only
+ * @fd_is_empty: whether the file has no data at all but what the caller puts
+ *               there
  *
  * What is behind the memory of a RAM block.
  */
@@ -22,6 +24,7 @@ typedef struct MappedRamBacking {
     int fd;
     uint64_t fd_offset;
     bool is_private;
+    bool fd_has_holes;
     bool fd_is_empty;
 } MappedRamBacking;
 
@@ -30,13 +33,16 @@ typedef struct MappedRamBacking {
  * @fd: the file behind the memory, or -1
  * @fd_offset: the offset in @fd of the first byte of memory
  * @is_private: whether the mapping is private
+ * @loading: whether only the caller writes to the memory from now on
  *
- * Any thread.
+ * Of file systems, only tmpfs and memfd are trusted to know their holes: others
+ * may not know of pages that are dirty in memory.  hugetlbfs reports no holes,
+ * but when a load begins its file may be known to be empty.  Any thread.
  *
- * Returns: the backing, with @fd_is_empty found out
+ * Returns: the backing
  */
 MappedRamBacking mapped_ram_memory_backing(int fd, uint64_t fd_offset,
-                                           bool is_private);
+                                           bool is_private, bool loading);
 
 /**
  * MappedRamMemory:

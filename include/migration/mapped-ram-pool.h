@@ -46,8 +46,9 @@ typedef struct MappedRamPool MappedRamPool;
  * @layout: its place in the file
  * @present: one bit a page, set when the page is in the file.  Written by the
  *           workers while saving, read by them while loading.
- * @keep_absent: when loading, leave pages alone that are not in the file.
- *               For memory whose absent pages must not even be touched.
+ * @keep_absent: when loading, leave pages alone that are not in the file; when
+ *               saving, those that are not dirty.  For memory whose pages
+ *               may be discarded, and then must not even be touched.
  * @backing: what is behind the memory, to find pages without data
  *
  * A RAM block as the workers see it.  Owned by the caller, and not to be

@@ -177,7 +177,7 @@ static void base_init(Base *b)
     b->fd = g_file_open_tmp("test-mapped-ram-loop-XXXXXX", &b->path, NULL);
     g_assert_cmpint(b->fd, >=, 0);
     b->block.name = "test.ram";
-    b->block.backing = mapped_ram_memory_backing(-1, 0, true);
+    b->block.backing = mapped_ram_memory_backing(-1, 0, true, false);
     b->block.host = qemu_memalign(64 * KiB, PAGES * PAGE);
     memset(b->block.host, 0x55, PAGES * PAGE);
     g_assert_true(mapped_ram_layout_init(&b->block.layout, "test.ram", 100,

@@ -114,7 +114,7 @@ static void fixture_init(Fixture *f, unsigned long pages)
     g_assert_cmpint(f->fd, >=, 0);
     f->pages = pages;
     f->block.name = "test.ram";
-    f->block.backing = mapped_ram_memory_backing(-1, 0, true);
+    f->block.backing = mapped_ram_memory_backing(-1, 0, true, false);
     f->block.host = qemu_memalign(64 * KiB, pages * PAGE);
     memset(f->block.host, 0, pages * PAGE);
     g_assert_true(mapped_ram_layout_init(&f->block.layout, "test.ram", 100,
@@ -416,7 +416,8 @@ static uint64_t allocated(Fixture *f, const Backing *backing, int fd)
     }
     if (backing->is_private) {
         DECLARE_BITMAP(untouched, UNTOUCHED_PAGES);
-        MappedRamBacking anonymous = mapped_ram_memory_backing(-1, 0, true);
+        MappedRamBacking anonymous =
+            mapped_ram_memory_backing(-1, 0, true, false);
 
         mapped_ram_memory_untouched(&memory, &anonymous, f->block.host, 0,
                                     UNTOUCHED_PAGES, untouched);
@@ -457,7 +458,8 @@ static void test_untouched(const void *opaque)
     madvise(f.block.host, UNTOUCHED_PAGES * PAGE, MADV_NOHUGEPAGE);
 
     /* one page comes from the file, and then goes there */
-    f.block.backing = mapped_ram_memory_backing(fd, 0, backing->is_private);
+    f.block.backing = mapped_ram_memory_backing(fd, 0, backing->is_private,
+                                                true);
     set_bit(page, f.block.present);
     g_assert_cmpint(pwrite(f.fd, "page", 4, f.block.layout.pages_offset +
                            page * PAGE), ==, 4);
@@ -467,7 +469,9 @@ static void test_untouched(const void *opaque)
     g_assert_cmpuint(allocated(&f, backing, fd), ==, expected);
     g_assert_cmpstr((char *)f.block.host + page * PAGE, ==, "page");
 
-    f.block.backing.fd_is_empty = false;
+    f.block.backing = mapped_ram_memory_backing(fd, 0, backing->is_private,
+                                                false);
+    g_assert_false(f.block.backing.fd_is_empty);
     if (!backing->flags) {
         bitmap_fill(dirty, UNTOUCHED_PAGES);
         pool = new_pool(&f, 2, 0);
