@@ -47,8 +47,9 @@ def busiest(result, cpus):
     """What part of the CPUs' time something else took, in the worst phase.
     Some of it is the kernel working for us."""
     return max((max(f['machine_cpu'] - f['cpu'], 0) / (f['seconds'] * cpus)
-                for f in result.values() if 'machine_cpu' in f and
-                f['seconds']), default=0)
+                for f in result.values()
+                if {'machine_cpu', 'cpu'} <= f.keys() and f['seconds']),
+               default=0)
 
 
 def undisturbed(task, place, cpus):

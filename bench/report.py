@@ -10,6 +10,7 @@ TITLES = {
     'random': 'Random RAM, restored into memory touched before',
     'backends': 'Random RAM, restored into fresh memory of other kinds',
     'tmpfs': 'Random RAM, to and from tmpfs',
+    'live': 'A guest that runs and rewrites random pages',
     'half-zero-64k': 'Half zero, in runs of 64 KiB',
     'half-zero-8k': 'Half zero, in runs of 8 KiB',
     'zero': 'All zero',
@@ -119,7 +120,7 @@ def disturbance(rows, cpus):
         for run in row.runs:
             for phase in ('save', 'restore'):
                 figures = run.get(phase, {})
-                if 'machine_cpu' in figures:
+                if {'machine_cpu', 'cpu'} <= figures.keys():
                     other += figures['machine_cpu'] - figures['cpu']
                     all_ += figures['seconds'] * cpus
     return max(other, 0) / all_ if all_ else None
@@ -149,6 +150,9 @@ def markdown(rows, sessions):
             parts.append(f'{TITLES[scenario]}: {found[0].ram} MiB, interleaved '
                          f'rounds: {rounds}. Medians (least-most).\n')
             parts.append(_main_table(found))
+    if rows.of('live'):
+        parts.append(f"{TITLES['live']}. Medians (least-most).\n")
+        parts.append(_live_table(rows.of('live')))
     parts.append(_verdict_table(rows))
     return '\n'.join(parts)
 
@@ -176,6 +180,17 @@ def _main_table(main):
             row.name, _spread(row, 'save'), _spread(row, 'save', 'cpu'),
             _spread(row, 'restore'), _spread(row, 'restore', 'cpu'),
             _most(row, 'save', 'cached', 1 / MIB)]) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def _live_table(found):
+    lines = ['| | save, s | downtime, s | file, MiB | passes |',
+             '|---|---|---|---|---|']
+    for row in found:
+        lines.append('| ' + ' | '.join([
+            row.name, _spread(row, 'save'), _spread(row, 'save', 'downtime'),
+            f"{row.median('save', 'file') / MIB:.0f}",
+            _spread(row, 'save', 'passes', 0)]) + ' |')
     return '\n'.join(lines) + '\n'
 
 

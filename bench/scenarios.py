@@ -7,8 +7,8 @@ import collections
 import copy
 
 from .content import Content
-from .sides import Fio, Guest, OnEmulatedDisk, OnTmpfs, Pipe, Populate, \
-    Scan, Socket
+from .sides import Fio, Guest, Live, OnEmulatedDisk, OnTmpfs, Pipe, \
+    Populate, Scan, Socket
 
 Task = collections.namedtuple('Task', 'scenario side content')
 
@@ -16,6 +16,7 @@ Task = collections.namedtuple('Task', 'scenario side content')
 ROTATING = {'rate': 120e6, 'seek': 0.004, 'turn': 60 / 7200}
 STALLS_FOR = 4
 LIMIT = 100 * 1000 * 1000           # bytes per second, for max-bandwidth
+RATES = (100 * 1000 * 1000, 500 * 1000 * 1000)      # of live guests
 SIZES = (1, 2, 4, 8, 16)            # GiB
 TOP = 16384                         # MiB of the all-zero guest
 
@@ -127,6 +128,16 @@ def tmpfs(setting):
             for name, emulator in setting.all()]
 
 
+def live(setting):
+    """Guests that run on, and how long they stand still in the end."""
+    content = Content('random', min(setting.ram, 1024))
+    return [Task('live', Live(name, emulator, channels, True, rate=rate),
+                 content)
+            for rate in RATES
+            for channels in setting.ends()
+            for name, emulator in setting.all()]
+
+
 def half_zero_64k(setting):
     return _content('half-zero-64k', setting)
 
@@ -196,7 +207,7 @@ def tcp(setting):
 
 
 SCENARIOS = {'fresh': fresh, 'random': random, 'backends': backends,
-             'tmpfs': tmpfs, 'half-zero-64k': half_zero_64k,
+             'tmpfs': tmpfs, 'live': live, 'half-zero-64k': half_zero_64k,
              'half-zero-8k': half_zero_8k, 'zero': zero, 'sizes': sizes,
              'bandwidth': bandwidth, 'slow': slow, 'stall': stall, 'tcp': tcp}
 

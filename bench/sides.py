@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 
+from e2e.guest import build_checker, configure_checker
 from e2e.lib import fs
 from e2e.lib.vm import VM, Mode
 
@@ -410,6 +411,71 @@ class OnTmpfs(Guest):
                 return super().run(there, content)
             finally:
                 there.close()
+
+
+class Live(Guest):
+    """A save of a guest that runs, and rewrites random pages of its memory.
+
+    rate        how much it rewrites, in bytes per second, about"""
+
+    DIRTY = 64                          # pages in a round of the guest
+    # One vCPU under TCG, so that the rate is the guest's, not the host's luck
+    PAUSES = {}                         # idle loops in a round, by rate
+
+    def __init__(self, *args, rate, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.works_alone = False
+        self.rate = rate
+        self.name += f', {rate // 1000000} MB/s'
+
+    def facts(self):
+        return {**super().facts(), 'rate': self.rate}
+
+    def boot(self, place, content, pause):
+        rom = configure_checker(build_checker(place.sockets),
+                                place.path('guest.rom'), dirty=self.DIRTY,
+                                check=1, pause=pause)
+        vm = VM(self.emulator, place.sockets, 'live', ram=content.ram,
+                firmware=rom, patience=300)
+        vm.wait_guest('tick', 2)
+        return vm
+
+    def measure_rate(self, vm, seconds=2):
+        first = vm.last_number('tick')
+        begin = time.monotonic()
+        time.sleep(seconds)
+        rounds = vm.last_number('tick') - first
+        return rounds * self.DIRTY * 4096 / (time.monotonic() - begin)
+
+    def pause(self, place, content):
+        """Found out once for a rate, by halving the interval."""
+        low, high = 0, 1 << 24
+        while self.rate not in self.PAUSES and high - low > high // 16 + 64:
+            middle = (low + high) // 2
+            vm = self.boot(place, content, middle)
+            try:
+                if self.measure_rate(vm) > self.rate:
+                    low = middle
+                else:
+                    high = middle
+            finally:
+                vm.kill()
+        return self.PAUSES.setdefault(self.rate, low)
+
+    def run(self, place, content):
+        vm = self.boot(place, content, self.pause(place, content))
+        try:
+            rate = self.measure_rate(vm)
+            with place.fresh() as path:
+                save = self.save(vm, path)
+            info = vm.migration()
+            # The CPU time is the guest's, too
+            save.pop('cpu')
+            return {'save': {**save, 'dirtied': rate,
+                             'downtime': info['downtime'] / 1000,
+                             'passes': info['ram']['dirty-sync-count']}}
+        finally:
+            vm.kill()
 
 
 class OnEmulatedDisk(Guest):
