@@ -223,17 +223,16 @@ class VM(Console):
     def open_descriptors(self):
         return len(os.listdir(f'/proc/{self.pid}/fd'))
 
-    def threads(self):
-        """[(name and id, state, CPU seconds)], a state as in /proc: R, S,
-        D ..."""
+    def cpu_times(self):
+        """CPU seconds of each thread, by its name and id."""
         ticks = os.sysconf('SC_CLK_TCK')
-        result = []
+        result = {}
         for tid in os.listdir(f'/proc/{self.pid}/task'):
             with open(f'/proc/{self.pid}/task/{tid}/stat') as f:
                 name, _, rest = f.read().partition(' (')[2].rpartition(') ')
             fields = rest.split()
-            result.append((f'"{name}" ({tid})', fields[0],
-                           (int(fields[11]) + int(fields[12])) / ticks))
+            result[f'"{name}" ({tid})'] = \
+                (int(fields[11]) + int(fields[12])) / ticks
         return result
 
     def kill(self):
