@@ -1610,6 +1610,17 @@ static bool forbid(int number, int err)
            prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
 }
 
+/* The same for linux-aio: libaio takes either call to wait for requests. */
+static bool forbid_aio(int number, int err)
+{
+#ifdef SYS_io_pgetevents
+    if (number == SYS_io_getevents && !forbid(SYS_io_pgetevents, err)) {
+        return false;
+    }
+#endif
+    return forbid(number, err);
+}
+
 typedef struct Forbidden {
     int number;
     int err;
@@ -1632,7 +1643,7 @@ static void check_choice(int fd, const Forbidden *uring, const Forbidden *aio,
     unsigned descriptors = count_descriptors();
 
     if (!forbid(uring->number, uring->err) ||
-        (aio && !forbid(aio->number, aio->err))) {
+        (aio && !forbid_aio(aio->number, aio->err))) {
         _exit(2);
     }
     pattern = g_strdup_printf("io_uring: %s%s%s", uring->reason,
