@@ -62,9 +62,8 @@ struct DirectQueue {
     uint64_t bytes_taken;
     uint64_t bytes_max;
 
-    /* The first error; both are set together, once. */
+    /* The first error, set once. */
     Error *error;
-    int error_errno;
 
     /* Shared with other threads: atomic, or Stat64. */
     bool cancelled;
@@ -82,12 +81,11 @@ struct DirectQueue {
 /* The error */
 
 /* Keep @msg (freed here) as the queue's error if it is the first. */
-static void queue_fail(DirectQueue *q, int err, char *msg)
+static void queue_fail(DirectQueue *q, char *msg)
 {
     trace_direct_queue_error(q, msg);
     if (!q->error) {
         error_setg(&q->error, "%s", msg);
-        q->error_errno = err;
     }
     g_free(msg);
 }
@@ -118,11 +116,10 @@ static void request_fail(DirectQueue *q, const DirectRequest *req, int err)
 {
     g_autofree char *cause = explain(q, req, err);
 
-    queue_fail(q, err,
-               g_strdup_printf("%s: cannot %s %zu bytes at offset %" PRIu64
-                               ": %s", q->name,
-                               req->is_write ? "write" : "read",
-                               req->len, req->offset, cause));
+    queue_fail(q, g_strdup_printf("%s: cannot %s %zu bytes at offset %" PRIu64
+                                  ": %s", q->name,
+                                  req->is_write ? "write" : "read",
+                                  req->len, req->offset, cause));
 }
 
 /*
@@ -148,16 +145,15 @@ static void request_fail_short(DirectQueue *q, const DirectRequest *req,
     uint64_t end;
 
     if (req->is_write) {
-        queue_fail(q, EIO,
-                   g_strdup_printf("%s: cannot write %zu bytes at offset %"
-                                   PRIu64 ": only %zu of them were taken",
-                                   q->name, req->len, req->offset, bytes));
+        queue_fail(q, g_strdup_printf("%s: cannot write %zu bytes at offset %"
+                                      PRIu64 ": only %zu of them were taken",
+                                      q->name, req->len, req->offset, bytes));
     } else {
         end = file_end(q, req, bytes);
-        queue_fail(q, EIO,
-                   g_strdup_printf("%s: the file ended at offset %" PRIu64
-                                   ", needed %" PRIu64 " more bytes", q->name,
-                                   end, req->offset + req->len - end));
+        queue_fail(q, g_strdup_printf("%s: the file ended at offset %" PRIu64
+                                      ", needed %" PRIu64 " more bytes",
+                                      q->name, end,
+                                      req->offset + req->len - end));
     }
 }
 
@@ -165,7 +161,7 @@ static void request_fail_short(DirectQueue *q, const DirectRequest *req,
 static bool queue_ok(DirectQueue *q)
 {
     if (!q->error && qatomic_read(&q->cancelled)) {
-        queue_fail(q, ECANCELED, g_strdup_printf("%s: cancelled", q->name));
+        queue_fail(q, g_strdup_printf("%s: cancelled", q->name));
     }
     return !q->error;
 }
@@ -404,10 +400,10 @@ static bool direct_queue_transfer(DirectQueue *q, bool is_write, uint8_t *buf,
     assert_aligned(q, buf, len, offset);
     if (offset > INT64_MAX || len > INT64_MAX - offset) {
         /* Not the caller's bug: offsets come from files, too. */
-        queue_fail(q, EFBIG,
-                   g_strdup_printf("%s: cannot %s %zu bytes at offset %" PRIu64
-                                   ": no file is that large", q->name,
-                                   is_write ? "write" : "read", len, offset));
+        queue_fail(q, g_strdup_printf("%s: cannot %s %zu bytes at offset %"
+                                      PRIu64 ": no file is that large",
+                                      q->name, is_write ? "write" : "read",
+                                      len, offset));
     }
     while (len > 0 && queue_ok(q)) {
         DirectRequest *req = take_request(q, MIN(len, q->request_size));
@@ -454,11 +450,6 @@ bool direct_queue_drain(DirectQueue *q, Error **errp)
 void direct_queue_cancel(DirectQueue *q)
 {
     qatomic_set(&q->cancelled, true);
-}
-
-int direct_queue_errno(const DirectQueue *q)
-{
-    return q->error_errno;
 }
 
 const char *direct_queue_engine_name(const DirectQueue *q)

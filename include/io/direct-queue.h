@@ -248,16 +248,6 @@ bool direct_queue_drain(DirectQueue *q, Error **errp);
 void direct_queue_cancel(DirectQueue *q);
 
 /**
- * direct_queue_errno:
- * @q: the queue
- *
- * Returns: the cause of the error that was kept, a positive errno value:
- * ECANCELED after a cancel, EIO if the file ended too early, else what the
- * kernel said.  0 if there was none so far.
- */
-int direct_queue_errno(const DirectQueue *q);
-
-/**
  * direct_queue_get_stats:
  * @q: the queue
  * @stats: filled in

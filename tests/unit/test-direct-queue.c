@@ -309,7 +309,6 @@ static void test_write_read(gconstpointer data)
     } else if (is_really_asynchronous(where)) {
         g_assert_cmpuint(stats.max_in_flight, >, 1);
     }
-    g_assert_cmpint(direct_queue_errno(b.q), ==, 0);
     qemu_vfree(buf);
     qemu_vfree(back);
     bench_close(&b);
@@ -396,7 +395,6 @@ static void test_eof(gconstpointer data)
             direct_queue_read(b.q, buf, len, 0, NULL);
             g_assert(!direct_queue_drain(b.q, &err));
             assert_error(err, pattern);
-            g_assert_cmpint(direct_queue_errno(b.q), ==, EIO);
             assert_fails_fast(b.q, pattern);
             if (depth == 1) {
                 /* All that was there was read. */
@@ -455,7 +453,6 @@ static void test_rlimit(gconstpointer data)
 
         assert_fails_fast(b.q, "the-file: cannot write * bytes at offset *: "
                           "the file would become larger than allowed *");
-        g_assert_cmpint(direct_queue_errno(b.q), ==, EFBIG);
         direct_queue_get_stats(b.q, &stats);
         g_assert_cmpuint(stats.bytes_written, <=, allowed);
         if (depth == 1) {
@@ -479,7 +476,6 @@ static void test_bad_access(gconstpointer data)
         direct_queue_write(b.q, buf, MiB, BUF_ALIGN, NULL);
         assert_fails_fast(b.q, "the-file: cannot write 1048576 bytes at "
                           "offset 65536: * not open for writing");
-        g_assert_cmpint(direct_queue_errno(b.q), ==, EBADF);
         bench_close(&b);
     }
     if (bench_open(&b, where, O_WRONLY, 0, 0)) {
@@ -578,7 +574,6 @@ static void test_cancel(gconstpointer data)
         }
         assert_error(err, "the-file: cancelled");
         assert_fails_fast(b.q, "the-file: cancelled");
-        g_assert_cmpint(direct_queue_errno(b.q), ==, ECANCELED);
         g_thread_join(thread);
         bench_close(&b);
     }
@@ -771,7 +766,6 @@ static void test_full(gconstpointer data)
         direct_queue_write(b.q, buf, len, 0, NULL);
         assert_fails_fast(b.q, "the-file: cannot write * bytes at offset *: "
                           "no space left on the file system or device");
-        g_assert_cmpint(direct_queue_errno(b.q), ==, ENOSPC);
 
         direct_queue_get_stats(b.q, &stats);
         g_assert_cmpuint(stats.bytes_written, >, MiB);
@@ -1255,7 +1249,6 @@ static void test_short_stuck(void)
     assert_fails_fast(q, "the-file: cannot write 4096 bytes at offset 512: "
                       "only 511 of them were taken");
     g_assert_cmpuint(fault.submissions, ==, 2);
-    g_assert_cmpint(direct_queue_errno(q), ==, EIO);
     direct_queue_free(q);
     close(fd);
 
@@ -1310,7 +1303,17 @@ static void test_eof_last_first(void)
 static void test_error_at(void)
 {
     const unsigned depths[] = { 1, 3, 16 };
-    const int errors[] = { EIO, ENOSPC, EDQUOT, EINVAL, EPERM, EBUSY };
+    const struct {
+        int number;
+        const char *message;
+    } errors[] = {
+        { EIO, "Input/output error" },
+        { ENOSPC, "no space left on the file system or device" },
+        { EDQUOT, "Disk quota exceeded" },
+        { EINVAL, "the file system or device refuses it, though *" },
+        { EPERM, "Operation not permitted" },
+        { EBUSY, "Device or resource busy" },
+    };
     const size_t len = 20 * 4096;
     uint8_t *buf = qemu_memalign(BUF_ALIGN, len);
     DirectQueueStats stats;
@@ -1321,18 +1324,19 @@ static void test_error_at(void)
     for (n = 1; n <= 20; n++) {
         for (i = 0; i < ARRAY_SIZE(depths); i++) {
             for (order = IN_ORDER; order <= RANDOM; order++) {
+                int e = n % ARRAY_SIZE(errors);
                 g_autofree char *pattern =
                     g_strdup_printf("the-file: cannot write 4096 bytes at "
-                                    "offset %u: *", (n - 1) * 4096);
+                                    "offset %u: %s", (n - 1) * 4096,
+                                    errors[e].message);
 
                 fault_reset();
                 fault.order = order;
                 fault.at = n;
-                fault.result = -errors[n % ARRAY_SIZE(errors)];
+                fault.result = -errors[e].number;
                 q = fault_queue(&fd, 512, 4096, depths[i]);
                 direct_queue_write(q, buf, len, 0, NULL);
                 assert_fails_fast(q, pattern);
-                g_assert_cmpint(direct_queue_errno(q), ==, -fault.result);
 
                 /* What was out came back, and nothing went out since. */
                 g_assert_cmpuint(fault.submissions, ==, fault.fetched);
