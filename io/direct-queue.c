@@ -10,7 +10,7 @@
  *   io/direct-queue-sync.c     engine: pread() and pwrite()
  *   io/direct-queue-uring.c    engine: io_uring, where there is liburing
  *   io/direct-queue-aio.c      engine: linux-aio, where there is libaio
- *   tests/unit/test-direct-queue.c
+ *   tests/unit/test-direct-queue*.c
  *
  * A request is always in one of three places:
  *

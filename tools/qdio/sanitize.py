@@ -22,8 +22,9 @@ OPTIONS = ['--disable-werror']
 ASAN_OPTIONS = ['--enable-sanitizers', '--without-default-devices',
                 '--extra-cflags=-O1']
 
-# What has threads of its own, or is handed from one to another
-TSAN_TESTS = [('unit', 'test-direct-queue'), ('unit', 'test-mapped-ram-pool')]
+# The slugs that add what has threads of its own, or is handed from one to
+# another
+TSAN_SLUGS = ('direct-queue', 'mapped-ram-pool')
 # The queue's test of sandboxes starts threads in a child
 TSAN = {'TSAN_OPTIONS': 'die_after_fork=0:exitcode=66'}
 
@@ -74,9 +75,11 @@ def thread(tree, series, report):
     """The queue and the extents with TSan.  It does not see what the kernel
     writes to memory, nor does it take that for a race: what the kernel
     hands back goes through memory that no other thread looks at."""
+    tests = [test for name in TSAN_SLUGS
+             for test in series.slug(name).tests(tree.base.name)]
     build = built_from(_variant(tree, 'tsan', 'TSan', ['--enable-tsan']),
-                       _targets(TSAN_TESTS))
-    run_unit_tests(build, series, TSAN_TESTS, report, TSAN, filesystems=False)
+                       _targets(tests))
+    run_unit_tests(build, series, tests, report, TSAN, filesystems=False)
 
 
 def _targets(tests):
