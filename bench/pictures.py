@@ -66,10 +66,16 @@ def chart(title, remark, groups):
             + '\n'.join(body) + '\n</svg>\n')
 
 
+def _scenario(rows):
+    """What users get, if it was measured."""
+    return 'fresh' if rows.of('fresh') else 'random'
+
+
 def _bars(rows, phase, figure, scale):
     return [Bar(row.name, COLOURS.get(row.facts['program'], OTHER),
                 row.spread(phase, figure), scale)
-            for row in rows.of('random', phase) if row.has(phase, figure)]
+            for row in rows.of(_scenario(rows), phase)
+            if row.has(phase, figure)]
 
 
 class _Rate:
@@ -84,18 +90,20 @@ class _Rate:
 def _rates(rows, phase):
     return [Bar(row.name, COLOURS.get(row.facts['program'], OTHER),
                 _Rate(row.spread(phase), row.data / MIB))
-            for row in rows.of('random', phase)]
+            for row in rows.of(_scenario(rows), phase)]
 
 
 def draw(rows):
-    """{file name: SVG} of the scenario "random"; empty if that was not
-    measured."""
-    main = rows.of('random')
+    """{file name: SVG} of the scenario "fresh", or "random"; empty if neither
+    was measured."""
+    main = rows.of(_scenario(rows))
     if not main:
         return {}
-    remark = (f'{main[0].ram} MiB of random RAM; the bar is the median of '
-              f'{max(len(r.runs) for r in main)} rounds, the line goes from '
-              'the least to the most')
+    where = ', restored into fresh memory' if main[0].scenario == 'fresh' \
+        else ''
+    rounds = max(len(row.runs) for row in main)
+    remark = (f'{main[0].ram} MiB of random RAM{where}; the bar is the median '
+              f'of {rounds} rounds, the line goes from the least to the most')
 
     def picture(title, bars):
         return chart(title, remark, [(phase, bars(phase)) for phase in PHASES])

@@ -382,15 +382,20 @@ class Populate(Side):
             at = ctypes.addressof(buffer)
             part = size // self.threads & -4096
 
+            # Populating keeps new threads from getting a stack
+            together = threading.Barrier(self.threads + 1)
+
             def populate(number):
+                together.wait()
                 libc.madvise(at + number * part, part, self.POPULATE_WRITE)
 
             pool = [threading.Thread(target=populate, args=(i,))
                     for i in range(self.threads)]
-            cpu = time.process_time()
-            begin = time.monotonic()
             for thread in pool:
                 thread.start()
+            cpu = time.process_time()
+            begin = time.monotonic()
+            together.wait()
             for thread in pool:
                 thread.join()
             figures = {'seconds': time.monotonic() - begin,

@@ -91,9 +91,11 @@ def _resources(rows):
                  if row.has(phase, 'cached')]
         yield (f'{phase}: most of the file in the page cache', 8,
                max(found, default=None), False, ' MiB')
+    # The guest's memory counts, too, where a restore is its first use
     found = [row.most(phase, 'memory') / MIB / max(row.facts['channels'], 1)
              for row in ours for phase in ('save', 'restore')
-             if row.has(phase, 'memory')]
+             if row.has(phase, 'memory') and
+             row.facts.get('memory', 'touched') == 'touched']
     yield ("QEMU's own memory, for a channel", 16, max(found, default=None),
            False, ' MiB')
     found = [row.most(phase, 'qmp') * 1000 for row in ours
