@@ -15,6 +15,7 @@
 #include "qemu/direct-io.h"
 #include "qemu/error-report.h"
 #include "mapped-ram-space.h"
+#include "ram.h"
 #include "system/runstate.h"
 #include "trace.h"
 
@@ -94,21 +95,27 @@ static bool fs_is_exact(const char *fs)
 
 /*
  * The pages of one word of the bitmaps that are dirty and not in the file yet.
- * Before the save has dirty bitmaps, all pages are.
+ * Before the save has dirty bitmaps, all pages are, unless they are discarded:
+ * these must not even be read.
  */
-static unsigned long new_pages(const RAMBlock *rb, const MappedRamBlock *b,
+static unsigned long new_pages(RAMBlock *rb, const MappedRamBlock *b,
                                unsigned long word)
 {
-    uint64_t left = mapped_ram_layout_pages(&b->layout) -
-                    (uint64_t)word * BITS_PER_LONG;
-    unsigned long all = left < BITS_PER_LONG ? BITMAP_LAST_WORD_MASK(left) :
-                        ~0UL;
+    uint64_t first = (uint64_t)word * BITS_PER_LONG;
+    uint64_t left = mapped_ram_layout_pages(&b->layout) - first;
 
-    return (rb->bmap ? rb->bmap[word] : all) & ~b->present[word];
+    if (rb->bmap) {
+        return rb->bmap[word] & ~b->present[word];
+    }
+    if (b->keep_absent &&
+        ramblock_page_is_discarded(rb, first * b->layout.page_size)) {
+        return 0;
+    }
+    return left < BITS_PER_LONG ? BITMAP_LAST_WORD_MASK(left) : ~0UL;
 }
 
 /* Fills in @extent, and returns how many of its pages are new. */
-static unsigned long new_extent(const RAMBlock *rb, MappedRamBlock *b,
+static unsigned long new_extent(RAMBlock *rb, MappedRamBlock *b,
                                 unsigned long first, MappedRamExtent *extent)
 {
     extent->block = b;
