@@ -61,7 +61,7 @@ static bool grow_file(QEMUFile *f, int64_t end, int64_t *old, Error **errp)
     }
     if (ftruncate(fd, end) < 0) {
         error_setg_errno(errp, errno, "%s: the file can't be %" PRId64
-                         " bytes large, which RAM needs",
+                         " bytes large, which the image needs",
                          mapped_ram_stream_name(f), end);
         return false;
     }
