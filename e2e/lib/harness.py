@@ -92,7 +92,6 @@ class Context:
         self.dir = directory
         self.stack = stack
         self.count = 0
-        self.notes = []
 
     def on_stock(self):
         """The same, with stock QEMU under test in place of ours; short, as
