@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Features of QEMU that have to do with RAM, beside saving it to files."""
 
-import json
 import os
 import re
-import subprocess
-import sys
 import time
 
 from .lib import image
@@ -14,7 +11,6 @@ from .lib.qmp import QMPClosed, QMPError
 from .lib.vm import Exited
 from .test_faults import faulty, open_gate, wait_stall
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MODES = (None, Mode(0), Mode(4), Mode(1, True), Mode(4, True))
 STREAM = Mode(0)
 TABLE = 60000           # an ACPI table has less than 64 KiB
@@ -132,20 +128,13 @@ def shared_save(t, args, mode, path):
     assert size < 16 << 20, f'{mode}: the image has {size} bytes'
     if mode:
         # The tool knows such images, too
-        found = image_tool('info', path)
+        code, found = image.tool('info', path)
+        assert not code, found
         assert [b['name'] for b in found['left-out']] == ['ram0'], found
         assert 'pc.bios' in [b['name'] for b in found['blocks']], found
-        image_tool('verify', path)
+        code, found = image.tool('verify', path)
+        assert not code, found
     return want
-
-
-def image_tool(command, path):
-    """What scripts/mapped-ram.py says."""
-    done = subprocess.run(
-        [sys.executable, os.path.join(ROOT, 'scripts', 'mapped-ram.py'),
-         command, '--json', path], capture_output=True, text=True)
-    assert not done.returncode, done.stdout + done.stderr
-    return json.loads(done.stdout)
 
 
 def allow(vm, capability):

@@ -9,29 +9,30 @@
 #include "qemu/osdep.h"
 #include "migration/mapped-ram-memory.h"
 #include "qemu/bitmap.h"
+#include "qemu/direct-io.h"
 
 #ifdef CONFIG_LINUX
-#include <linux/magic.h>
-#include <sys/vfs.h>
-
-static void find_file_system(MappedRamBacking *backing, bool loading)
+static bool has_blocks(int fd)
 {
-    struct statfs fs;
     struct stat st;
 
-    if (backing->fd < 0 || fstatfs(backing->fd, &fs) < 0 ||
-        fstat(backing->fd, &st) < 0) {
-        return;
-    }
-    backing->fd_has_holes = fs.f_type == TMPFS_MAGIC;
-    backing->fd_is_empty = fs.f_type == HUGETLBFS_MAGIC && loading &&
-                           !st.st_blocks;
+    return fstat(fd, &st) < 0 || st.st_blocks;
 }
 #else
-static void find_file_system(MappedRamBacking *backing, bool loading)
+static bool has_blocks(int fd)
 {
+    return true;
 }
 #endif
+
+static void find_file_system(MappedRamBacking *backing, bool loading)
+{
+    g_autofree char *fs = direct_io_fs_name(backing->fd);
+
+    backing->fd_has_holes = g_str_equal(fs, "tmpfs");
+    backing->fd_is_empty = g_str_equal(fs, "hugetlbfs") && loading &&
+                           !has_blocks(backing->fd);
+}
 
 MappedRamBacking mapped_ram_memory_backing(int fd, uint64_t fd_offset,
                                            bool is_private, bool loading)
@@ -42,7 +43,9 @@ MappedRamBacking mapped_ram_memory_backing(int fd, uint64_t fd_offset,
         .is_private = is_private,
     };
 
-    find_file_system(&backing, loading);
+    if (fd >= 0) {
+        find_file_system(&backing, loading);
+    }
     return backing;
 }
 

@@ -300,8 +300,11 @@ bool mapped_ram_pool_save(MappedRamPool *pool, const MappedRamExtent *extent,
 {
     QEMU_LOCK_GUARD(&pool->lock);
     pool->counts.queued += bitmap_count_one(extent->dirty, extent->pages);
+    if (!hand_over(pool, TASK_SAVE, extent, errp)) {
+        return false;
+    }
     pool->undrained = true;
-    return hand_over(pool, TASK_SAVE, extent, errp);
+    return true;
 }
 
 bool mapped_ram_pool_count(MappedRamPool *pool, const MappedRamExtent *extent,
