@@ -170,6 +170,12 @@ DirectQueue *fault_queue(int *fd, uint32_t align, uint32_t size,
     return direct_queue_new_with_method(&config, &fault_method, &error_abort);
 }
 
+void fault_queue_free(DirectQueue *q, int fd)
+{
+    direct_queue_free(q);
+    close(fd);
+}
+
 void fault_write_and_read(DirectQueue *q, int fd, size_t len)
 {
     uint8_t *buf = qemu_memalign(BUF_ALIGN, len);

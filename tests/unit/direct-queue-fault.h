@@ -66,6 +66,9 @@ void fault_reset(void);
 DirectQueue *fault_queue(int *fd, uint32_t align, uint32_t size,
                          unsigned depth);
 
+/* Free the queue, and close its file. */
+void fault_queue_free(DirectQueue *q, int fd);
+
 /*
  * Write @len bytes at offset 0 and read them back.  Reads count submissions
  * anew for @at, so one write and one read are hit.

@@ -112,8 +112,7 @@ static void test_cancel_in_flight(void)
     assert_fails_fast(q, "the-file: cancelled");
     g_assert_cmpuint(fault.submissions, ==, 6);
     g_assert_cmpuint(fault.reaped, ==, 6);
-    direct_queue_free(q);
-    close(fd);
+    fault_queue_free(q, fd);
 
     /* Freed without a drain: all requests are reaped before close(). */
     fault_reset();

@@ -110,8 +110,7 @@ static void test_eof_last_first(void)
     g_assert(direct_queue_read(q, buf, 8 * 4096, 0, &error_abort));
     assert_fails_fast(q, "the-file: the file ended at offset 9000, needed "
                       "23768 more bytes");
-    direct_queue_free(q);
-    close(fd);
+    fault_queue_free(q, fd);
     qemu_vfree(buf);
 }
 
@@ -163,8 +162,7 @@ static void test_error_at(void)
                                  (fault.reaped - 1) * 4096);
                 g_assert_cmpuint(histogram_sum(&stats), ==,
                                  fault.reaped - 1);
-                direct_queue_free(q);
-                close(fd);
+                fault_queue_free(q, fd);
             }
         }
     }
@@ -191,8 +189,7 @@ static void test_error_first(void)
                  "Input/output error");
     assert_fails_fast(q, "* offset 28672: *");
     g_assert_cmpuint(fault.reaped, ==, 8);
-    direct_queue_free(q);
-    close(fd);
+    fault_queue_free(q, fd);
 
     /* A cancel does not replace an earlier error. */
     fault_reset();
@@ -202,8 +199,7 @@ static void test_error_first(void)
     g_assert(!direct_queue_write(q, buf, 8 * 4096, 0, NULL));
     direct_queue_cancel(q);
     assert_fails_fast(q, "* offset 4096: Input/output error");
-    direct_queue_free(q);
-    close(fd);
+    fault_queue_free(q, fd);
 
     /* Short requests are not continued after an error. */
     fault_reset();
@@ -215,8 +211,7 @@ static void test_error_first(void)
     g_assert(direct_queue_write(q, buf, 4 * 4096, 0, &error_abort));
     g_assert(!direct_queue_drain(q, NULL));
     g_assert_cmpuint(fault.submissions, ==, 4);
-    direct_queue_free(q);
-    close(fd);
+    fault_queue_free(q, fd);
     qemu_vfree(buf);
 }
 

@@ -221,8 +221,7 @@ static void test_bytes_in_flight(void)
             g_assert_cmpuint(stats.max_in_flight, ==, cases[i].in_flight);
         }
         g_assert_cmpuint(stats.bytes_read, ==, 2 * cases[i].len);
-        direct_queue_free(q);
-        close(fd);
+        fault_queue_free(q, fd);
         qemu_vfree(buf);
     }
 }

@@ -152,8 +152,7 @@ static void test_short_everywhere(void)
             g_assert_cmpuint(stats.requests, ==, 2);
             g_assert_cmpuint(stats.short_transfers, ==, bytes < len ? 2 : 0);
             g_assert_cmpuint(histogram_sum(&stats), ==, 2);
-            direct_queue_free(q);
-            close(fd);
+            fault_queue_free(q, fd);
         }
     }
 }
@@ -184,43 +183,49 @@ static void test_short_always(void)
                 if (4096 % QEMU_ALIGN_DOWN(MIN(max_lens[i], 4096), 512) == 0) {
                     g_assert_cmpuint(fault.submissions, ==, 80 * pieces);
                 }
-                direct_queue_free(q);
-                close(fd);
+                fault_queue_free(q, fd);
                 g_assert_cmpuint(fault.opened, ==, fault.closed);
             }
         }
     }
 }
 
-/* No transfer reaches the next block: an error after a second try. */
+/*
+ * With the plan as it is, a write makes no progress: it fails after so many
+ * submissions, of which the last transferred @taken bytes.
+ */
+static void check_stuck(uint8_t *buf, unsigned submissions, unsigned taken)
+{
+    g_autofree char *pattern =
+        g_strdup_printf("the-file: cannot write 4096 bytes at offset 512: "
+                        "only %u of them were taken", taken);
+    DirectQueue *q;
+    int fd;
+
+    q = fault_queue(&fd, 512, 4096, 4);
+    direct_queue_write(q, buf, 4096, 512, NULL);
+    assert_fails_fast(q, pattern);
+    g_assert_cmpuint(fault.submissions, ==, submissions);
+    fault_queue_free(q, fd);
+}
+
 static void test_short_stuck(void)
 {
     uint8_t *buf = qemu_memalign(BUF_ALIGN, 4096);
     DirectQueue *q;
     int fd;
 
+    /* No transfer reaches the next block: an error after a second try. */
     memset(buf, 1, 4096);
     fault_reset();
     fault.max_len = 511;
-    q = fault_queue(&fd, 512, 4096, 4);
-    direct_queue_write(q, buf, 4096, 512, NULL);
-    assert_fails_fast(q, "the-file: cannot write 4096 bytes at offset 512: "
-                      "only 511 of them were taken");
-    g_assert_cmpuint(fault.submissions, ==, 2);
-    direct_queue_free(q);
-    close(fd);
+    check_stuck(buf, 2, 511);
 
     /* A write that returns 0 is an error at once. */
     fault_reset();
     fault.at = 1;
     fault.result = 0;
-    q = fault_queue(&fd, 512, 4096, 4);
-    direct_queue_write(q, buf, 4096, 512, NULL);
-    assert_fails_fast(q, "the-file: cannot write 4096 bytes at offset 512: "
-                      "only 0 of them were taken");
-    g_assert_cmpuint(fault.submissions, ==, 1);
-    direct_queue_free(q);
-    close(fd);
+    check_stuck(buf, 1, 0);
 
     /* After progress, a transfer without any is tried again once more. */
     fault_reset();
@@ -233,8 +238,7 @@ static void test_short_stuck(void)
     g_assert(direct_queue_drain(q, &error_abort));
     g_assert_cmpuint(fault.submissions, ==, 4);
     pattern_check_file(fd, 4096, 512);
-    direct_queue_free(q);
-    close(fd);
+    fault_queue_free(q, fd);
     qemu_vfree(buf);
 }
 
@@ -267,8 +271,7 @@ static void test_again(void)
                     g_assert_cmpuint(stats.bytes_read, ==, 30 * 4096);
                     g_assert_cmpuint(stats.retries, ==,
                                      fault.submissions / every);
-                    direct_queue_free(q);
-                    close(fd);
+                    fault_queue_free(q, fd);
                 }
             }
         }
@@ -294,8 +297,7 @@ static void test_mixed(void)
         direct_queue_get_stats(q, &stats);
         g_assert_cmpuint(stats.bytes_written, ==, 3001);
         g_assert_cmpuint(stats.requests, ==, 12);
-        direct_queue_free(q);
-        close(fd);
+        fault_queue_free(q, fd);
     }
     qemu_vfree(buf);
 }

@@ -219,8 +219,7 @@ static void test_wait(void)
     g_assert_nonnull(strstr(error_get_pretty(err), strerror(EIO)));
     error_free(err);
     g_assert_false(direct_queue_busy(q));
-    direct_queue_free(q);
-    close(fd);
+    fault_queue_free(q, fd);
 }
 
 /*
@@ -257,8 +256,7 @@ static void test_slow(void)
         if (slow == 1) {
             g_assert_cmpuint(stats.slowest_offset, ==, 4 * 4096);
         }
-        direct_queue_free(q);
-        close(fd);
+        fault_queue_free(q, fd);
     }
     qemu_vfree(buf);
 }
