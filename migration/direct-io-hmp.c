@@ -52,6 +52,24 @@ static void print_latency(Monitor *mon, const DirectIoLatencyList *latency)
     }
 }
 
+static void print_instant(Monitor *mon, const MigrationInstantRestore *info)
+{
+    monitor_printf(mon, "instant restore: %s",
+                   info->active ? "active" : "inactive");
+    if (info->reason) {
+        monitor_printf(mon, ", because %s", info->reason);
+    }
+    monitor_printf(mon, "\n");
+    monitor_printf(mon, "instant restore ram: %" PRIu64 " kbytes, %" PRIu64
+                   " by %" PRIu64 " faults, %" PRIu64 " in the background\n",
+                   info->total >> 10, info->fault_bytes >> 10, info->faults,
+                   info->background_bytes >> 10);
+    monitor_printf(mon, "instant restore faults: median %" PRIu64 " us, p99 %"
+                   PRIu64 " us, slowest %" PRIu64 " us at offset %" PRIu64
+                   "\n", info->fault_median, info->fault_p99,
+                   info->fault_slowest, info->fault_slowest_offset);
+}
+
 void hmp_info_direct_io(Monitor *mon, const MigrationDirectIO *info)
 {
     print_how(mon, info);
@@ -70,5 +88,8 @@ void hmp_info_direct_io(Monitor *mon, const MigrationDirectIO *info)
         monitor_printf(mon, "direct-io loaded: %" PRIu64 " of %" PRIu64
                        " kbytes\n", info->load_done >> 10,
                        info->load_total >> 10);
+    }
+    if (info->instant) {
+        print_instant(mon, info->instant);
     }
 }

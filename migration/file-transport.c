@@ -304,6 +304,14 @@ static void file_unlock(void)
 #endif
 }
 
+bool file_transport_take_lock(void)
+{
+    bool locked = transport.locked;
+
+    transport.locked = false;
+    return locked;
+}
+
 static int file_open_directory(const char *path)
 {
 #ifdef _WIN32

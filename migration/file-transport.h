@@ -130,6 +130,18 @@ bool file_transport_sync(Error **errp);
 void file_transport_unlock(void);
 
 /**
+ * file_transport_take_lock: have the lock outlive the transport
+ *
+ * For a load that goes on after file_transport_cleanup(). The lock belongs to
+ * the open file, and so to every duplicate of the main stream's descriptor.
+ * Main thread.
+ *
+ * Returns: whether the file is locked; then the caller has to unlock it, from
+ * file_transport_offset() on, by qemu_unlock_fd()
+ */
+bool file_transport_take_lock(void);
+
+/**
  * file_transport_discard: undo a save that has failed or was cancelled
  *
  * Cuts the file back to the offset of the image (or, on a block device,

@@ -10,6 +10,7 @@
 #include "exec/target_page.h"
 #include "file-direct.h"
 #include "file-transport.h"
+#include "mapped-ram-instant.h"
 #include "mapped-ram-int.h"
 #include "migration.h"
 #include "options.h"
@@ -52,6 +53,9 @@ void mapped_ram_forget(bool of_load)
     QEMU_LOCK_GUARD(&mapped_ram_lock);
     g_free(records[of_load].engine_reason);
     records[of_load] = (MappedRamRecord) {};
+    if (of_load) {
+        mapped_ram_instant_forget();
+    }
 }
 
 uint64_t mapped_ram_bytes_in_flight(const MappedRamCounts *counts,
@@ -130,6 +134,7 @@ static void fill_progress(MigrationDirectIO *info,
     info->load_total = ram_bytes_total();
     info->load_done = bytes - mapped_ram_bytes_in_flight(&record->counts,
                                                          &record->stats);
+    mapped_ram_instant_fill_info(info, info->load_done);
 }
 
 MigrationDirectIO *mapped_ram_info(bool of_load)
@@ -139,6 +144,7 @@ MigrationDirectIO *mapped_ram_info(bool of_load)
     MappedRam *running;
     MigrationDirectIO *info;
     MigrationFilePhase phase;
+    MappedRamStats stats;
     bool has_phase = file_transport_phase(&phase);
 
     if (!migrate_mapped_ram() && !migrate_direct_io() && !has_phase) {
@@ -160,7 +166,11 @@ MigrationDirectIO *mapped_ram_info(bool of_load)
     if (record->valid) {
         fill_workers(info, record);
     }
-    fill_stats(info, &record->stats);
+    stats = record->stats;
+    if (of_load) {
+        mapped_ram_instant_add_stats(&stats);
+    }
+    fill_stats(info, &stats);
     if (of_load && record->valid) {
         fill_progress(info, record);
     }

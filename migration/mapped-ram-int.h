@@ -43,6 +43,9 @@ struct MappedRam {
     MappedRamLoop loop;
 };
 
+/* How many threads move RAM. */
+unsigned mapped_ram_workers(void);
+
 /* Guards the two pointers to running objects, and the records of both. */
 extern QemuMutex mapped_ram_lock;
 

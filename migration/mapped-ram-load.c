@@ -11,6 +11,7 @@
 #include "exec/ramblock.h"
 #include "exec/target_page.h"
 #include "file-transport.h"
+#include "mapped-ram-instant.h"
 #include "mapped-ram-int.h"
 #include "options.h"
 #include "qapi/error.h"
@@ -98,7 +99,8 @@ static bool load_block(QEMUFile *f, RAMBlock *rb, Error **errp)
         error_prepend(errp, "%s: ", mapped_ram_stream_name(f));
         return false;
     }
-    if (!mapped_ram_pool_load_block(m->pool, b, errp)) {
+    if (!mapped_ram_instant_add(f, rb, b) &&
+        !mapped_ram_pool_load_block(m->pool, b, errp)) {
         error_prepend(errp, "RAM block '%s': ", rb->idstr);
         return false;
     }

@@ -137,32 +137,43 @@ const char *mapped_ram_worker_engine_reason(MappedRamWorker *c)
     return c->direct ? direct_queue_engine_reason(c->direct) : NULL;
 }
 
-static void add_stats(DirectQueueStats *sum, DirectQueue *q)
+static void add_stats(DirectQueueStats *sum, const DirectQueueStats *stats)
+{
+    sum->bytes_read += stats->bytes_read;
+    sum->bytes_written += stats->bytes_written;
+    sum->requests += stats->requests;
+    sum->short_transfers += stats->short_transfers;
+    sum->retries += stats->retries;
+    sum->max_in_flight = MAX(sum->max_in_flight, stats->max_in_flight);
+    for (unsigned i = 0; i < DIRECT_QUEUE_LATENCY_BUCKETS; i++) {
+        sum->latency[i] += stats->latency[i];
+    }
+    if (stats->slowest_us > sum->slowest_us) {
+        sum->slowest_us = stats->slowest_us;
+        sum->slowest_offset = stats->slowest_offset;
+    }
+}
+
+void mapped_ram_stats_add(MappedRamStats *sum, const MappedRamStats *stats)
+{
+    add_stats(&sum->direct, &stats->direct);
+    add_stats(&sum->buffered, &stats->buffered);
+}
+
+static void add_queue_stats(DirectQueueStats *sum, DirectQueue *q)
 {
     DirectQueueStats stats;
 
     direct_queue_get_stats(q, &stats);
-    sum->bytes_read += stats.bytes_read;
-    sum->bytes_written += stats.bytes_written;
-    sum->requests += stats.requests;
-    sum->short_transfers += stats.short_transfers;
-    sum->retries += stats.retries;
-    sum->max_in_flight = MAX(sum->max_in_flight, stats.max_in_flight);
-    for (unsigned i = 0; i < DIRECT_QUEUE_LATENCY_BUCKETS; i++) {
-        sum->latency[i] += stats.latency[i];
-    }
-    if (stats.slowest_us > sum->slowest_us) {
-        sum->slowest_us = stats.slowest_us;
-        sum->slowest_offset = stats.slowest_offset;
-    }
+    add_stats(sum, &stats);
 }
 
 void mapped_ram_worker_stats(MappedRamWorker *c, MappedRamStats *sum)
 {
     if (c->direct) {
-        add_stats(&sum->direct, c->direct);
+        add_queue_stats(&sum->direct, c->direct);
     }
-    add_stats(&sum->buffered, c->buffered);
+    add_queue_stats(&sum->buffered, c->buffered);
 }
 
 void mapped_ram_worker_cancel(MappedRamWorker *c)

@@ -79,7 +79,7 @@ static void block_free(void *opaque)
  * 2 CPUs took one worker 3.9 s, and two 2.3 s; populating the memory of a read
  * (MADV_POPULATE_WRITE) before submitting it made no difference.
  */
-static unsigned count_workers(void)
+unsigned mapped_ram_workers(void)
 {
     unsigned cpus = MIN(g_get_num_processors(), WORKERS_MAX);
 
@@ -92,7 +92,7 @@ MappedRam *mapped_ram_new(QEMUFile *f, bool load, Error **errp)
         .name = mapped_ram_stream_name(f),
         .thread_name = load ? "mapped-load" : "mapped-save",
         .fd = mapped_ram_stream_fd(f),
-        .workers = count_workers(),
+        .workers = mapped_ram_workers(),
         .engine = file_direct_engine(),
         .keep_zeros = mapped_ram_compat_keep_zeros(),
         .thread_started = mapped_ram_compat_thread_started,

@@ -156,6 +156,9 @@ typedef struct MappedRamStats {
     DirectQueueStats buffered;
 } MappedRamStats;
 
+/* Adds @stats to @sum. */
+void mapped_ram_stats_add(MappedRamStats *sum, const MappedRamStats *stats);
+
 /**
  * mapped_ram_pool_new:
  * @config: what to work on

@@ -9,12 +9,14 @@
 #ifndef QEMU_MIGRATION_MAPPED_RAM_COMPAT_H
 #define QEMU_MIGRATION_MAPPED_RAM_COMPAT_H
 
+#include "migration/blocker.h"
 #include "migration/misc.h"
 #include "migration-stats.h"
 #include "options.h"
 #include "qemu-file.h"
 #include "qemu/main-loop.h"
 #include "ram.h"
+#include "system/system.h"
 #include "threadinfo.h"
 
 /* Whether RAM of @rb does not go to the file. */
@@ -102,6 +104,24 @@ static inline void *mapped_ram_compat_thread_started(const char *name)
 static inline void mapped_ram_compat_thread_ended(void *thread)
 {
     migration_threads_remove(thread);
+}
+
+/* Whether all memory of the process is locked. */
+static inline bool mapped_ram_compat_memory_locked(void)
+{
+    return should_mlock(mlock_state);
+}
+
+/* Forbids to save the machine because of @reason, which it takes over. */
+static inline bool mapped_ram_compat_block(Error **reason, Error **errp)
+{
+    return migrate_add_blocker_internal(reason, errp) == 0;
+}
+
+/* Allows it again. */
+static inline void mapped_ram_compat_unblock(Error **reason)
+{
+    migrate_del_blocker(reason);
 }
 
 #endif

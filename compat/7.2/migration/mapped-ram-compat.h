@@ -10,10 +10,12 @@
 #define QEMU_MIGRATION_MAPPED_RAM_COMPAT_H
 
 #include "migration.h"
+#include "migration/blocker.h"
 #include "qapi/error.h"
 #include "qemu-file.h"
 #include "qemu/main-loop.h"
 #include "ram.h"
+#include "sysemu/sysemu.h"
 
 /* Whether RAM of @rb does not go to the file. */
 static inline bool mapped_ram_compat_is_ignored(RAMBlock *rb)
@@ -95,6 +97,31 @@ static inline void *mapped_ram_compat_thread_started(const char *name)
 
 static inline void mapped_ram_compat_thread_ended(void *thread)
 {
+}
+
+/* Whether all memory of the process is locked. */
+static inline bool mapped_ram_compat_memory_locked(void)
+{
+    return enable_mlock;
+}
+
+/* Forbids to save the machine because of @reason, which it takes over. */
+static inline bool mapped_ram_compat_block(Error **reason, Error **errp)
+{
+    if (migrate_add_blocker_internal(*reason, errp) < 0) {
+        g_clear_pointer(reason, error_free);
+        return false;
+    }
+    return true;
+}
+
+/* Allows it again. */
+static inline void mapped_ram_compat_unblock(Error **reason)
+{
+    if (*reason) {
+        migrate_del_blocker(*reason);
+        g_clear_pointer(reason, error_free);
+    }
 }
 
 #endif

@@ -1,0 +1,185 @@
+/*
+ * Instant restore: guest RAM is loaded while the guest runs
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * The memory of a RAM block is registered with userfaultfd.  A thread that
+ * touches a page which is not loaded waits; a fault thread reads the page, with
+ * those around it, ahead of everything else, places it, and so wakes the
+ * thread.  Background threads load the rest meanwhile, 2 MiB at a time and
+ * several at once, going on from where the last fault was.
+ *
+ *     l = mapped_ram_lazy_new(&config, errp);
+ *     for each block:
+ *         mapped_ram_lazy_add(l, block, page_size, errp)
+ *                                           faults are served from here on
+ *     mapped_ram_lazy_start(l, errp)        the background load begins
+ *     ...                                   config.ended() is called
+ *     mapped_ram_lazy_free(l)
+ *
+ * Pages are read into a buffer and placed with a copy of the kernel's, which
+ * gives a page memory and content at once, and leaves a page alone that has
+ * memory.  So it does no harm when two threads load the same page, and nothing
+ * that the guest wrote is ever overwritten.  Nobody may discard memory of a
+ * block while it is loaded.
+ *
+ * Errors: a page that cannot be read stays missing, and threads that touch it
+ * wait.  Before mapped_ram_lazy_start() nothing can go on without it: the
+ * object then gives out zeros, and mapped_ram_lazy_start() fails.  After it,
+ * config.failed() is called, the background load stops, and the pages that are
+ * waited for are tried again each second, and all with mapped_ram_lazy_retry().
+ *
+ * The threads take no lock but the object's own, and never the BQL.
+ *
+ * Nothing here knows of RAMBlock, QEMUFile or a version of QEMU.
+ */
+
+#ifndef MIGRATION_MAPPED_RAM_LAZY_H
+#define MIGRATION_MAPPED_RAM_LAZY_H
+
+#include "migration/mapped-ram-pool.h"
+
+/* How much one background read loads; also the largest page of the host. */
+#define MAPPED_RAM_LAZY_EXTENT (2 * 1024 * 1024)
+
+typedef struct MappedRamLazy MappedRamLazy;
+
+/**
+ * MappedRamLazyConfig:
+ * @file: the file, and how to read it.  @workers background threads are made,
+ *        up to 4.
+ *        What it points to, and its descriptors, stay the caller's, and must
+ *        live as long as the object.
+ * @failed: called by one of the threads when a page could not be read, once
+ *          until mapped_ram_lazy_retry()
+ * @ended: called by the last of the threads, when all pages are loaded; not
+ *         after mapped_ram_lazy_free() has been called
+ * @opaque: passed to both
+ */
+typedef struct MappedRamLazyConfig {
+    MappedRamPoolConfig file;
+    void (*failed)(void *opaque);
+    void (*ended)(void *opaque);
+    void *opaque;
+} MappedRamLazyConfig;
+
+/**
+ * MappedRamLazyInfo:
+ * @length: bytes of the blocks
+ * @total: bytes that the file has of them
+ * @missing: bytes of these that are not loaded yet
+ * @fault_bytes: bytes that were loaded because of a fault
+ * @background_bytes: bytes that were loaded in the background
+ * @faults: how many faults were served by reading the file
+ * @zero_faults: how many touched a page that the file does not have
+ * @median_us: how long faults took, from when a fault thread knows of one until
+ *             the page is there, in microseconds
+ * @p99_us: the time that 99 of 100 did not exceed, with an error below 13 %
+ * @slowest_us: the longest time
+ * @slowest_offset: where in the file that page is
+ * @counts: what was read, as of a pool's workers
+ * @stats: the queues' figures
+ */
+typedef struct MappedRamLazyInfo {
+    uint64_t length;
+    uint64_t total;
+    uint64_t missing;
+    uint64_t fault_bytes;
+    uint64_t background_bytes;
+    uint64_t faults;
+    uint64_t zero_faults;
+    uint64_t median_us;
+    uint64_t p99_us;
+    uint64_t slowest_us;
+    uint64_t slowest_offset;
+    MappedRamCounts counts;
+    MappedRamStats stats;
+} MappedRamLazyInfo;
+
+/**
+ * mapped_ram_lazy_new:
+ * @config: copied
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Returns: the object for mapped_ram_lazy_free(); or NULL with @errp set,
+ *          when userfaultfd or a queue can't be had.  Then RAM can still be
+ *          loaded before the guest runs.
+ */
+MappedRamLazy *mapped_ram_lazy_new(const MappedRamLazyConfig *config,
+                                   Error **errp);
+
+/**
+ * mapped_ram_lazy_add:
+ * @l: the object
+ * @block: a block whose memory is empty: none of its pages has memory behind it
+ * @page_size: size of the pages of this memory, in bytes
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Has the pages of @block that the file has loaded when they are touched.
+ * What is needed of @block is copied.  Not after mapped_ram_lazy_start().
+ *
+ * Returns: true; or false with @errp set, when the memory is of a kind that
+ *          can't do that.  Then it is as before.
+ */
+bool mapped_ram_lazy_add(MappedRamLazy *l, const MappedRamBlock *block,
+                         size_t page_size, Error **errp);
+
+/**
+ * mapped_ram_lazy_start:
+ * @l: the object
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * Starts the background load.  May end in a call of config.ended() before it
+ * returns.
+ *
+ * Returns: true; or false with @errp set if a page could not be read yet.  Then
+ *          the contents of the blocks are of no use.
+ */
+bool mapped_ram_lazy_start(MappedRamLazy *l, Error **errp);
+
+/**
+ * mapped_ram_lazy_retry:
+ * @l: the object
+ *
+ * After a failure, tries again to load what could not be read.  Any thread.
+ */
+void mapped_ram_lazy_retry(MappedRamLazy *l);
+
+/**
+ * mapped_ram_lazy_error:
+ * @l: the object
+ *
+ * Any thread.
+ *
+ * Returns: a copy of the error, which names the block, the page, the file and
+ *          the offset, for error_free(); or NULL if nothing has failed since
+ *          mapped_ram_lazy_retry()
+ */
+Error *mapped_ram_lazy_error(MappedRamLazy *l);
+
+/**
+ * mapped_ram_lazy_waits:
+ * @l: the object
+ * @thread: the kernel's ID of a thread
+ *
+ * Any thread.
+ *
+ * Returns: whether @thread waits for a page that could not be read
+ */
+bool mapped_ram_lazy_waits(MappedRamLazy *l, uint64_t thread);
+
+/* Fills in @info.  Any thread. */
+void mapped_ram_lazy_info(MappedRamLazy *l, MappedRamLazyInfo *info);
+
+/**
+ * mapped_ram_lazy_free:
+ * @l: the object or NULL
+ *
+ * Ends the threads, waiting for their reads, and unregisters the memory.
+ * Pages that are not loaded then read as zero, so before config.ended() was
+ * called this is only for a load that has failed, with no guest.  Not from one
+ * of the two callbacks.
+ */
+void mapped_ram_lazy_free(MappedRamLazy *l);
+
+#endif /* MIGRATION_MAPPED_RAM_LAZY_H */

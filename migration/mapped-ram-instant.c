@@ -1,0 +1,441 @@
+/*
+ * Instant restore: the guest runs while its RAM is loaded from a file
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * See mapped-ram-instant.h.
+ */
+
+#include "qemu/osdep.h"
+#include "exec/memory.h"
+#include "exec/ramblock.h"
+#include "file-direct.h"
+#include "file-transport.h"
+#include "hw/core/cpu.h"
+#include "mapped-ram-compat.h"
+#include "mapped-ram-instant.h"
+#include "mapped-ram-int.h"
+#include "migration.h"
+#include "options.h"
+#include "postcopy-ram.h"
+#include "qapi/error.h"
+#include "qemu/error-report.h"
+#include "qemu/lockable.h"
+#include "qemu/timer.h"
+#include "system/runstate.h"
+#include "trace.h"
+
+/*
+ * Blocks below this are loaded before the guest runs: firmware and tables,
+ * which are read in a moment, and some of which change their size.
+ */
+#define MIN_LENGTH (1 * MiB)
+
+/* How often it is looked whether the guest has stopped. */
+#define STOP_MS 10
+
+typedef struct Instant {
+    MappedRamLazy *lazy;
+    /* Descriptors of our own; the second one is -1 if not direct */
+    int fd, direct_fd;
+    char *name;
+    uint64_t offset;
+    bool locked;
+    /* The blocks' memory regions, each with a reference */
+    GPtrArray *regions;
+    Error *blocker;
+    QEMUBH *failed_bh, *ended_bh;
+    QEMUTimer *stop_timer;
+    VMChangeStateEntry *vm_state;
+    bool started;
+    bool reported;
+} Instant;
+
+static Instant *instant;
+
+/* What is known of the last load when it has ended, with the BQL. */
+static MappedRamLazyInfo last_info;
+static bool last_valid;
+/* Why not, or not all of it */
+static char *last_reason;
+
+bool mapped_ram_instant_wanted(void)
+{
+    return migrate_mapped_ram() && migrate_postcopy_ram();
+}
+
+bool mapped_ram_instant_active(void)
+{
+    return instant && instant->started;
+}
+
+void mapped_ram_instant_forget(void)
+{
+    last_valid = false;
+    g_clear_pointer(&last_reason, g_free);
+}
+
+/* Keeps the first reason.  Takes ownership of @err. */
+static void note_reason(Error *err)
+{
+    if (!last_reason) {
+        last_reason = g_strdup(error_get_pretty(err));
+        info_report("instant restore: %s; RAM is loaded before the guest runs",
+                    last_reason);
+    }
+    error_free(err);
+}
+
+/* Called by a thread of the loader. */
+static void lazy_failed(void *opaque)
+{
+    Instant *i = opaque;
+
+    qemu_bh_schedule(i->failed_bh);
+}
+
+/* Likewise. */
+static void lazy_ended(void *opaque)
+{
+    Instant *i = opaque;
+
+    qemu_bh_schedule(i->ended_bh);
+}
+
+/*
+ * Has all CPUs stop.  Returns whether they have, or wait for RAM that cannot be
+ * read, which is as good.
+ */
+static bool stop_cpus(Instant *i)
+{
+    bool stopped = true;
+    CPUState *cpu;
+
+    CPU_FOREACH(cpu) {
+        cpu->stop = true;
+        qemu_cpu_kick(cpu);
+        stopped &= cpu->stopped ||
+                   mapped_ram_lazy_waits(i->lazy, cpu->thread_id);
+    }
+    return stopped;
+}
+
+/* vm_stop() waits for the CPUs, so it is told that those stand still. */
+static void mark_waiting_cpus(Instant *i, bool stopped)
+{
+    CPUState *cpu;
+
+    CPU_FOREACH(cpu) {
+        if (mapped_ram_lazy_waits(i->lazy, cpu->thread_id)) {
+            cpu->stopped = stopped;
+        }
+    }
+}
+
+/*
+ * Stops the guest, whose RAM cannot be read.  A CPU that waits for a page does
+ * not come out of its instruction, so this cannot simply wait for all CPUs.
+ */
+static void stop_guest(void *opaque)
+{
+    Instant *i = opaque;
+    Error *err = mapped_ram_lazy_error(i->lazy);
+
+    if (!err) {
+        return;
+    }
+    migrate_set_error(migrate_get_current(), err);
+    if (!i->reported) {
+        i->reported = true;
+        error_reportf_err(err, "instant restore: the guest stops, since its "
+                          "RAM cannot be read; 'cont' tries again: ");
+    } else {
+        error_free(err);
+    }
+    if (!runstate_is_running()) {
+        return;
+    }
+    if (!stop_cpus(i)) {
+        timer_mod(i->stop_timer,
+                  qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + STOP_MS);
+        return;
+    }
+    mark_waiting_cpus(i, true);
+    vm_stop(RUN_STATE_IO_ERROR);
+    mark_waiting_cpus(i, false);
+}
+
+/* Forgets the error that query-migrate shows. */
+static void clear_error(void)
+{
+    MigrationState *s = migrate_get_current();
+
+    QEMU_LOCK_GUARD(&s->error_mutex);
+    g_clear_pointer(&s->error, error_free);
+}
+
+/* The guest goes on, so what could not be read is tried again. */
+static void vm_state_changed(void *opaque, bool running, RunState state)
+{
+    Instant *i = opaque;
+
+    if (running) {
+        i->reported = false;
+        clear_error();
+        mapped_ram_lazy_retry(i->lazy);
+    }
+}
+
+static void instant_free(Instant *i)
+{
+    mapped_ram_lazy_free(i->lazy);
+    if (i->started) {
+        mapped_ram_compat_unblock(&i->blocker);
+        qemu_del_vm_change_state_handler(i->vm_state);
+    }
+    if (i->locked) {
+        qemu_unlock_fd(i->fd, i->offset, 0);
+    }
+    timer_free(i->stop_timer);
+    qemu_bh_delete(i->failed_bh);
+    qemu_bh_delete(i->ended_bh);
+    g_ptr_array_free(i->regions, true);
+    if (i->direct_fd >= 0) {
+        close(i->direct_fd);
+    }
+    if (i->fd >= 0) {
+        close(i->fd);
+    }
+    ram_block_discard_disable(false);
+    g_free(i->name);
+    g_free(i);
+}
+
+static void load_ended(void *opaque)
+{
+    MigrationIncomingState *mis = migration_incoming_get_current();
+    Instant *i = opaque;
+
+    mapped_ram_lazy_info(i->lazy, &last_info);
+    last_valid = true;
+    trace_mapped_ram_instant_end(last_info.faults, last_info.fault_bytes,
+                                 last_info.background_bytes,
+                                 last_info.p99_us);
+    instant = NULL;
+    instant_free(i);
+    /* If the guest does not run yet, the caller goes on with this. */
+    migrate_set_state(&mis->state, MIGRATION_STATUS_POSTCOPY_ACTIVE,
+                      MIGRATION_STATUS_COMPLETED);
+}
+
+/* What forbids to load any block while the guest runs. */
+static bool check_machine(Error **errp)
+{
+    if (mapped_ram_compat_memory_locked()) {
+        error_setg(errp, "guest memory is locked (-overcommit mem-lock=on)");
+        return false;
+    }
+    if (postcopy_has_notifiers()) {
+        error_setg(errp, "a vhost-user device has guest memory mapped in "
+                   "another process");
+        return false;
+    }
+    if (ram_block_discard_is_disabled()) {
+        error_setg(errp, "a device has guest memory pinned");
+        return false;
+    }
+    if (ram_block_discard_disable(true) < 0) {
+        error_setg(errp, "a device like virtio-mem discards guest memory");
+        return false;
+    }
+    return true;
+}
+
+/* Descriptors of our own, since the transport closes its own early. */
+static bool take_descriptors(Instant *i, QEMUFile *f, DirectIOLimits *limits,
+                             Error **errp)
+{
+    int direct_fd = file_direct_fd(limits);
+
+    i->fd = qemu_dup(mapped_ram_stream_fd(f));
+    i->direct_fd = direct_fd < 0 ? -1 : qemu_dup(direct_fd);
+    if (i->fd < 0 || (direct_fd >= 0 && i->direct_fd < 0)) {
+        error_setg_errno(errp, errno, "unable to duplicate a descriptor of "
+                         "'%s'", i->name);
+        return false;
+    }
+    return true;
+}
+
+static Instant *instant_new(QEMUFile *f, Error **errp)
+{
+    MappedRamLazyConfig config = {
+        .failed = lazy_failed,
+        .ended = lazy_ended,
+    };
+    Instant *i;
+
+    if (!check_machine(errp)) {
+        return NULL;
+    }
+    i = g_new0(Instant, 1);
+    i->fd = i->direct_fd = -1;
+    i->name = g_strdup(mapped_ram_stream_name(f));
+    i->offset = file_transport_offset();
+    i->regions = g_ptr_array_new_with_free_func(
+        (GDestroyNotify)memory_region_unref);
+    i->failed_bh = qemu_bh_new(stop_guest, i);
+    i->ended_bh = qemu_bh_new(load_ended, i);
+    i->stop_timer = timer_new_ms(QEMU_CLOCK_REALTIME, stop_guest, i);
+    config.opaque = i;
+    if (take_descriptors(i, f, &config.file.direct_limits, errp)) {
+        config.file.name = i->name;
+        config.file.fd = i->fd;
+        config.file.direct_fd = i->direct_fd;
+        config.file.engine = file_direct_engine();
+        config.file.workers = mapped_ram_workers();
+        i->lazy = mapped_ram_lazy_new(&config, errp);
+    }
+    if (!i->lazy) {
+        instant_free(i);
+        return NULL;
+    }
+    return i;
+}
+
+/* What forbids it for @rb alone.  @worth: set to whether to tell of it. */
+static bool check_block(RAMBlock *rb, bool *worth, Error **errp)
+{
+    *worth = rb->used_length >= MIN_LENGTH &&
+             !(rb->flags & RAM_RESIZEABLE);
+    if (!*worth) {
+        return false;
+    }
+    if (rb->fd >= 0 && !qemu_ram_is_shared(rb) &&
+        rb->page_size == qemu_real_host_page_size()) {
+        error_setg(errp, "RAM block '%s': it is a private mapping of a file "
+                   "(share=off)", rb->idstr);
+        return false;
+    }
+    return true;
+}
+
+/* Empties the memory of @rb, so that touching it is noticed. */
+static bool empty_block(RAMBlock *rb, Error **errp)
+{
+    int ret = ram_block_discard_range(rb, 0, ROUND_UP(rb->used_length,
+                                                      rb->page_size));
+
+    if (ret < 0) {
+        error_setg_errno(errp, -ret, "RAM block '%s': its memory cannot be "
+                         "discarded", rb->idstr);
+    }
+    return ret >= 0;
+}
+
+bool mapped_ram_instant_add(QEMUFile *f, RAMBlock *rb, const MappedRamBlock *b)
+{
+    Error *err = NULL;
+    bool worth;
+
+    if (!mapped_ram_instant_wanted()) {
+        return false;
+    }
+    if (!check_block(rb, &worth, &err)) {
+        if (worth) {
+            note_reason(err);
+        }
+        return false;
+    }
+    if (!instant) {
+        /* What has failed once for the machine fails again, silently. */
+        instant = instant_new(f, &err);
+    }
+    if (!instant || !empty_block(rb, &err) ||
+        !mapped_ram_lazy_add(instant->lazy, b, rb->page_size, &err)) {
+        note_reason(err);
+        return false;
+    }
+    memory_region_ref(rb->mr);
+    g_ptr_array_add(instant->regions, rb->mr);
+    return true;
+}
+
+bool mapped_ram_instant_start(Error **errp)
+{
+    Instant *i = instant;
+
+    if (!i) {
+        return true;
+    }
+    error_setg(&i->blocker, "The guest's RAM is still being loaded from '%s'; "
+               "wait until query-migrate says 'completed'", i->name);
+    if (!mapped_ram_compat_block(&i->blocker, errp)) {
+        return false;
+    }
+    i->vm_state = qemu_add_vm_change_state_handler(vm_state_changed, i);
+    i->started = true;
+    i->locked = file_transport_take_lock();
+    if (!mapped_ram_lazy_start(i->lazy, errp)) {
+        return false;
+    }
+    trace_mapped_ram_instant_start(i->name);
+    return true;
+}
+
+void mapped_ram_instant_abort(void)
+{
+    Instant *i = instant;
+
+    if (i) {
+        instant = NULL;
+        instant_free(i);
+    }
+}
+
+static bool get_info(MappedRamLazyInfo *info)
+{
+    if (instant) {
+        mapped_ram_lazy_info(instant->lazy, info);
+    } else {
+        *info = last_info;
+    }
+    return instant || last_valid;
+}
+
+void mapped_ram_instant_add_stats(MappedRamStats *stats)
+{
+    MappedRamLazyInfo lazy;
+
+    if (get_info(&lazy)) {
+        mapped_ram_stats_add(stats, &lazy.stats);
+    }
+}
+
+void mapped_ram_instant_fill_info(MigrationDirectIO *info, uint64_t loaded)
+{
+    MigrationInstantRestore *out;
+    MappedRamLazyInfo lazy;
+    bool valid = get_info(&lazy);
+
+    if (!valid && !last_reason) {
+        return;
+    }
+    out = g_new0(MigrationInstantRestore, 1);
+    info->instant = out;
+    out->active = mapped_ram_instant_active();
+    out->reason = g_strdup(last_reason);
+    if (!valid) {
+        return;
+    }
+    info->load_done = loaded + lazy.length - lazy.missing;
+    out->total = lazy.total;
+    out->fault_bytes = lazy.fault_bytes;
+    out->background_bytes = lazy.background_bytes;
+    out->faults = lazy.faults;
+    out->zero_faults = lazy.zero_faults;
+    out->fault_median = lazy.median_us;
+    out->fault_p99 = lazy.p99_us;
+    out->fault_slowest = lazy.slowest_us;
+    out->fault_slowest_offset = lazy.slowest_offset;
+}

@@ -1,0 +1,407 @@
+/*
+ * Instant restore: reading pages and placing them
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * See mapped-ram-lazy-int.h.
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qemu/cutils.h"
+#include "qemu/lockable.h"
+#include "qemu/memalign.h"
+#include "mapped-ram-lazy-int.h"
+#include "trace.h"
+
+/*
+ * What is read for a fault: the page, and what shares this aligned window with
+ * it.  A disk reads it in little more time than a page, and a guest is likely
+ * to touch it next.
+ */
+#define FAULT_WINDOW (64 * KiB)
+
+bool lazy_slot_init(MappedRamLazy *l, LazySlot *slot, bool fault, Error **errp)
+{
+    MappedRamPoolConfig config = l->config.file;
+    MappedRamWorker worker = {};
+
+    config.workers = l->config.file.workers * SLOTS;
+    if (fault) {
+        /* One read at a time: nothing is faster than a system call. */
+        config.engine = DIRECT_QUEUE_ENGINE_SYNC;
+        config.depth = 1;
+    }
+    if (!slot->buf) {
+        slot->buf = qemu_memalign(MAPPED_RAM_LAZY_EXTENT,
+                                  MAPPED_RAM_LAZY_EXTENT);
+    }
+    if (!mapped_ram_worker_init(&worker, &config, errp)) {
+        mapped_ram_worker_destroy(&worker);
+        return false;
+    }
+    /* mapped_ram_lazy_info() looks into the queues of others. */
+    QEMU_LOCK_GUARD(&l->lock);
+    slot->worker = worker;
+    return true;
+}
+
+void lazy_slot_destroy(MappedRamLazy *l, LazySlot *slot)
+{
+    MappedRamWorker worker;
+
+    WITH_QEMU_LOCK_GUARD(&l->lock) {
+        worker = slot->worker;
+        slot->worker = (MappedRamWorker) {};
+        if (worker.buffered) {
+            mapped_ram_worker_stats(&worker, &l->stats);
+        }
+    }
+    mapped_ram_worker_destroy(&worker);
+}
+
+/* Returns whether the file has one of @pages pages that is not placed. */
+static bool is_wanted(LazyBlock *b, unsigned long first, unsigned long pages)
+{
+    for (unsigned long i = first; i < first + pages; i++) {
+        if (test_bit(i, b->present) &&
+            !(qatomic_read(&b->done[BIT_WORD(i)]) & BIT_MASK(i))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Sets in @slot which of its pages are read: whole pages of the host. */
+static void find_wanted(LazySlot *slot)
+{
+    LazyBlock *b = slot->block;
+
+    bitmap_zero(slot->wanted, MAPPED_RAM_EXTENT_PAGES);
+    for (unsigned long unit = 0; unit < slot->pages; unit += b->unit) {
+        unsigned long pages = MIN(b->unit, slot->pages - unit);
+
+        if (!is_wanted(b, slot->first + unit, pages)) {
+            continue;
+        }
+        for (unsigned long i = unit; i < unit + pages; i++) {
+            if (test_bit(slot->first + i, b->present)) {
+                set_bit(i, slot->wanted);
+            }
+        }
+    }
+}
+
+static void count_read(MappedRamLazy *l, const MappedRamCounts *counts)
+{
+    QEMU_LOCK_GUARD(&l->lock);
+    l->counts.normal += counts->normal;
+    l->counts.direct_bytes += counts->direct_bytes;
+    l->counts.buffered_bytes += counts->buffered_bytes;
+    l->counts.requests += counts->requests;
+}
+
+static void say_where(const LazySlot *slot, Error **errp)
+{
+    error_prepend(errp, "RAM block '%s', pages from 0x%" PRIx64 " on: ",
+                  slot->block->name, (uint64_t)slot->first *
+                  slot->block->layout.page_size);
+}
+
+bool lazy_slot_begin(MappedRamLazy *l, LazySlot *slot, LazyBlock *block,
+                     unsigned long first, unsigned long pages, Error **errp)
+{
+    MappedRamCounts counts = {};
+    MappedRamExtent extent = { .block = &slot->view, .pages = pages };
+    bool ok;
+
+    slot->block = block;
+    slot->first = first;
+    slot->pages = pages;
+    find_wanted(slot);
+    if (bitmap_empty(slot->wanted, pages)) {
+        return true;
+    }
+    slot->view = (MappedRamBlock) {
+        .name = block->name,
+        .host = slot->buf,
+        .layout = block->layout,
+        .present = slot->wanted,
+        .backing = { .fd = -1, .is_private = true },
+    };
+    slot->view.layout.pages_offset += first * block->layout.page_size;
+    slot->view.layout.length = pages * block->layout.page_size;
+    ok = mapped_ram_worker_load(&slot->worker, &extent, &counts, errp);
+    count_read(l, &counts);
+    if (!ok) {
+        say_where(slot, errp);
+    }
+    return ok;
+}
+
+void lazy_count_down(MappedRamLazy *l, uint64_t count)
+{
+    if (count && qatomic_sub_fetch(&l->remaining, count) == 0) {
+        WITH_QEMU_LOCK_GUARD(&l->lock) {
+            l->stop = true;
+            qemu_cond_broadcast(&l->retry);
+        }
+        event_notifier_set(&l->notifier);
+    }
+}
+
+/* Returns how many of the pages the file has, and were not placed before. */
+static uint64_t mark_done(LazyBlock *b, unsigned long first,
+                          unsigned long pages)
+{
+    unsigned long end = first + pages;
+    uint64_t count = 0;
+
+    while (first < end) {
+        unsigned long word = BIT_WORD(first);
+        unsigned long next = MIN((word + 1) * BITS_PER_LONG, end);
+        unsigned long mask = BITMAP_FIRST_WORD_MASK(first) &
+                             BITMAP_LAST_WORD_MASK(next);
+        unsigned long old = qatomic_fetch_or(&b->done[word], mask);
+
+        count += ctpopl(mask & ~old & b->present[word]);
+        first = next;
+    }
+    return count;
+}
+
+/* Places @pages pages from page @first of the slot on. */
+static bool place(MappedRamLazy *l, LazySlot *slot, unsigned long first,
+                  unsigned long pages, uint64_t *placed, Error **errp)
+{
+    LazyBlock *b = slot->block;
+    size_t page_size = b->layout.page_size;
+    uint8_t *host = b->host + (slot->first + first) * page_size;
+    uint8_t *buf = slot->buf + first * page_size;
+    size_t len = pages * page_size;
+
+    for (size_t pos = 0; pos < len; ) {
+        ssize_t ret = mapped_ram_uffd_copy(l->uffd, host + pos, buf + pos,
+                                           len - pos);
+
+        if (ret == -EEXIST) {
+            /* Another thread has placed it, and maybe not yet said so. */
+            ret = MIN(b->page_size, len - pos);
+            mapped_ram_uffd_wake(l->uffd, host + pos, ret);
+        } else if (ret < 0) {
+            error_setg_errno(errp, -ret, "unable to place a page of RAM");
+            return false;
+        }
+        pos += ret;
+    }
+    *placed += mark_done(b, slot->first + first, pages);
+    return true;
+}
+
+/* The run of pages to place that has @page, or begins behind it. */
+static unsigned long next_run(LazySlot *slot, unsigned long page,
+                              unsigned long *end)
+{
+    unsigned long unit = slot->block->unit;
+    unsigned long start = find_next_bit(slot->wanted, slot->pages, page);
+
+    if (start >= slot->pages) {
+        return slot->pages;
+    }
+    if (unit > 1) {
+        start = QEMU_ALIGN_DOWN(start, unit);
+        *end = MIN(start + unit, slot->pages);
+    } else {
+        *end = find_next_zero_bit(slot->wanted, slot->pages, start);
+    }
+    return start;
+}
+
+bool lazy_slot_finish(MappedRamLazy *l, LazySlot *slot, unsigned long urgent,
+                      uint64_t *placed, Error **errp)
+{
+    unsigned long start, end;
+    bool ok = true;
+
+    *placed = 0;
+    if (bitmap_empty(slot->wanted, slot->pages)) {
+        return true;
+    }
+    if (!mapped_ram_worker_drain(&slot->worker, errp)) {
+        say_where(slot, errp);
+        return false;
+    }
+    if (urgent - slot->first < slot->pages) {
+        start = next_run(slot, urgent - slot->first, &end);
+        ok = start >= slot->pages ||
+             place(l, slot, start, end - start, placed, errp);
+    }
+    for (start = next_run(slot, 0, &end); ok && start < slot->pages;
+         start = next_run(slot, end, &end)) {
+        ok = place(l, slot, start, end - start, placed, errp);
+    }
+    if (!ok) {
+        say_where(slot, errp);
+    }
+    lazy_count_down(l, *placed);
+    return ok;
+}
+
+static LazyBlock *find_block(MappedRamLazy *l, uint64_t address,
+                             unsigned *index)
+{
+    QEMU_LOCK_GUARD(&l->lock);
+    for (unsigned i = 0; i < l->blocks->len; i++) {
+        LazyBlock *b = g_ptr_array_index(l->blocks, i);
+
+        if (address - (uintptr_t)b->host < b->layout.length) {
+            *index = i;
+            return b;
+        }
+    }
+    return NULL;
+}
+
+/* Returns the first page of the host's page at @address. */
+static unsigned long page_at(LazyBlock *b, uint64_t address)
+{
+    return QEMU_ALIGN_DOWN((address - (uintptr_t)b->host) /
+                           b->layout.page_size, b->unit);
+}
+
+static unsigned long fault_window(const LazyBlock *b)
+{
+    return MAX(FAULT_WINDOW / b->layout.page_size, b->unit);
+}
+
+/*
+ * Gives @page zeros, and those behind it in its window that the file does not
+ * have either.
+ */
+static bool place_zeros(MappedRamLazy *l, LazySlot *slot, LazyBlock *b,
+                        unsigned long page, Error **errp)
+{
+    uint8_t *host = b->host + page * b->layout.page_size;
+    unsigned long end = MIN(QEMU_ALIGN_UP(page + 1, fault_window(b)),
+                            mapped_ram_layout_pages(&b->layout));
+    unsigned long pages = QEMU_ALIGN_DOWN(find_next_bit(b->present, end,
+                                                        page) - page, b->unit);
+    size_t len = MAX(pages, b->unit) * b->layout.page_size;
+    ssize_t ret;
+
+    for (size_t pos = 0; pos < len; pos += MAX(ret, 0)) {
+        if (b->can_zero) {
+            ret = mapped_ram_uffd_zero(l->uffd, host + pos, len - pos);
+        } else {
+            memset(slot->buf, 0, len - pos);
+            ret = mapped_ram_uffd_copy(l->uffd, host + pos, slot->buf,
+                                       len - pos);
+        }
+        if (ret == -EEXIST) {
+            ret = MIN(b->page_size, len - pos);
+        } else if (ret < 0) {
+            error_setg_errno(errp, -ret, "RAM block '%s', page at 0x%" PRIx64
+                             ": unable to place a page of zeros", b->name,
+                             (uint64_t)page * b->layout.page_size);
+            return false;
+        }
+    }
+    mapped_ram_uffd_wake(l->uffd, host, len);
+    return true;
+}
+
+static unsigned time_class(uint64_t us)
+{
+    unsigned power;
+
+    if (us < 8) {
+        return us;
+    }
+    power = 63 - clz64(us);
+    return MIN((power - 2) * 8 + ((us >> (power - 3)) & 7), TIME_CLASSES - 1);
+}
+
+static void note_fault(MappedRamLazy *l, LazyBlock *b, unsigned long page,
+                       uint64_t placed, int64_t ns)
+{
+    uint64_t us = ns / 1000;
+
+    QEMU_LOCK_GUARD(&l->lock);
+    l->faults++;
+    l->fault_pages += placed;
+    l->times[time_class(us)]++;
+    if (us > l->slowest_us) {
+        l->slowest_us = us;
+        l->slowest_offset = b->layout.pages_offset +
+                            (uint64_t)page * b->layout.page_size;
+    }
+}
+
+/* Has the background load go on from where the guest is. */
+static void move_cursor(MappedRamLazy *l, unsigned index, unsigned long page)
+{
+    QEMU_LOCK_GUARD(&l->lock);
+    l->cursor_block = index;
+    l->cursor_extent = page / ((LazyBlock *)
+                               g_ptr_array_index(l->blocks, index))
+                               ->extent_pages;
+}
+
+/* Reads the window of @page, and places @page first. */
+static bool load_window(MappedRamLazy *l, LazySlot *slot, LazyBlock *b,
+                        unsigned long page, uint64_t *placed, Error **errp)
+{
+    unsigned long window = fault_window(b);
+    unsigned long first = QEMU_ALIGN_DOWN(page, window);
+    unsigned long pages = MIN(window, mapped_ram_layout_pages(&b->layout) -
+                                      first);
+
+    return (slot->worker.buffered || lazy_slot_init(l, slot, true, errp)) &&
+           lazy_slot_begin(l, slot, b, first, pages, errp) &&
+           lazy_slot_finish(l, slot, page, placed, errp);
+}
+
+bool lazy_serve_fault(MappedRamLazy *l, LazySlot *slot,
+                      const MappedRamFault *fault, Error **errp)
+{
+    int64_t start = g_get_monotonic_time();
+    uint64_t placed = 0;
+    unsigned long page;
+    LazyBlock *b;
+    unsigned index;
+
+    b = find_block(l, fault->address, &index);
+    if (!b) {
+        return true;
+    }
+    page = page_at(b, fault->address);
+    if (find_next_bit(b->present, page + b->unit, page) >= page + b->unit) {
+        WITH_QEMU_LOCK_GUARD(&l->lock) {
+            l->zero_faults++;
+        }
+        return place_zeros(l, slot, b, page, errp);
+    }
+    if (!load_window(l, slot, b, page, &placed, errp)) {
+        lazy_slot_destroy(l, slot);
+        return false;
+    }
+    /* If another thread has placed it, that one may have woken nobody. */
+    mapped_ram_uffd_wake(l->uffd, b->host + page * b->layout.page_size,
+                         b->unit * b->layout.page_size);
+    note_fault(l, b, page, placed, (g_get_monotonic_time() - start) * 1000);
+    trace_mapped_ram_fault(b->name, page, placed,
+                           g_get_monotonic_time() - start);
+    move_cursor(l, index, page);
+    return true;
+}
+
+void lazy_serve_zeros(MappedRamLazy *l, LazySlot *slot,
+                      const MappedRamFault *fault)
+{
+    unsigned index;
+    LazyBlock *b = find_block(l, fault->address, &index);
+
+    if (b) {
+        place_zeros(l, slot, b, page_at(b, fault->address), NULL);
+    }
+}

@@ -1,0 +1,635 @@
+/*
+ * Instant restore: the object, its blocks and its threads
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * See include/migration/mapped-ram-lazy.h.
+ */
+
+#include "qemu/osdep.h"
+#include <poll.h>
+#include "qapi/error.h"
+#include "qemu/lockable.h"
+#include "qemu/memalign.h"
+#include "mapped-ram-lazy-int.h"
+#include "trace.h"
+
+/* How often pages are tried again that a thread waits for. */
+#define RETRY_US (1000 * 1000)
+
+/*
+ * Each range is a mapping of its own for the kernel, which bounds their number
+ * (vm.max_map_count, 65530).  Ranges that are close are joined until there are
+ * no more than this.
+ */
+#define RANGES_MAX 2048
+
+/* Keeps the first error and tells of it.  Takes ownership of @err. */
+static void fail(MappedRamLazy *l, Error *err)
+{
+    bool tell;
+
+    trace_mapped_ram_error(error_get_pretty(err));
+    WITH_QEMU_LOCK_GUARD(&l->lock) {
+        tell = l->started && !l->err && !l->freeing;
+        if (l->err) {
+            error_free(err);
+        } else {
+            l->err = err;
+        }
+    }
+    if (tell) {
+        l->config.failed(l->config.opaque);
+    }
+}
+
+/* With the lock held. */
+static void retry(MappedRamLazy *l)
+{
+    g_clear_pointer(&l->err, error_free);
+    l->retries++;
+    for (unsigned i = 0; i < l->parked->len; i++) {
+        g_array_index(l->parked, LazyParked, i).due = 0;
+    }
+    qemu_cond_broadcast(&l->retry);
+}
+
+void mapped_ram_lazy_retry(MappedRamLazy *l)
+{
+    WITH_QEMU_LOCK_GUARD(&l->lock) {
+        retry(l);
+    }
+    event_notifier_set(&l->notifier);
+}
+
+Error *mapped_ram_lazy_error(MappedRamLazy *l)
+{
+    QEMU_LOCK_GUARD(&l->lock);
+    return l->err ? error_copy(l->err) : NULL;
+}
+
+bool mapped_ram_lazy_waits(MappedRamLazy *l, uint64_t thread)
+{
+    QEMU_LOCK_GUARD(&l->lock);
+    for (unsigned i = 0; i < l->parked->len; i++) {
+        if (g_array_index(l->parked, LazyParked, i).fault.thread == thread) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/*
+ * Takes a fault that is due to be tried again.  @timeout: set to how long until
+ * one is, in milliseconds, or -1.
+ */
+static bool take_parked(MappedRamLazy *l, MappedRamFault *fault, int *timeout)
+{
+    int64_t now = g_get_monotonic_time();
+    int64_t next = INT64_MAX;
+
+    QEMU_LOCK_GUARD(&l->lock);
+    for (unsigned i = 0; i < l->parked->len; i++) {
+        LazyParked *parked = &g_array_index(l->parked, LazyParked, i);
+
+        if (parked->due <= now) {
+            *fault = parked->fault;
+            g_array_remove_index_fast(l->parked, i);
+            return true;
+        }
+        next = MIN(next, parked->due);
+    }
+    *timeout = next == INT64_MAX ? -1 : (next - now) / 1000 + 1;
+    return false;
+}
+
+static bool should_stop(MappedRamLazy *l)
+{
+    QEMU_LOCK_GUARD(&l->lock);
+    return l->stop;
+}
+
+/* One fault thread at a time waits, so that a fault wakes only one. */
+static bool next_fault(MappedRamLazy *l, MappedRamFault *fault, bool *again)
+{
+    struct pollfd fds[] = {
+        { .fd = l->uffd, .events = POLLIN },
+        { .fd = event_notifier_get_fd(&l->notifier), .events = POLLIN },
+    };
+    int timeout;
+
+    QEMU_LOCK_GUARD(&l->fault_lock);
+    while (!should_stop(l)) {
+        *again = take_parked(l, fault, &timeout);
+        if (*again || mapped_ram_uffd_read(l->uffd, fault)) {
+            return true;
+        }
+        poll(fds, ARRAY_SIZE(fds), timeout);
+        /* At the end, it is for all threads, none of which comes here again. */
+        if (fds[1].revents) {
+            event_notifier_test_and_clear(&l->notifier);
+        }
+    }
+    return false;
+}
+
+/* Has @fault wait, or if the guest has never run, go on with zeros. */
+static void park(LazyThread *t, const MappedRamFault *fault, Error *err)
+{
+    MappedRamLazy *l = t->lazy;
+    LazyParked parked = {
+        .fault = *fault,
+        .due = g_get_monotonic_time() + RETRY_US,
+    };
+    bool started;
+
+    WITH_QEMU_LOCK_GUARD(&l->lock) {
+        started = l->started;
+        if (started) {
+            g_array_append_val(l->parked, parked);
+        }
+    }
+    /* Another thread waits for faults, and has to know of the time. */
+    event_notifier_set(&l->notifier);
+    fail(l, err);
+    if (!started) {
+        lazy_serve_zeros(l, &t->slot[0], fault);
+    }
+}
+
+static void unregister(MappedRamLazy *l, LazyBlock *b, unsigned ranges)
+{
+    for (unsigned i = 0; i < ranges; i++) {
+        LazyRange *range = &g_array_index(b->ranges, LazyRange, i);
+
+        mapped_ram_uffd_unregister(l->uffd, range->host, range->len);
+    }
+}
+
+static void unregister_all(MappedRamLazy *l)
+{
+    for (unsigned i = 0; i < l->blocks->len; i++) {
+        LazyBlock *b = g_ptr_array_index(l->blocks, i);
+
+        unregister(l, b, b->ranges->len);
+        g_array_set_size(b->ranges, 0);
+    }
+}
+
+/*
+ * The last thread says that all is loaded.  From here on nobody would serve
+ * those who touch a page that is absent.
+ */
+static void leave(MappedRamLazy *l)
+{
+    bool last;
+
+    WITH_QEMU_LOCK_GUARD(&l->lock) {
+        last = --l->running == 0 && !l->freeing;
+    }
+    if (last) {
+        unregister_all(l);
+        l->config.ended(l->config.opaque);
+    }
+}
+
+static void *fault_thread(void *opaque)
+{
+    LazyThread *t = opaque;
+    MappedRamLazy *l = t->lazy;
+    MappedRamFault fault;
+    bool again;
+
+    while (next_fault(l, &fault, &again)) {
+        Error *err = NULL;
+
+        if (!lazy_serve_fault(l, &t->slot[0], &fault, &err)) {
+            park(t, &fault, err);
+        } else if (again) {
+            /* The disk works again. */
+            mapped_ram_lazy_retry(l);
+        }
+    }
+    leave(l);
+    return NULL;
+}
+
+/* The next extent that nobody has begun, from the cursor on. */
+static bool take_extent(MappedRamLazy *l, LazySlot *slot)
+{
+    QEMU_LOCK_GUARD(&l->lock);
+    if (l->stop) {
+        return false;
+    }
+    /* The first block may have some before and behind the cursor. */
+    for (unsigned i = 0; i <= l->blocks->len; i++) {
+        LazyBlock *b = g_ptr_array_index(l->blocks, l->cursor_block);
+        unsigned long extent = find_next_zero_bit(b->taken, b->extents,
+                                                  l->cursor_extent);
+
+        if (extent < b->extents) {
+            set_bit(extent, b->taken);
+            l->cursor_extent = extent;
+            slot->block = b;
+            slot->first = extent * b->extent_pages;
+            slot->pages = MIN(b->extent_pages,
+                              mapped_ram_layout_pages(&b->layout) -
+                              slot->first);
+            return true;
+        }
+        l->cursor_block = (l->cursor_block + 1) % l->blocks->len;
+        l->cursor_extent = 0;
+    }
+    return false;
+}
+
+/* Takes ownership of @err.  Returns false at the end. */
+static bool wait_for_retry(MappedRamLazy *l, Error *err)
+{
+    unsigned retries;
+
+    WITH_QEMU_LOCK_GUARD(&l->lock) {
+        retries = l->retries;
+    }
+    fail(l, err);
+    QEMU_LOCK_GUARD(&l->lock);
+    while (!l->stop && l->retries == retries) {
+        qemu_cond_wait(&l->retry, &l->lock);
+    }
+    return !l->stop;
+}
+
+static bool begin_slot(MappedRamLazy *l, LazySlot *slot, Error **errp)
+{
+    return (slot->worker.buffered || lazy_slot_init(l, slot, false, errp)) &&
+           lazy_slot_begin(l, slot, slot->block, slot->first, slot->pages,
+                           errp);
+}
+
+/*
+ * Finishes what the slot reads, however often that takes.  @err: why it could
+ * not begin, or NULL; takes ownership.  Returns false at the end.
+ */
+static bool finish_slot(MappedRamLazy *l, LazySlot *slot, Error *err)
+{
+    uint64_t placed = 0;
+
+    if (!err) {
+        lazy_slot_finish(l, slot, ULONG_MAX, &placed, &err);
+    }
+    while (err) {
+        lazy_slot_destroy(l, slot);
+        if (!wait_for_retry(l, err)) {
+            return false;
+        }
+        err = NULL;
+        if (begin_slot(l, slot, &err)) {
+            lazy_slot_finish(l, slot, ULONG_MAX, &placed, &err);
+        }
+    }
+    slot->pages = 0;
+    QEMU_LOCK_GUARD(&l->lock);
+    l->background_pages += placed;
+    return !l->stop;
+}
+
+static void *background_thread(void *opaque)
+{
+    LazyThread *t = opaque;
+    MappedRamLazy *l = t->lazy;
+    unsigned idle = 0;
+
+    for (unsigned i = 0; idle < t->slots; i = (i + 1) % t->slots) {
+        LazySlot *slot = &t->slot[i];
+        Error *err = NULL;
+
+        if (slot->pages && !finish_slot(l, slot, NULL)) {
+            break;
+        }
+        if (!take_extent(l, slot)) {
+            idle++;
+            continue;
+        }
+        idle = 0;
+        if (!begin_slot(l, slot, &err) && !finish_slot(l, slot, err)) {
+            break;
+        }
+    }
+    leave(l);
+    return NULL;
+}
+
+static void start_thread(LazyThread *t)
+{
+    WITH_QEMU_LOCK_GUARD(&t->lazy->lock) {
+        t->lazy->running++;
+        t->created = true;
+    }
+    qemu_thread_create(&t->thread, t->name,
+                       t->fault ? fault_thread : background_thread, t,
+                       QEMU_THREAD_JOINABLE);
+}
+
+/* Finds where there is something to load, as ranges with no gap up to @gap. */
+static void find_ranges(LazyBlock *b, unsigned long gap)
+{
+    unsigned long next = find_next_zero_bit(b->taken, b->extents, 0);
+    size_t size = b->extent_pages * b->layout.page_size;
+
+    g_array_set_size(b->ranges, 0);
+    while (next < b->extents) {
+        unsigned long start = next, end;
+        LazyRange range;
+
+        do {
+            end = find_next_bit(b->taken, b->extents, next);
+            next = find_next_zero_bit(b->taken, b->extents, end);
+        } while (next < b->extents && next - end <= gap);
+        range.host = b->host + start * size;
+        range.len = MIN((uint64_t)end * size, b->layout.length) - start * size;
+        g_array_append_val(b->ranges, range);
+    }
+}
+
+static bool register_ranges(MappedRamLazy *l, LazyBlock *b, Error **errp)
+{
+    b->can_zero = true;
+    for (unsigned i = 0; i < b->ranges->len; i++) {
+        LazyRange *range = &g_array_index(b->ranges, LazyRange, i);
+        bool can_zero;
+
+        if (!mapped_ram_uffd_register(l->uffd, range->host, range->len,
+                                      &can_zero, errp)) {
+            error_prepend(errp, "RAM block '%s': ", b->name);
+            unregister(l, b, i);
+            return false;
+        }
+        b->can_zero &= can_zero;
+    }
+    return true;
+}
+
+static void lazy_block_free(void *opaque)
+{
+    LazyBlock *b = opaque;
+
+    g_free(b->name);
+    g_free(b->present);
+    g_free(b->done);
+    g_free(b->taken);
+    g_array_free(b->ranges, true);
+    g_free(b);
+}
+
+static LazyBlock *lazy_block_new(const MappedRamBlock *block, size_t page_size)
+{
+    LazyBlock *b = g_new0(LazyBlock, 1);
+    unsigned long pages = mapped_ram_layout_pages(&block->layout);
+    unsigned long gap = 0;
+
+    b->name = g_strdup(block->name);
+    b->host = block->host;
+    b->layout = block->layout;
+    b->page_size = page_size;
+    b->unit = MAX(page_size / block->layout.page_size, 1);
+    b->extent_pages = MIN(MAPPED_RAM_LAZY_EXTENT / block->layout.page_size,
+                          MAPPED_RAM_EXTENT_PAGES);
+    b->extents = DIV_ROUND_UP(pages, b->extent_pages);
+    b->present = bitmap_new(pages);
+    bitmap_copy(b->present, block->present, pages);
+    b->done = bitmap_new(pages);
+    b->taken = bitmap_new(b->extents);
+    for (unsigned long i = 0; i < b->extents; i++) {
+        unsigned long start = i * b->extent_pages;
+        unsigned long end = MIN(start + b->extent_pages, pages);
+
+        if (find_next_bit(b->present, end, start) >= end) {
+            set_bit(i, b->taken);
+        }
+    }
+    b->ranges = g_array_new(false, false, sizeof(LazyRange));
+    do {
+        find_ranges(b, gap);
+        gap = gap * 2 + 1;
+    } while (b->ranges->len > RANGES_MAX);
+    return b;
+}
+
+static bool check_page_size(const MappedRamBlock *block, size_t page_size,
+                            Error **errp)
+{
+    if (page_size > MAPPED_RAM_LAZY_EXTENT ||
+        page_size > MAPPED_RAM_EXTENT_PAGES * block->layout.page_size) {
+        error_setg(errp, "RAM block '%s': its pages of %zu bytes are too large "
+                   "to be loaded one by one", block->name, page_size);
+        return false;
+    }
+    if (!QEMU_PTR_IS_ALIGNED(block->host, page_size) ||
+        !QEMU_IS_ALIGNED(block->layout.length, page_size)) {
+        error_setg(errp, "RAM block '%s': it has no whole number of pages of "
+                   "%zu bytes", block->name, page_size);
+        return false;
+    }
+    return true;
+}
+
+bool mapped_ram_lazy_add(MappedRamLazy *l, const MappedRamBlock *block,
+                         size_t page_size, Error **errp)
+{
+    uint64_t count;
+    LazyBlock *b;
+
+    if (!check_page_size(block, page_size, errp)) {
+        return false;
+    }
+    b = lazy_block_new(block, page_size);
+    count = bitmap_count_one(b->present,
+                             mapped_ram_layout_pages(&b->layout));
+    /* A fault must find the block. */
+    WITH_QEMU_LOCK_GUARD(&l->lock) {
+        assert(!l->started);
+        g_ptr_array_add(l->blocks, b);
+    }
+    qatomic_add(&l->remaining, count);
+    if (!register_ranges(l, b, errp)) {
+        qatomic_sub(&l->remaining, count);
+        WITH_QEMU_LOCK_GUARD(&l->lock) {
+            g_ptr_array_remove(l->blocks, b);
+        }
+        return false;
+    }
+    WITH_QEMU_LOCK_GUARD(&l->lock) {
+        l->page_size = b->layout.page_size;
+        l->total += count * b->layout.page_size;
+        l->length += b->layout.length;
+    }
+    trace_mapped_ram_lazy_block(b->name, count, b->ranges->len, b->page_size);
+    return true;
+}
+
+bool mapped_ram_lazy_start(MappedRamLazy *l, Error **errp)
+{
+    WITH_QEMU_LOCK_GUARD(&l->lock) {
+        if (l->err) {
+            error_propagate(errp, error_copy(l->err));
+            return false;
+        }
+        l->started = true;
+    }
+    if (l->blocks->len) {
+        for (unsigned i = FAULT_THREADS; i < l->threads; i++) {
+            start_thread(&l->thread[i]);
+        }
+    }
+    lazy_count_down(l, 1);
+    return true;
+}
+
+/* The longest time of the faults of which @share are no slower. */
+static uint64_t fault_time(MappedRamLazy *l, double share)
+{
+    uint64_t count = 0;
+
+    for (unsigned i = 0; i < TIME_CLASSES; i++) {
+        count += l->times[i];
+        if (count && count >= share * l->faults) {
+            /* The last time that belongs to the class */
+            return i < 8 ? i :
+                   ((uint64_t)(8 + i % 8 + 1) << (i / 8 - 1)) - 1;
+        }
+    }
+    return 0;
+}
+
+void mapped_ram_lazy_info(MappedRamLazy *l, MappedRamLazyInfo *info)
+{
+    QEMU_LOCK_GUARD(&l->lock);
+    *info = (MappedRamLazyInfo) {
+        .total = l->total,
+        .fault_bytes = l->fault_pages * l->page_size,
+        .background_bytes = l->background_pages * l->page_size,
+        .faults = l->faults,
+        .zero_faults = l->zero_faults,
+        .median_us = MIN(fault_time(l, 0.5), l->slowest_us),
+        .p99_us = MIN(fault_time(l, 0.99), l->slowest_us),
+        .slowest_us = l->slowest_us,
+        .slowest_offset = l->slowest_offset,
+        .length = l->length,
+        .missing = (qatomic_read(&l->remaining) - !l->started) * l->page_size,
+        .counts = l->counts,
+        .stats = l->stats,
+    };
+    for (unsigned i = 0; i < l->threads; i++) {
+        LazyThread *t = &l->thread[i];
+
+        for (unsigned j = 0; j < t->slots; j++) {
+            if (t->slot[j].worker.buffered) {
+                mapped_ram_worker_stats(&t->slot[j].worker, &info->stats);
+            }
+        }
+    }
+}
+
+static void make_threads(MappedRamLazy *l)
+{
+    l->config.file.workers = MIN(l->config.file.workers,
+                                 BACKGROUND_THREADS_MAX);
+    l->threads = FAULT_THREADS + l->config.file.workers;
+    l->thread = g_new0(LazyThread, l->threads);
+    for (unsigned i = 0; i < l->threads; i++) {
+        LazyThread *t = &l->thread[i];
+
+        t->lazy = l;
+        t->fault = i < FAULT_THREADS;
+        t->slots = t->fault ? 1 : SLOTS;
+        t->name = g_strdup_printf("mapped-%s_%u", t->fault ? "fault" : "rest",
+                                  t->fault ? i : i - FAULT_THREADS);
+    }
+}
+
+static bool make_slots(MappedRamLazy *l, Error **errp)
+{
+    for (unsigned i = 0; i < l->threads; i++) {
+        LazyThread *t = &l->thread[i];
+
+        for (unsigned j = 0; j < t->slots; j++) {
+            if (!lazy_slot_init(l, &t->slot[j], t->fault, errp)) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+MappedRamLazy *mapped_ram_lazy_new(const MappedRamLazyConfig *config,
+                                   Error **errp)
+{
+    MappedRamLazy *l = g_new0(MappedRamLazy, 1);
+    int ret;
+
+    l->config = *config;
+    l->remaining = 1;
+    qemu_mutex_init(&l->lock);
+    qemu_mutex_init(&l->fault_lock);
+    qemu_cond_init(&l->retry);
+    l->blocks = g_ptr_array_new_with_free_func(lazy_block_free);
+    l->parked = g_array_new(false, false, sizeof(LazyParked));
+    ret = event_notifier_init(&l->notifier, false);
+    if (ret < 0) {
+        error_setg_errno(errp, -ret, "unable to create an event descriptor");
+    }
+    l->uffd = ret < 0 ? -1 : mapped_ram_uffd_open(errp);
+    if (l->uffd >= 0) {
+        make_threads(l);
+    }
+    if (l->uffd < 0 || !make_slots(l, errp)) {
+        mapped_ram_lazy_free(l);
+        return NULL;
+    }
+    for (unsigned i = 0; i < FAULT_THREADS; i++) {
+        start_thread(&l->thread[i]);
+    }
+    return l;
+}
+
+static void free_thread(MappedRamLazy *l, LazyThread *t)
+{
+    for (unsigned i = 0; i < t->slots; i++) {
+        mapped_ram_worker_destroy(&t->slot[i].worker);
+        qemu_vfree(t->slot[i].buf);
+    }
+    g_free(t->name);
+}
+
+void mapped_ram_lazy_free(MappedRamLazy *l)
+{
+    if (!l) {
+        return;
+    }
+    WITH_QEMU_LOCK_GUARD(&l->lock) {
+        l->stop = l->freeing = true;
+        qemu_cond_broadcast(&l->retry);
+    }
+    event_notifier_set(&l->notifier);
+    for (unsigned i = 0; i < l->threads; i++) {
+        if (l->thread[i].created) {
+            qemu_thread_join(&l->thread[i].thread);
+        }
+    }
+    for (unsigned i = 0; i < l->threads; i++) {
+        free_thread(l, &l->thread[i]);
+    }
+    unregister_all(l);
+    if (l->uffd >= 0) {
+        close(l->uffd);
+    }
+    event_notifier_cleanup(&l->notifier);
+    g_ptr_array_free(l->blocks, true);
+    g_array_free(l->parked, true);
+    error_free(l->err);
+    qemu_cond_destroy(&l->retry);
+    qemu_mutex_destroy(&l->fault_lock);
+    qemu_mutex_destroy(&l->lock);
+    g_free(l->thread);
+    g_free(l);
+}

@@ -1,0 +1,196 @@
+/*
+ * mapped-ram: memory whose pages come when they are touched
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * See mapped-ram-uffd.h.
+ */
+
+#include "qemu/osdep.h"
+#include "mapped-ram-uffd.h"
+#include "qapi/error.h"
+
+#ifdef CONFIG_LINUX
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+
+/* Older headers lack it: linux/userfaultfd.h of 6.1 */
+#define UFFD_DEVICE_NEW _IO(0xAA, 0x00)
+
+/* The device grants by its mode what the system call needs a privilege for. */
+static int uffd_new(int flags)
+{
+    int device = qemu_open_old("/dev/userfaultfd", O_RDWR);
+    int fd = -1;
+
+    if (device >= 0) {
+        fd = ioctl(device, UFFD_DEVICE_NEW, flags);
+        close(device);
+    }
+    return fd >= 0 ? fd : syscall(__NR_userfaultfd, flags);
+}
+
+static bool uffd_start(int fd, uint64_t features)
+{
+    struct uffdio_api api = { .api = UFFD_API, .features = features };
+
+    return ioctl(fd, UFFDIO_API, &api) == 0;
+}
+
+int mapped_ram_uffd_open(Error **errp)
+{
+    /* A descriptor can be started only once, so first try all that is nice. */
+    const uint64_t features[] = { UFFD_FEATURE_THREAD_ID, 0 };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(features); i++) {
+        int fd = uffd_new(O_CLOEXEC | O_NONBLOCK);
+
+        if (fd < 0) {
+            error_setg_errno(errp, errno, "userfaultfd is not available; it "
+                             "needs access to /dev/userfaultfd, the "
+                             "capability CAP_SYS_PTRACE, or the sysctl "
+                             "vm.unprivileged_userfaultfd=1");
+            return -1;
+        }
+        if (uffd_start(fd, features[i])) {
+            return fd;
+        }
+        close(fd);
+    }
+    error_setg(errp, "userfaultfd of this kernel is too old");
+    return -1;
+}
+
+bool mapped_ram_uffd_register(int fd, void *host, size_t len, bool *can_zero,
+                              Error **errp)
+{
+    struct uffdio_register reg = {
+        .range = { .start = (uintptr_t)host, .len = len },
+        .mode = UFFDIO_REGISTER_MODE_MISSING,
+    };
+
+    if (ioctl(fd, UFFDIO_REGISTER, &reg) < 0) {
+        if (errno == EINVAL) {
+            error_setg(errp, "userfaultfd does not work on this kind of "
+                       "memory");
+        } else {
+            error_setg_errno(errp, errno, "userfaultfd cannot be used on "
+                             "%zu bytes of its memory", len);
+        }
+        return false;
+    }
+    if (!(reg.ioctls & (1ULL << _UFFDIO_COPY))) {
+        mapped_ram_uffd_unregister(fd, host, len);
+        error_setg(errp, "userfaultfd cannot place pages in this kind of "
+                   "memory");
+        return false;
+    }
+    *can_zero = reg.ioctls & (1ULL << _UFFDIO_ZEROPAGE);
+    return true;
+}
+
+void mapped_ram_uffd_unregister(int fd, void *host, size_t len)
+{
+    struct uffdio_range range = { .start = (uintptr_t)host, .len = len };
+
+    ioctl(fd, UFFDIO_UNREGISTER, &range);
+}
+
+/*
+ * @done: what the kernel says it has placed, or a negative errno.  EAGAIN is
+ * what it says of a part, and when the process maps memory at that moment.
+ */
+static ssize_t placed(int ret, int64_t done)
+{
+    int err = errno;
+
+    if (ret == 0 || done > 0) {
+        return done;
+    }
+    return err == EAGAIN ? 0 : -err;
+}
+
+ssize_t mapped_ram_uffd_copy(int fd, void *host, const void *buf, size_t len)
+{
+    struct uffdio_copy copy = {
+        .dst = (uintptr_t)host,
+        .src = (uintptr_t)buf,
+        .len = len,
+    };
+    int ret = ioctl(fd, UFFDIO_COPY, &copy);
+
+    return placed(ret, copy.copy);
+}
+
+ssize_t mapped_ram_uffd_zero(int fd, void *host, size_t len)
+{
+    struct uffdio_zeropage zero = {
+        .range = { .start = (uintptr_t)host, .len = len },
+    };
+    int ret = ioctl(fd, UFFDIO_ZEROPAGE, &zero);
+
+    return placed(ret, zero.zeropage);
+}
+
+void mapped_ram_uffd_wake(int fd, void *host, size_t len)
+{
+    struct uffdio_range range = { .start = (uintptr_t)host, .len = len };
+
+    ioctl(fd, UFFDIO_WAKE, &range);
+}
+
+bool mapped_ram_uffd_read(int fd, MappedRamFault *fault)
+{
+    struct uffd_msg msg;
+
+    while (read(fd, &msg, sizeof(msg)) == sizeof(msg)) {
+        if (msg.event == UFFD_EVENT_PAGEFAULT) {
+            fault->address = msg.arg.pagefault.address;
+            fault->thread = msg.arg.pagefault.feat.ptid;
+            return true;
+        }
+    }
+    return false;
+}
+
+#else /* CONFIG_LINUX */
+
+int mapped_ram_uffd_open(Error **errp)
+{
+    error_setg(errp, "userfaultfd is not available on this host");
+    return -1;
+}
+
+bool mapped_ram_uffd_register(int fd, void *host, size_t len, bool *can_zero,
+                              Error **errp)
+{
+    g_assert_not_reached();
+}
+
+void mapped_ram_uffd_unregister(int fd, void *host, size_t len)
+{
+    g_assert_not_reached();
+}
+
+ssize_t mapped_ram_uffd_copy(int fd, void *host, const void *buf, size_t len)
+{
+    g_assert_not_reached();
+}
+
+ssize_t mapped_ram_uffd_zero(int fd, void *host, size_t len)
+{
+    g_assert_not_reached();
+}
+
+void mapped_ram_uffd_wake(int fd, void *host, size_t len)
+{
+    g_assert_not_reached();
+}
+
+bool mapped_ram_uffd_read(int fd, MappedRamFault *fault)
+{
+    g_assert_not_reached();
+}
+
+#endif /* CONFIG_LINUX */

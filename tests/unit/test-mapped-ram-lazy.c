@@ -1,0 +1,599 @@
+/*
+ * Tests of instant restore's loader: every page arrives, once, and in time
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Real memory, real userfaultfd, a real file.  Where the host does not let this
+ * process use userfaultfd, all but the refusal is skipped.
+ */
+
+#include "qemu/osdep.h"
+#include <glib/gstdio.h>
+#ifdef CONFIG_LINUX
+#include <sys/mman.h>
+#endif
+#include "migration/mapped-ram-lazy.h"
+#include "qapi/error.h"
+#include "qemu/cutils.h"
+#include "qemu/memalign.h"
+#include "qemu/thread.h"
+#include "../../migration/mapped-ram-uffd.h"
+
+#ifdef CONFIG_LINUX
+
+#define PAGE 4096
+
+typedef enum Memory {
+    ANONYMOUS,
+    SHARED,
+    HUGE,
+} Memory;
+
+typedef struct Fixture {
+    char *path;
+    int fd;
+    int direct_fd;
+    MappedRamBlock block;
+    unsigned long pages;
+    size_t page_size;
+    MappedRamLazy *lazy;
+    QemuSemaphore ended, failed;
+} Fixture;
+
+static bool usable(void)
+{
+    g_autofree char *why = NULL;
+    Error *err = NULL;
+    int fd = mapped_ram_uffd_open(&err);
+
+    if (fd < 0) {
+        why = g_strdup(error_get_pretty(err));
+        error_free(err);
+        g_test_skip(why);
+        return false;
+    }
+    close(fd);
+    return true;
+}
+
+/* What page @page holds: no two hold the same, and none is zero. */
+static void fill_page(uint64_t *buf, uint64_t page)
+{
+    for (int i = 0; i < PAGE / 8; i++) {
+        buf[i] = (page + 1) * 0x9e3779b97f4a7c15ULL + i;
+    }
+}
+
+/* Whether the file has page @page.  Runs of all lengths, and long gaps. */
+static bool is_present(unsigned long page)
+{
+    unsigned long in = page % 2048;
+
+    return in < 600 ? true : in < 700 ? page % 2 : in < 800 ? page % 7 == 0 :
+           in == 1500;
+}
+
+static void *map_memory(Memory memory, size_t len)
+{
+    int flags = memory == SHARED ? MAP_SHARED | MAP_ANONYMOUS :
+                memory == HUGE ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB :
+                MAP_PRIVATE | MAP_ANONYMOUS;
+    void *p = mmap(NULL, len, PROT_READ | PROT_WRITE, flags, -1, 0);
+
+    return p == MAP_FAILED ? NULL : p;
+}
+
+static void write_file(Fixture *f)
+{
+    uint64_t *buf = qemu_memalign(PAGE, PAGE);
+
+    for (unsigned long i = 0; i < f->pages; i++) {
+        /* What lies in the place of an absent page is of no meaning. */
+        fill_page(buf, test_bit(i, f->block.present) ? i : ~i);
+        g_assert_cmpint(pwrite(f->fd, buf, PAGE,
+                               f->block.layout.pages_offset + i * PAGE),
+                        ==, PAGE);
+    }
+    g_assert_cmpint(pwrite(f->fd, "end", 3,
+                           mapped_ram_layout_end(&f->block.layout)), ==, 3);
+    qemu_vfree(buf);
+}
+
+static bool fixture_init(Fixture *f, Memory memory, unsigned long pages)
+{
+    *f = (Fixture) { .pages = pages, .direct_fd = -1 };
+    f->page_size = memory == HUGE ? 2 * MiB : PAGE;
+    f->block.host = map_memory(memory, pages * PAGE);
+    if (!f->block.host) {
+        g_test_skip("the host has no huge pages to give");
+        return false;
+    }
+    f->fd = g_file_open_tmp("test-mapped-ram-lazy-XXXXXX", &f->path, NULL);
+    g_assert_cmpint(f->fd, >=, 0);
+    f->block.name = "test.ram";
+    g_assert_true(mapped_ram_layout_init(&f->block.layout, "test.ram", 100,
+                                         pages * PAGE, PAGE, &error_abort));
+    f->block.present = bitmap_new(pages);
+    for (unsigned long i = 0; i < pages; i++) {
+        if (is_present(i)) {
+            set_bit(i, f->block.present);
+        }
+    }
+    write_file(f);
+    qemu_sem_init(&f->ended, 0);
+    qemu_sem_init(&f->failed, 0);
+    return true;
+}
+
+static void fixture_destroy(Fixture *f)
+{
+    mapped_ram_lazy_free(f->lazy);
+    munmap(f->block.host, f->pages * PAGE);
+    g_free(f->block.present);
+    close(f->fd);
+    g_unlink(f->path);
+    g_free(f->path);
+    qemu_sem_destroy(&f->ended);
+    qemu_sem_destroy(&f->failed);
+}
+
+static void on_ended(void *opaque)
+{
+    Fixture *f = opaque;
+
+    qemu_sem_post(&f->ended);
+}
+
+static void on_failed(void *opaque)
+{
+    Fixture *f = opaque;
+
+    qemu_sem_post(&f->failed);
+}
+
+/* Large sectors are played by limits that ask for @align. */
+static void new_lazy(Fixture *f, DirectQueueEngine engine, unsigned align)
+{
+    MappedRamLazyConfig config = {
+        .file = {
+            .name = "image",
+            .fd = f->fd,
+            .direct_fd = align ? f->fd : -1,
+            .direct_limits = {
+                .mem_align = MAX(align, 1), .offset_align = MAX(align, 1),
+                .best_size = 1 * MiB,
+            },
+            .workers = 2,
+            .engine = engine,
+        },
+        .ended = on_ended,
+        .failed = on_failed,
+        .opaque = f,
+    };
+
+    f->lazy = mapped_ram_lazy_new(&config, &error_abort);
+}
+
+static void add_block(Fixture *f)
+{
+    g_assert_true(mapped_ram_lazy_add(f->lazy, &f->block, f->page_size,
+                                      &error_abort));
+}
+
+static void check_page(Fixture *f, unsigned long page)
+{
+    uint64_t *expected = qemu_memalign(PAGE, PAGE);
+
+    memset(expected, 0, PAGE);
+    if (test_bit(page, f->block.present)) {
+        fill_page(expected, page);
+    }
+    if (memcmp(f->block.host + page * PAGE, expected, PAGE)) {
+        g_test_message("page %lu differs", page);
+        g_assert_not_reached();
+    }
+    qemu_vfree(expected);
+}
+
+static void check_all(Fixture *f)
+{
+    for (unsigned long i = 0; i < f->pages; i++) {
+        check_page(f, i);
+    }
+}
+
+static uint64_t present_bytes(Fixture *f)
+{
+    return bitmap_count_one(f->block.present, f->pages) * PAGE;
+}
+
+static void check_counts(Fixture *f)
+{
+    MappedRamLazyInfo info;
+
+    mapped_ram_lazy_info(f->lazy, &info);
+    g_assert_cmpuint(info.total, ==, present_bytes(f));
+    g_assert_cmpuint(info.missing, ==, 0);
+    g_assert_cmpuint(info.fault_bytes + info.background_bytes, ==, info.total);
+    g_assert_cmpuint(info.median_us, <=, info.p99_us);
+    g_assert_cmpuint(info.p99_us, <=, info.slowest_us);
+}
+
+/* --- tests ------------------------------------------------------------ */
+
+typedef struct Case {
+    const char *name;
+    Memory memory;
+    DirectQueueEngine engine;
+    unsigned align;
+    unsigned long pages;
+} Case;
+
+static const Case cases[] = {
+    { "anonymous", ANONYMOUS, DIRECT_QUEUE_ENGINE_AUTO, PAGE, 4 * 2048 },
+    { "buffered", ANONYMOUS, DIRECT_QUEUE_ENGINE_AUTO, 0, 4 * 2048 },
+    { "sync", ANONYMOUS, DIRECT_QUEUE_ENGINE_SYNC, PAGE, 4 * 2048 },
+    { "sectors-16k", ANONYMOUS, DIRECT_QUEUE_ENGINE_SYNC, 16 * KiB,
+      4 * 2048 },
+    { "odd-length", ANONYMOUS, DIRECT_QUEUE_ENGINE_SYNC, 16 * KiB, 1501 },
+    { "shared", SHARED, DIRECT_QUEUE_ENGINE_SYNC, PAGE, 4 * 2048 },
+    { "huge", HUGE, DIRECT_QUEUE_ENGINE_SYNC, PAGE, 4 * 2048 },
+};
+
+/* All comes by itself, and nothing that is absent takes memory. */
+static void test_background(const void *opaque)
+{
+    const Case *c = opaque;
+    Fixture f;
+
+    if (!usable() || !fixture_init(&f, c->memory, c->pages)) {
+        return;
+    }
+    new_lazy(&f, c->engine, c->align);
+    add_block(&f);
+    g_assert_true(mapped_ram_lazy_start(f.lazy, &error_abort));
+    qemu_sem_wait(&f.ended);
+    check_counts(&f);
+    g_clear_pointer(&f.lazy, mapped_ram_lazy_free);
+    check_all(&f);
+    fixture_destroy(&f);
+}
+
+/* Before the start, pages come when they are touched, and no others. */
+static void test_faults(const void *opaque)
+{
+    const Case *c = opaque;
+    MappedRamLazyInfo info;
+    Fixture f;
+
+    if (!usable() || !fixture_init(&f, c->memory, c->pages)) {
+        return;
+    }
+    new_lazy(&f, c->engine, c->align);
+    add_block(&f);
+    check_page(&f, 3);
+    check_page(&f, 601);
+    check_page(&f, 602);
+    check_page(&f, c->pages - 1);
+    /* A fault is counted after its page has been placed */
+    do {
+        mapped_ram_lazy_info(f.lazy, &info);
+    } while (!info.fault_bytes ||
+             info.fault_bytes + info.missing != info.total);
+    g_assert_cmpuint(info.fault_bytes, <, info.total);
+    g_assert_cmpuint(info.background_bytes, ==, 0);
+    check_all(&f);
+    g_assert_true(mapped_ram_lazy_start(f.lazy, &error_abort));
+    qemu_sem_wait(&f.ended);
+    check_counts(&f);
+    fixture_destroy(&f);
+}
+
+typedef struct Writer {
+    Fixture *f;
+    unsigned seed;
+    QemuThread thread;
+    /* pages that it owns, and how often it has written each */
+    unsigned long first, pages;
+    uint32_t *written;
+} Writer;
+
+/* Checks what it last wrote to a page, or what was loaded; then writes. */
+static void *writer_thread(void *opaque)
+{
+    Writer *w = opaque;
+    g_autoptr(GRand) rand = g_rand_new_with_seed(w->seed);
+
+    for (int i = 0; i < 4000; i++) {
+        unsigned long n = g_rand_int_range(rand, 0, w->pages);
+        uint64_t *host = (void *)(w->f->block.host + (w->first + n) * PAGE);
+
+        if (w->written[n]) {
+            g_assert_cmpuint(host[7], ==, w->written[n]);
+        } else {
+            check_page(w->f, w->first + n);
+        }
+        host[7] = ++w->written[n];
+    }
+    return NULL;
+}
+
+/* What is written while RAM is loaded stays. */
+static void test_writers(void)
+{
+    Writer writers[4];
+    Fixture f;
+
+    if (!usable() || !fixture_init(&f, ANONYMOUS, 8 * 2048)) {
+        return;
+    }
+    new_lazy(&f, DIRECT_QUEUE_ENGINE_AUTO, PAGE);
+    add_block(&f);
+    for (int i = 0; i < ARRAY_SIZE(writers); i++) {
+        Writer *w = &writers[i];
+
+        w->f = &f;
+        w->seed = i;
+        w->pages = f.pages / ARRAY_SIZE(writers);
+        w->first = i * w->pages;
+        w->written = g_new0(uint32_t, w->pages);
+        qemu_thread_create(&w->thread, "writer", writer_thread, w,
+                           QEMU_THREAD_JOINABLE);
+    }
+    g_assert_true(mapped_ram_lazy_start(f.lazy, &error_abort));
+    qemu_sem_wait(&f.ended);
+    for (int i = 0; i < ARRAY_SIZE(writers); i++) {
+        Writer *w = &writers[i];
+
+        qemu_thread_join(&w->thread);
+        for (unsigned long n = 0; n < w->pages; n++) {
+            uint64_t *host = (void *)(f.block.host + (w->first + n) * PAGE);
+
+            if (w->written[n]) {
+                g_assert_cmpuint(host[7], ==, w->written[n]);
+            } else {
+                check_page(&f, w->first + n);
+            }
+        }
+        g_free(w->written);
+    }
+    check_counts(&f);
+    fixture_destroy(&f);
+}
+
+static void *toucher_thread(void *opaque)
+{
+    Fixture *f = opaque;
+
+    check_page(f, f->pages - 2048);
+    return NULL;
+}
+
+/* Cuts the file in the middle of the block. */
+static void cut_file(Fixture *f)
+{
+    g_assert_cmpint(ftruncate(f->fd, f->block.layout.pages_offset +
+                              f->pages * PAGE / 2), ==, 0);
+}
+
+/* A read that fails is told, and tried again when it is asked for. */
+static void test_retry(void)
+{
+    g_autoptr(GString) text = g_string_new(NULL);
+    MappedRamLazyInfo info;
+    QemuThread toucher;
+    Error *err;
+    Fixture f;
+
+    if (!usable() || !fixture_init(&f, ANONYMOUS, 4 * 2048)) {
+        return;
+    }
+    cut_file(&f);
+    new_lazy(&f, DIRECT_QUEUE_ENGINE_AUTO, PAGE);
+    add_block(&f);
+    g_assert_true(mapped_ram_lazy_start(f.lazy, &error_abort));
+    qemu_sem_wait(&f.failed);
+    err = mapped_ram_lazy_error(f.lazy);
+    g_string_assign(text, error_get_pretty(err));
+    error_free(err);
+    g_assert_nonnull(strstr(text->str, "RAM block 'test.ram', pages from 0x"));
+    g_assert_nonnull(strstr(text->str, "image"));
+
+    /* A thread that needs a page waits */
+    qemu_thread_create(&toucher, "toucher", toucher_thread, &f,
+                       QEMU_THREAD_JOINABLE);
+    /* Again: nothing has changed */
+    mapped_ram_lazy_retry(f.lazy);
+    qemu_sem_wait(&f.failed);
+    mapped_ram_lazy_info(f.lazy, &info);
+    g_assert_cmpuint(info.missing, >, 0);
+
+    write_file(&f);
+    mapped_ram_lazy_retry(f.lazy);
+    qemu_sem_wait(&f.ended);
+    qemu_thread_join(&toucher);
+    g_assert_null(mapped_ram_lazy_error(f.lazy));
+    check_counts(&f);
+    check_all(&f);
+    fixture_destroy(&f);
+}
+
+typedef struct Waiter {
+    Fixture *f;
+    QemuThread thread;
+    int id;
+    QemuSemaphore ready;
+} Waiter;
+
+static void *waiter_thread(void *opaque)
+{
+    Waiter *w = opaque;
+
+    w->id = qemu_get_thread_id();
+    qemu_sem_post(&w->ready);
+    check_page(w->f, w->f->pages - 2048);
+    return NULL;
+}
+
+/* It is known who waits, and who waits goes on without being asked for. */
+static void test_waits(void)
+{
+    Fixture f;
+    Waiter w = { .f = &f };
+
+    if (!usable() || !fixture_init(&f, ANONYMOUS, 4 * 2048)) {
+        return;
+    }
+    cut_file(&f);
+    new_lazy(&f, DIRECT_QUEUE_ENGINE_AUTO, PAGE);
+    add_block(&f);
+    g_assert_true(mapped_ram_lazy_start(f.lazy, &error_abort));
+    qemu_sem_wait(&f.failed);
+    qemu_sem_init(&w.ready, 0);
+    qemu_thread_create(&w.thread, "waiter", waiter_thread, &w,
+                       QEMU_THREAD_JOINABLE);
+    qemu_sem_wait(&w.ready);
+    while (!mapped_ram_lazy_waits(f.lazy, w.id)) {
+        g_usleep(1000);
+    }
+    g_assert_false(mapped_ram_lazy_waits(f.lazy, qemu_get_thread_id()));
+
+    write_file(&f);
+    qemu_thread_join(&w.thread);
+    qemu_sem_wait(&f.ended);
+    check_counts(&f);
+    check_all(&f);
+    qemu_sem_destroy(&w.ready);
+    fixture_destroy(&f);
+}
+
+/* Before the start a failure is final, and lets nobody wait. */
+static void test_fail_early(void)
+{
+    volatile uint8_t *byte;
+    Error *err = NULL;
+    Fixture f;
+
+    if (!usable() || !fixture_init(&f, ANONYMOUS, 4 * 2048)) {
+        return;
+    }
+    cut_file(&f);
+    new_lazy(&f, DIRECT_QUEUE_ENGINE_AUTO, PAGE);
+    add_block(&f);
+    byte = f.block.host + (f.pages - 2048) * PAGE;
+    g_assert_cmpint(*byte, ==, 0);
+    g_assert_false(mapped_ram_lazy_start(f.lazy, &err));
+    g_assert_nonnull(strstr(error_get_pretty(err), "RAM block 'test.ram'"));
+    error_free(err);
+    fixture_destroy(&f);
+}
+
+/* It may be given up at any time. */
+static void test_free_early(void)
+{
+    Fixture f;
+
+    if (!usable() || !fixture_init(&f, ANONYMOUS, 8 * 2048)) {
+        return;
+    }
+    for (int i = 0; i < 20; i++) {
+        new_lazy(&f, DIRECT_QUEUE_ENGINE_AUTO, PAGE);
+        add_block(&f);
+        check_page(&f, 5);
+        if (i % 2) {
+            g_assert_true(mapped_ram_lazy_start(f.lazy, &error_abort));
+            g_usleep(i * 100);
+        }
+        g_clear_pointer(&f.lazy, mapped_ram_lazy_free);
+        madvise(f.block.host, f.pages * PAGE, MADV_DONTNEED);
+    }
+    fixture_destroy(&f);
+}
+
+/* Nothing in the file, or no block at all: the end comes at once. */
+static void test_empty(void)
+{
+    Fixture f;
+
+    if (!usable() || !fixture_init(&f, ANONYMOUS, 2048)) {
+        return;
+    }
+    bitmap_zero(f.block.present, f.pages);
+    for (int i = 0; i < 2; i++) {
+        new_lazy(&f, DIRECT_QUEUE_ENGINE_AUTO, PAGE);
+        if (i) {
+            add_block(&f);
+        }
+        g_assert_true(mapped_ram_lazy_start(f.lazy, &error_abort));
+        qemu_sem_wait(&f.ended);
+        check_all(&f);
+        g_clear_pointer(&f.lazy, mapped_ram_lazy_free);
+    }
+    fixture_destroy(&f);
+}
+
+/* Memory that userfaultfd does not know is refused, and left as it was. */
+static void test_refused(void)
+{
+    g_autofree char *path = NULL;
+    MappedRamBlock block;
+    Error *err = NULL;
+    Fixture f;
+    int fd;
+
+    if (!usable() || !fixture_init(&f, ANONYMOUS, 2048)) {
+        return;
+    }
+    new_lazy(&f, DIRECT_QUEUE_ENGINE_AUTO, PAGE);
+    /* The build directory is on a disk; what is not, is skipped. */
+    path = g_strdup("./test-mapped-ram-lazy-XXXXXX");
+    fd = g_mkstemp(path);
+    g_assert_cmpint(fd, >=, 0);
+    g_assert_cmpint(ftruncate(fd, f.pages * PAGE), ==, 0);
+    block = f.block;
+    block.host = mmap(NULL, f.pages * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED,
+                      fd, 0);
+    g_assert_true(block.host != MAP_FAILED);
+    if (mapped_ram_lazy_add(f.lazy, &block, PAGE, &err)) {
+        g_test_skip("files here can be used with userfaultfd");
+    } else {
+        g_assert_nonnull(strstr(error_get_pretty(err), "RAM block 'test.ram'"));
+        error_free(err);
+        block.host[0] = 1;
+    }
+    /* Nor can a page be larger than what is read at once */
+    err = NULL;
+    g_assert_false(mapped_ram_lazy_add(f.lazy, &f.block, 1 * GiB, &err));
+    error_free(err);
+    g_clear_pointer(&f.lazy, mapped_ram_lazy_free);
+    munmap(block.host, f.pages * PAGE);
+    close(fd);
+    g_unlink(path);
+    fixture_destroy(&f);
+}
+
+#endif /* CONFIG_LINUX */
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+#ifdef CONFIG_LINUX
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        g_autofree char *background =
+            g_strdup_printf("/mapped-ram-lazy/background/%s", cases[i].name);
+        g_autofree char *faults =
+            g_strdup_printf("/mapped-ram-lazy/faults/%s", cases[i].name);
+
+        g_test_add_data_func(background, &cases[i], test_background);
+        g_test_add_data_func(faults, &cases[i], test_faults);
+    }
+    g_test_add_func("/mapped-ram-lazy/writers", test_writers);
+    g_test_add_func("/mapped-ram-lazy/retry", test_retry);
+    g_test_add_func("/mapped-ram-lazy/waits", test_waits);
+    g_test_add_func("/mapped-ram-lazy/fail-early", test_fail_early);
+    g_test_add_func("/mapped-ram-lazy/free-early", test_free_early);
+    g_test_add_func("/mapped-ram-lazy/empty", test_empty);
+    g_test_add_func("/mapped-ram-lazy/refused", test_refused);
+#endif
+    return g_test_run();
+}
