@@ -279,6 +279,10 @@ class FaultFS:
         """From now on requests count and go wrong."""
         self._shared[ARMED] = True
 
+    def disarm(self):
+        """From now on none goes wrong."""
+        self._shared[ARMED] = False
+
     def release(self):
         """Answers what is held, and holds nothing any more."""
         self._shared[RELEASED] = True

@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Instant restore: the guest runs while its RAM is still on the disk."""
+
+import errno
+import os
+import time
+
+from .lib.harness import Mode, test
+from .lib.qmp import QMPError
+from .test_faultfs import broken
+from .test_faults import faulty
+
+RAM = 64
+MODES = [Mode(0), Mode(1, True), Mode(4, True), Mode(2)]
+DIRTY = {'dirty': 32}
+FOREVER = 1 << 30
+
+
+def instant(vm, mode, **params):
+    """Sets what a destination needs, so that RAM follows the guest."""
+    vm.setup(mode, **params)
+    vm.command('migrate-set-capabilities', {'capabilities': [
+        {'capability': 'postcopy-ram', 'state': True}]})
+
+
+def begin(vm, uri, mode, **params):
+    """Restores, as far as to where the guest may run."""
+    instant(vm, mode, **params)
+    vm.command('migrate-incoming', {'uri': uri})
+    return wait_status(vm, 'postcopy-active', 'completed')
+
+
+def wait_status(vm, *wanted):
+    while True:
+        info = vm.migration()
+        status = info.get('status')
+        if status in wanted:
+            return info
+        if status == 'failed':
+            raise AssertionError(f'the restore failed: '
+                                 f'{info.get("error-desc")}')
+        time.sleep(0.005)
+
+
+def wait_runstate(vm, wanted):
+    while vm.command('query-status')['status'] != wanted:
+        vm.raise_if_dead()
+        time.sleep(0.005)
+
+
+def figures(info):
+    return info['direct-io']['instant']
+
+
+def saved(t, path, mode=Mode(2, True), ram=RAM, **kwargs):
+    """Saves a guest; returns the hash of its RAM."""
+    src = t.source(ram=ram, **kwargs)
+    src.save(f'file:{path}', mode)
+    want = src.ram_hash()
+    src.kill()
+    return want
+
+
+def check_complete(t, vm, want=None):
+    """All is loaded: the figures add up, RAM is as it was saved."""
+    info = vm.wait_migration()
+    assert info['status'] == 'completed', info
+    found = figures(info)
+    assert not found['active'], found
+    assert found['total'] > 0, found
+    assert found['fault-bytes'] + found['background-bytes'] == \
+        found['total'], found
+    direct = info['direct-io']
+    assert direct['load-done'] == direct['load-total'], direct
+    if want:
+        assert vm.ram_hash() == want, 'restored RAM is not what was saved'
+    return found
+
+
+@test('instant: RAM is what an eager restore gives', quick=True)
+def test_same(t):
+    for mode in MODES:
+        path = t.path('image')
+        want = saved(t, path, mode)
+        vm = t.vm(incoming=True, ram=RAM)
+        begin(vm, f'file:{path}', mode)
+        found = check_complete(t, vm, want)
+        assert 'reason' not in found, found
+        vm.command('cont')
+        vm.ticks_on()
+        vm.wait_guest('sweep')
+        vm.kill()
+        t.restores(f'file:{path}', want, mode, ram=RAM).kill()
+        os.unlink(path)
+
+
+@test('instant: the guest runs, and writes, before its RAM is there',
+      quick=True)
+def test_runs(t):
+    """The file system answers slowly, so that most of RAM is still missing
+    when the guest goes on."""
+    for mode in (Mode(2, True), Mode(0)):
+        slow = broken(t, ('read', range(8, FOREVER), 0.02), armed=False)
+        path = os.path.join(slow.mount, 'image')
+        saved(t, path, mode, guest=DIRTY)
+        slow.arm()
+        vm = t.vm(incoming=True, ram=RAM, guest=DIRTY)
+        info = begin(vm, f'file:{path}', mode)
+        assert info['status'] == 'postcopy-active', info
+        vm.command('cont')
+        vm.ticks_on(1)
+        info = vm.migration()
+        assert info['status'] == 'postcopy-active', info
+        found = figures(info)
+        assert found['active'] and found['faults'], found
+        done = info['direct-io']['load-done']
+        assert done < info['direct-io']['load-total'], info
+        found = check_complete(t, vm)
+        vm.wait_guest('sweep', 2)
+        t.note(f'{mode}: {found["faults"]} faults of '
+               f'{found["fault-median"]} us, '
+               f'{found["fault-bytes"] >> 10} of {found["total"] >> 10} '
+               'KiB by faults')
+        vm.kill()
+
+
+@test('instant: a disk that fails stops the guest, and cont tries again',
+      quick=True)
+def test_error(t):
+    for engine in ('', 'sync'):
+        path = t.path('image')
+        saved(t, path)
+        emulator = faulty(t, 'image', 'read:d16:5', 'read:d24:5',
+                          engine=engine)
+        vm = t.vm(incoming=True, ram=RAM, emulator=emulator)
+        info = begin(vm, f'file:{path}', Mode(2, True))
+        rounds = 0
+        while info['status'] != 'completed':
+            said = info.get('error-desc')
+            if said:
+                assert 'RAM block' in said and path in said and \
+                    'Input/output error' in said, said
+                rounds += 1
+                vm.command('cont')
+                vm.command('stop')
+            info = vm.migration()
+        assert rounds, 'no error was seen'
+        check_complete(t, vm)
+        vm.command('cont')
+        vm.ticks_on()
+        vm.wait_guest('sweep')
+        vm.kill()
+        os.unlink(path)
+
+
+@test('instant: a disk that fails while the guest runs', quick=True)
+def test_error_running(t):
+    """A CPU of the guest waits for a page that cannot be read: all stand
+    still, QMP answers, and the guest goes on when the disk does."""
+    bad = broken(t, ('direct read', range(16, FOREVER), errno.EIO),
+                 armed=False)
+    path = os.path.join(bad.mount, 'image')
+    saved(t, path, guest=DIRTY)
+    bad.arm()
+    vm = t.vm(incoming=True, ram=RAM, guest=DIRTY)
+    begin(vm, f'file:{path}', Mode(2, True))
+    for _ in range(3):
+        vm.command('cont')
+        wait_runstate(vm, 'io-error')
+    info = vm.migration()
+    assert info['status'] == 'postcopy-active', info
+    said = info['error-desc']
+    assert 'RAM block' in said and 'Input/output error' in said, said
+    assert path in said, said
+    stops = [e for e in vm.qmp.events if e['event'] == 'STOP']
+    assert len(stops) >= 3, vm.qmp.events
+    bad.disarm()
+    # A read that was on its way may still fail
+    while vm.migration()['status'] != 'completed':
+        vm.command('cont')
+        time.sleep(0.05)
+    check_complete(t, vm)
+    vm.ticks_on()
+    vm.wait_guest('sweep', 2)
+    vm.kill()
+
+
+@test('instant: quit while the disk fails', quick=True)
+def test_quit(t):
+    for how in ('fails', 'runs', 'stopped'):
+        bad = broken(t, ('direct read', range(16, FOREVER),
+                         errno.EIO if how == 'fails' else 0.02), armed=False)
+        path = os.path.join(bad.mount, 'image')
+        saved(t, path)
+        bad.arm()
+        vm = t.vm(incoming=True, ram=RAM)
+        begin(vm, f'file:{path}', Mode(2, True))
+        if how != 'stopped':
+            vm.command('cont')
+        if how == 'fails':
+            wait_runstate(vm, 'io-error')
+        vm.command('quit')
+        assert vm.process.wait(60) == 0
+        vm.kill()
+
+
+@test('instant: a machine whose RAM is being loaded is not saved', quick=True)
+def test_save_refused(t):
+    slow = broken(t, ('read', range(8, FOREVER), 0.02), armed=False)
+    path = os.path.join(slow.mount, 'image')
+    want = saved(t, path)
+    slow.arm()
+    vm = t.vm(incoming=True, ram=RAM)
+    begin(vm, f'file:{path}', Mode(2, True))
+    other = t.path('other')
+    vm.command('migrate-set-capabilities', {'capabilities': [
+        {'capability': 'postcopy-ram', 'state': False}]})
+    info = vm.try_save(f'file:{other}')
+    assert info['status'] == 'failed', info
+    assert 'still being loaded' in info['error-desc'], info
+    assert path in info['error-desc'], info
+    assert not os.path.exists(other)
+    # The image is in use, so nobody else may write it
+    second = t.source(ram=RAM)
+    info = second.try_save(f'file:{path}', Mode(2, True))
+    assert info['status'] == 'failed' and 'lock' in info['error-desc'], \
+        info
+    check_complete(t, vm, want)
+    vm.save(f'file:{other}', Mode(2, True))
+    assert vm.ram_hash() == want
+    t.restores(f'file:{other}', want, Mode(2, True), ram=RAM).kill()
+    # and now the lock is gone
+    second.save(f'file:{path}', Mode(2, True))
+
+
+@test('instant: two guests from one image, which is then removed',
+      quick=True)
+def test_removed(t):
+    slow = broken(t, ('read', range(8, FOREVER), 0.01), armed=False)
+    path = os.path.join(slow.mount, 'image')
+    want = saved(t, path)
+    slow.arm()
+    vms = [t.vm(incoming=True, ram=RAM) for _ in range(2)]
+    for vm in vms:
+        begin(vm, f'file:{path}', Mode(2, True))
+    os.unlink(path)
+    with open(path, 'wb') as f:
+        f.write(b'something else')
+    for vm in vms:
+        check_complete(t, vm, want)
+        vm.command('cont')
+        vm.ticks_on()
+        vm.wait_guest('sweep')
+
+
+@test('instant: killed at any moment, the image restores again', quick=True)
+def test_killed(t):
+    path = t.path('image')
+    want = saved(t, path, guest=DIRTY)
+    before = os.stat(path)
+    for i in range(6 if t.config.quick else 30):
+        vm = t.vm(incoming=True, ram=RAM, guest=DIRTY)
+        instant(vm, Mode(2, True))
+        vm.command('migrate-incoming', {'uri': f'file:{path}'})
+        time.sleep(i * 0.003)
+        try:
+            vm.command('cont')
+        except QMPError:
+            pass                # it was too early for that
+        vm.kill()
+    after = os.stat(path)
+    assert (before.st_mtime_ns, before.st_size) == \
+        (after.st_mtime_ns, after.st_size), 'the image was written to'
+    t.restores(f'file:{path}', want, Mode(2, True), ram=RAM,
+               guest=DIRTY).kill()
+
+
+@test('instant: a reset while RAM is being loaded', quick=True)
+def test_reset(t):
+    slow = broken(t, ('read', range(8, FOREVER), 0.01), armed=False)
+    path = os.path.join(slow.mount, 'image')
+    saved(t, path)
+    slow.arm()
+    vm = t.vm(incoming=True, ram=RAM)
+    begin(vm, f'file:{path}', Mode(2, True))
+    vm.command('cont')
+    vm.ticks_on(1)
+    vm.command('system_reset')
+    vm.wait_guest('ready', 0)
+    vm.ticks_on()
+    check_complete(t, vm)
+    vm.wait_guest('sweep')
+
+
+@test('instant: bad images are refused as by an eager restore', quick=True)
+def test_bad_images(t):
+    path = t.path('image')
+    saved(t, path)
+    size = os.path.getsize(path)
+    with open(path, 'rb') as f:
+        good = f.read(2 << 20)
+    cut = t.path('cut')
+    for keep in (5, 200, 5000):
+        with open(cut, 'wb') as f:
+            f.write(good[:keep])
+        vm = t.vm(incoming=True, ram=RAM)
+        instant(vm, Mode(2, True))
+        said = vm.try_load(f'file:{cut}')
+        assert said and cut in said, said
+        vm.kill()
+    # Cut within RAM, device state is missing: no guest ever runs
+    os.truncate(path, size // 2)
+    vm = t.vm(incoming=True, ram=RAM)
+    instant(vm, Mode(2, True))
+    said = vm.try_load(f'file:{path}')
+    assert said and path in said, said
+
+
+@test('instant: where it cannot be, the restore is eager and says why',
+      quick=True)
+def test_eager(t):
+    t.need_root()
+    path = t.path('image')
+    want = saved(t, path)
+
+    def eager(reason, wrapper=(), args=(), ram=RAM):
+        vm = t.vm(incoming=True, ram=ram, args=args, wrapper=wrapper)
+        instant(vm, Mode(2, True))
+        vm.command('migrate-incoming', {'uri': f'file:{path}'})
+        info = vm.wait_migration()
+        assert info['status'] == 'completed', info
+        found = figures(info)
+        assert not found['active'] and reason in found['reason'], found
+        assert found['total'] == 0, found
+        assert vm.ram_hash() == want, 'restored RAM is not what was saved'
+        vm.command('cont')
+        vm.ticks_on()
+        vm.kill()
+
+    private = t.path('private')
+    with open(private, 'wb') as f:
+        f.truncate(RAM << 20)
+    eager('private mapping', args=(
+        '-object', f'memory-backend-file,id=pc.ram,size={RAM}M,mem-path={private},'
+        'share=off', '-machine', 'memory-backend=pc.ram'))
+    eager('userfaultfd', args=(
+        '-object', f'memory-backend-file,id=pc.ram,size={RAM}M,mem-path={private},'
+        'share=on', '-machine', 'memory-backend=pc.ram'))
+    eager('locked', args=('-overcommit', 'mem-lock=on'))
+    eager('userfaultfd is not available', wrapper=(
+        'unshare', '-m', 'sh', '-c',
+        '[ ! -e /dev/userfaultfd ] || '
+        'mount --bind /dev/null /dev/userfaultfd; '
+        'exec setpriv --bounding-set -sys_ptrace --inh-caps -sys_ptrace '
+        '"$@"', 'sh'))
+
+
+@test('instant: other memory', quick=True)
+def test_memory(t):
+    path = t.path('image')
+    want = saved(t, path)
+    backends = {
+        'memfd': f'memory-backend-memfd,id=pc.ram,size={RAM}M,share=on',
+        'tmpfs': f'memory-backend-file,id=pc.ram,size={RAM}M,mem-path=/dev/shm,'
+                 'share=on',
+        'preallocated': f'memory-backend-ram,id=pc.ram,size={RAM}M,prealloc=on',
+    }
+    for name, backend in backends.items():
+        vm = t.vm(incoming=True, ram=RAM, args=(
+            '-object', backend, '-machine', 'memory-backend=pc.ram'))
+        begin(vm, f'file:{path}', Mode(2, True))
+        found = check_complete(t, vm, want)
+        assert 'reason' not in found, (name, found)
+        vm.command('cont')
+        vm.ticks_on()
+        vm.wait_guest('sweep')
+        vm.kill()
+
+
+@test('instant: not for a source, and not with shared RAM left out',
+      quick=True)
+def test_settings(t):
+    src = t.source(ram=RAM)
+    try:
+        instant(src, Mode(2, True))
+    except QMPError as err:
+        assert 'postcopy-ram' in err.desc, err.desc
+    else:
+        raise AssertionError('a source accepts postcopy-ram with mapped-ram')
+    vm = t.vm(incoming=True, ram=RAM)
+    instant(vm, Mode(2, True))
+    try:
+        vm.command('migrate-set-capabilities', {'capabilities': [
+            {'capability': 'x-ignore-shared', 'state': True}]})
+    except QMPError as err:
+        assert 'ignore-shared' in err.desc, err.desc
+    else:
+        raise AssertionError('x-ignore-shared goes with postcopy-ram')
