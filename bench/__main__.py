@@ -6,8 +6,8 @@ import signal
 import sys
 import time
 
-from e2e.lib import fs
-from e2e.lib.vm import Emulator, NotQEMU
+from lab import fs
+from lab.vm import Emulator, NotQEMU
 
 from . import machine, measure, pictures, report, results
 from .emulators import probe

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What an emulator can do."""
 
-from e2e.lib.qmp import QMPError
-from e2e.lib.vm import VM
+from lab.qmp import QMPError
+from lab.vm import VM
 
 from .sides import ENGINE
 

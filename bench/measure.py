@@ -6,7 +6,8 @@ import shutil
 import sys
 import time
 
-from .meter import field
+from lab.meter import field
+
 from .scenarios import order
 
 GIB = 1 << 30

@@ -177,7 +177,7 @@ def check_system(args, fail):
         where = os.path.dirname(os.path.abspath(path or ''))
         if not os.access(where, os.W_OK):
             fail(f"'{path}': there is no directory {where} to write to")
-    for program in ('fio', 'fincore', 'dd'):
+    for program in ('fio', 'dd'):
         if not shutil.which(program):
             fail(f'there is no {program} here: install the package that has '
-                 'it (fio, util-linux, coreutils)')
+                 'it (fio, coreutils)')

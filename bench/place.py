@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 
-from e2e.lib import fs
+from lab import fs
 
 from .slowdisk import SlowDisk
 

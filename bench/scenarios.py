@@ -6,7 +6,8 @@ that what else the machine does hits them alike."""
 import collections
 import copy
 
-from .content import Content
+from lab.content import Content
+
 from .sides import Fio, Guest, Live, OnEmulatedDisk, OnTmpfs, Pipe, \
     Populate, Scan, Socket
 

@@ -14,12 +14,12 @@ import subprocess
 import threading
 import time
 
-from e2e.guest import build_checker, configure_checker
-from e2e.lib import fs
-from e2e.lib.vm import VM, Mode
+from lab import fs
+from lab.content import MIB
+from lab.guest import build_checker, configure_checker
+from lab.meter import Meter, cached, drop_caches, page_cache
+from lab.vm import VM, Mode
 
-from .content import MIB
-from .meter import Meter, cached, drop_caches, page_cache
 from .place import Place
 
 ENGINE = 'x-direct-io-engine'

@@ -3,17 +3,11 @@
 scenario, content, ram, name and facts of the side, and its figures by phase.
 Nothing here measures or prints."""
 
-import collections
 import statistics
 
+from lab.meter import spread
+
 MIB = 1 << 20
-
-Spread = collections.namedtuple('Spread', 'median least most count')
-
-
-def spread(values):
-    return Spread(statistics.median(values), min(values), max(values),
-                  len(values))
 
 
 class Row:

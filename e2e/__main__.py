@@ -8,13 +8,14 @@ import shutil
 import sys
 import tempfile
 
-from .guest import build_checker
-from .lib.harness import TESTS, Config, run_all, selected
-from .lib.vm import Emulator, NotQEMU
+from lab.guest import build_checker
+from lab.vm import Emulator, NotQEMU
+
 from . import (test_crashes, test_descriptors, test_engines,  # noqa: F401
                test_faultfs, test_faults, test_features, test_images,
                test_instant, test_interop, test_last_stage,
                test_mapped_ram_tool, test_refusals, test_status, test_stopped)
+from .harness import TESTS, Config, run_all, selected
 
 
 def parse():

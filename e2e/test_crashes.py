@@ -11,9 +11,11 @@ import shutil
 import struct
 import time
 
-from .lib.harness import Mode, Skip, fs, test
-from .lib.qmp import QMPClosed
-from .lib.vm import Crashed
+from lab import fs
+from lab.qmp import QMPClosed
+from lab.vm import Crashed, Mode
+
+from .harness import Skip, test
 from .test_faults import faulty
 
 MIB = 1 << 20

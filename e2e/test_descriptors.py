@@ -4,9 +4,12 @@
 import os
 import re
 
-from .lib.harness import Mode, image, test
-from .lib.qmp import QMPError
-from .test_faults import need_strace, strace, faulty
+from lab import image, meter
+from lab.qmp import QMPError
+from lab.vm import Mode
+
+from .harness import test
+from .test_faults import faulty, need_strace, strace
 
 MIB = 1 << 20
 
@@ -156,7 +159,7 @@ def test_page_cache(t):
     for direct in (False, True):
         vm.save(f'file:{path}', Mode(4, direct))
         vm.command('cont')
-        cached = cached_bytes(path)
+        cached = meter.cached(path)
         written = os.stat(path).st_blocks * 512
         t.note(f'{"direct" if direct else "buffered"}: {cached >> 20} of '
                f'{written >> 20} MiB in the page cache')
@@ -165,29 +168,6 @@ def test_page_cache(t):
         else:
             assert cached > 8 * MIB, 'this measurement cannot fail'
         os.unlink(path)
-
-
-def cached_bytes(path):
-    """How much of a file is in the page cache."""
-    import ctypes
-    import mmap
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int,
-                          ctypes.c_int, ctypes.c_int, ctypes.c_long]
-    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t,
-                             ctypes.c_char_p]
-    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    with open(path, 'rb') as f:
-        size = os.fstat(f.fileno()).st_size
-        at = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED,
-                       f.fileno(), 0)
-        vector = ctypes.create_string_buffer((size + 4095) // 4096)
-        failed = libc.mincore(at, size, vector)
-        libc.munmap(at, size)
-    if failed:
-        raise OSError(ctypes.get_errno(), 'mincore')
-    return 4096 * sum(b & 1 for b in vector.raw)
 
 
 @test('descriptors: a new image is for its owner only', quick=True)

@@ -4,7 +4,9 @@ with each engine."""
 
 import os
 
-from .lib.harness import Mode, test
+from lab.vm import Mode
+
+from .harness import test
 from .test_faultfs import ENGINES, check_engine, each_engine, with_engine
 
 RAM = 32

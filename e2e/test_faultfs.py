@@ -5,8 +5,10 @@ slow: errors as the kernel reports them, for each engine."""
 import errno
 import os
 
-from .lib.faultfs import FaultFS
-from .lib.harness import Mode, Skip, test
+from lab.faultfs import FaultFS
+from lab.vm import Mode
+
+from .harness import Skip, test
 from .test_faults import check_error, check_leftover, faulty
 
 RAM = 32

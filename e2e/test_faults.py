@@ -3,7 +3,6 @@
 called completed that is not."""
 
 import contextlib
-import copy
 import errno
 import hashlib
 import os
@@ -14,9 +13,12 @@ import subprocess
 import threading
 import time
 
-from .lib.harness import Mode, Skip, fs, test
-from .lib.qmp import QMPError
-from .lib.vm import Crashed
+from lab import fs
+from lab.faultfd import build_library, with_faults
+from lab.qmp import QMPError
+from lab.vm import Crashed, Mode
+
+from .harness import Skip, test
 
 MIB = 1 << 20
 DIRTY = {'dirty': 32}
@@ -173,22 +175,16 @@ HIDE = {'': '', 'aio': 'io_uring', 'sync': 'io_uring aio'}
 
 def faulty(t, file, *faults, emulator=None, engine=''):
     """Our emulator, in which I/O on files whose names end with `file` goes
-    wrong: see lib/faultfd.c.  With an `engine`, those preferred to it are
+    wrong: see lab/faultfd.c.  With an `engine`, those preferred to it are
     hidden."""
     if not shutil.which('gcc'):
-        raise Skip("there is no 'gcc' here, to build lib/faultfd.c")
+        raise Skip("there is no 'gcc' here, to build faultfd.c")
     library = t.path('faultfd.so')
     if not os.path.exists(library):
-        source = os.path.join(os.path.dirname(__file__), 'lib', 'faultfd.c')
-        subprocess.run(['gcc', '-shared', '-fPIC', '-O1', '-o', library,
-                        source, '-ldl'], check=True)
-    base = emulator or t.config.ours
-    changed = copy.copy(base)
-    changed.env = dict(base.env, LD_PRELOAD=library, FAULT_FILE='/' + file,
-                       FAULT=','.join(faults), FAULT_HIDE=HIDE[engine],
-                       FAULT_LOG=t.path('fault-log'),
-                       FAULT_GATE=t.path('fault-gate'))
-    return changed
+        build_library(library)
+    return with_faults(emulator or t.config.ours, library, file, faults,
+                       t.path('fault-log'), t.path('fault-gate'),
+                       HIDE[engine])
 
 
 @test('errors: the disk fails at the n-th write', quick=True, timeout=240)
@@ -354,7 +350,7 @@ def test_close_error(t):
 
 
 def stalls(t):
-    """What lib/faultfd.c noted about stalls."""
+    """What lab/faultfd.c noted about stalls."""
     try:
         with open(t.path('fault-log')) as f:
             return f.read().split()

@@ -5,10 +5,11 @@ import os
 import re
 import time
 
-from .lib import image
-from .lib.harness import Mode, Skip, test
-from .lib.qmp import QMPClosed, QMPError
-from .lib.vm import Exited
+from lab import image
+from lab.qmp import QMPClosed, QMPError
+from lab.vm import Exited, Mode
+
+from .harness import Skip, test
 from .test_faults import faulty, open_gate, wait_stall
 
 MODES = (None, Mode(0), Mode(4), Mode(1, True), Mode(4, True))

@@ -5,8 +5,10 @@ import errno
 import os
 import time
 
-from .lib.harness import Mode, test
-from .lib.qmp import QMPError
+from lab.qmp import QMPError
+from lab.vm import Mode
+
+from .harness import test
 from .test_faultfs import broken
 from .test_faults import faulty
 

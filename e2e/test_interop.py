@@ -5,7 +5,10 @@ import hashlib
 import os
 import time
 
-from .lib.harness import Mode, Skip, image, test
+from lab import image
+from lab.vm import Mode
+
+from .harness import Skip, test
 
 MODES = [Mode(0), Mode(1), Mode(4), Mode(1, True), Mode(4, True)]
 
@@ -247,7 +250,7 @@ def check_chain(vm):
 def test_linux(t):
     if not (t.config.kernel and t.config.busybox):
         raise Skip('no Linux guest: give --kernel and --busybox')
-    from .guest import build_initramfs
+    from lab.guest import build_initramfs
     initramfs = build_initramfs(t.config.busybox, t.path('initramfs.gz'))
     args = ['-kernel', t.config.kernel, '-initrd', initramfs, '-append',
             'console=ttyS0 quiet panic=1 tsc=unstable no_timer_check '

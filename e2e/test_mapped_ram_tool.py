@@ -7,7 +7,10 @@ import os
 import shutil
 import struct
 
-from .lib.harness import Mode, image, test
+from lab import image
+from lab.vm import Mode
+
+from .harness import test
 
 MIB = 1 << 20
 RAM = 32

@@ -7,10 +7,11 @@ import hashlib
 import os
 import resource
 
-from .lib.harness import Mode, test
-from .lib.qmp import QMPError
-from .test_faults import check_error, faulty, good_save, \
-    never_stopped
+from lab.qmp import QMPError
+from lab.vm import Mode
+
+from .harness import test
+from .test_faults import check_error, faulty, good_save, never_stopped
 
 MIB = 1 << 20
 GUEST = {'dirty': 32}

@@ -4,10 +4,12 @@
 import errno
 import os
 
-from .lib.harness import Mode, test
-from .lib.qmp import QMPError
-from .test_faults import HeldRestore, check_error, faulty, open_gate, \
-    stalls, wait_stall
+from lab.qmp import QMPError
+from lab.vm import Mode
+
+from .harness import test
+from .test_faults import HeldRestore, check_error, faulty, open_gate, stalls, \
+    wait_stall
 
 
 def release(t, vm):

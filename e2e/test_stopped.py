@@ -6,9 +6,11 @@ import errno
 import os
 import time
 
-from .lib.harness import Mode, fs, test
-from .lib.qmp import QMPClosed, QMPError
-from .lib.vm import Exited
+from lab import fs
+from lab.qmp import QMPClosed, QMPError
+from lab.vm import Exited, Mode
+
+from .harness import test
 from .test_faults import check_error, check_leftover, faulty, good_save
 
 MIB = 1 << 20

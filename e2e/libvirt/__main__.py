@@ -11,11 +11,10 @@ import sys
 import tempfile
 import time
 
-from bench.content import Content
-from bench.meter import cached, cpu_seconds, drop_caches
-from bench.stats import spread
+from lab.content import Content
+from lab.meter import cached, cpu_seconds, drop_caches, spread
+from lab.vm import Emulator
 
-from ..lib.vm import Emulator
 from .daemon import Domain, Libvirt
 
 PHASES = ('save', 'restore')

@@ -9,7 +9,7 @@ import subprocess
 import time
 import uuid
 
-from ..lib.vm import Console, Hung, die_with_parent
+from lab.vm import Console, Hung, die_with_parent
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 

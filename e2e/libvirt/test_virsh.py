@@ -7,10 +7,11 @@ import re
 import subprocess
 import time
 
-from ..guest import build_initramfs
-from ..lib.fs import free_bytes
-from ..lib.harness import Skip, image, test
-from ..test_descriptors import cached_bytes
+from lab import image, meter
+from lab.fs import free_bytes
+from lab.guest import build_initramfs
+
+from ..harness import Skip, test
 from ..test_faults import faulty
 from .daemon import Domain, Libvirt
 
@@ -69,13 +70,13 @@ def test_save_restore(t):
         for channels in CHANNELS:
             guest.virsh('save', path, *cache, *channels)
             assert guest.state() == 'shut off', guest.state()
-            cached = cached_bytes(path)
+            cached = meter.cached(path)
             assert (cached <= 8 * MIB) == bool(cache), \
                 f'{cache}: {cached} bytes of the image in the page cache'
             whole(path)
             daemon.virsh('restore', path, *cache, *channels)
             if cache:
-                cached = cached_bytes(path)
+                cached = meter.cached(path)
                 assert cached <= 8 * MIB, f'{cached} bytes cached by restoring'
             told_direct(guest, bool(cache))
             goes_on(guest)

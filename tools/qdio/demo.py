@@ -32,11 +32,11 @@ POLLED = ('query-migrate',)
 
 
 def _library():
-    """The end-to-end tests' library, which knows how to run guests."""
+    """What knows how to run guests, for the tests and the benchmark too."""
     if ROOT not in sys.path:
         sys.path.insert(0, ROOT)
-    from e2e.guest import build_initramfs
-    from e2e.lib import qmp, vm
+    from lab.guest import build_initramfs
+    from lab import qmp, vm
     errors = (vm.Crashed, vm.Exited, vm.Hung, vm.NotQEMU, qmp.QMPError,
               qmp.QMPClosed, TimeoutError)
     return vm.VM, vm.Emulator, vm.Mode, build_initramfs, errors

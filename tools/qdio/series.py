@@ -37,7 +37,7 @@ from .say import Fault
 HOUSE = {'run', 'tools', 'bases', '.ci', '.gitignore', '.gitattributes',
          'README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md',
          'COPYING', 'MAINTAINERS', 'meson.build', 'series',
-         'e2e', 'bench', '.editorconfig'}
+         'lab', 'e2e', 'bench', '.editorconfig'}
 
 SLUG = re.compile(r'[a-z0-9][a-z0-9.-]*\Z')
 KINDS = ('unit', 'qtest', 'suite')

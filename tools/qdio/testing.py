@@ -109,7 +109,7 @@ class Tests:
 
     def part_tools(self):
         env = dict(os.environ, PYTHONPATH=os.path.join(ROOT, 'tools'))
-        for name in ('tools', 'bench'):
+        for name in ('tools', 'lab', 'bench'):
             run_program(f'own tests of {name}/',
                         [sys.executable, '-m', 'qdio.tap',
                          os.path.join(ROOT, name, 'tests')],

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A FUSE file system over a directory, whose I/O goes wrong on purpose.
 
-lib/faultfd.c changes what QEMU asks of the kernel; here the kernel itself
+faultfd.c changes what QEMU asks of the kernel; here the kernel itself
 returns errors, short counts and late answers, to every engine and in any
 order.  It speaks the protocol of /dev/fuse (linux/fuse.h) directly; only what
 saving to a file and restoring from it needs is there: files in one directory.

@@ -14,8 +14,9 @@ import sys
 import time
 import traceback
 
-from . import fs, image
-from .vm import VM, Mode
+from lab import fs
+from lab.guest import configure_checker
+from lab.vm import VM, Mode
 
 TESTS = []
 
@@ -111,7 +112,6 @@ class Context:
 
     def checker(self, **config):
         """The self-checking guest."""
-        from ..guest import configure_checker
         name = '-'.join(f'{k}{v}' for k, v in sorted(config.items()))
         target = self.path(f'guest-{name}.rom')
         if not os.path.exists(target):
@@ -366,7 +366,3 @@ def run_all(config, pattern, keep=False):
     print(f'{results.passed} passed, {results.failed} failed, '
           f'{results.skipped} skipped', flush=True)
     return results.failed
-
-
-__all__ = ['Config', 'Context', 'Mode', 'Skip', 'TESTS', 'fs', 'image',
-           'run_all', 'selected', 'test']

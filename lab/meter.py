@@ -2,11 +2,22 @@
 """What a save or restore costs: time, CPU, page cache, memory, and how long
 the monitor keeps its users waiting."""
 
+import collections
+import ctypes
+import mmap
 import os
-import subprocess
+import statistics
 import time
 
 POLL = 0.01             # seconds between two looks at a migration
+
+Spread = collections.namedtuple('Spread', 'median least most count')
+
+
+def spread(values):
+    """Of one figure in several runs."""
+    return Spread(statistics.median(values), min(values), max(values),
+                  len(values))
 
 
 def drop_caches():
@@ -59,10 +70,26 @@ def memory(pid, name):
 
 def cached(path):
     """How many bytes of a file are in the page cache."""
-    done = subprocess.run(['fincore', '--bytes', '--noheadings', '--output',
-                           'RES', path], capture_output=True, text=True,
-                          check=True)
-    return int(done.stdout or 0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int,
+                          ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t,
+                             ctypes.c_char_p]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    with open(path, 'rb') as f:
+        size = os.fstat(f.fileno()).st_size
+        if not size:
+            return 0
+        at = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED,
+                       f.fileno(), 0)
+        vector = ctypes.create_string_buffer(-(-size // mmap.PAGESIZE))
+        failed = libc.mincore(at, size, vector)
+        number = ctypes.get_errno()
+        libc.munmap(at, size)
+    if failed:
+        raise OSError(number, f'mincore: {os.strerror(number)}', path)
+    return mmap.PAGESIZE * sum(b & 1 for b in vector.raw)
 
 
 class Meter:

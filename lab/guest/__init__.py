@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The guests that the end-to-end tests save and restore."""
+"""The guests that are saved and restored."""
 
 import gzip
 import os

@@ -7,8 +7,8 @@ import os
 import subprocess
 import sys
 
-SCRIPTS = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(
-    os.path.abspath(__file__)))), 'scripts')
+SCRIPTS = os.path.join(os.path.dirname(os.path.dirname(
+    os.path.abspath(__file__))), 'scripts')
 sys.path.append(SCRIPTS)
 
 from mapped_ram_image import FIELDS, HEADER, Image      # noqa: E402
