@@ -11,10 +11,12 @@ import tempfile
 from lab.guest import build_checker
 from lab.vm import Emulator, NotQEMU
 
-from . import (test_crashes, test_descriptors, test_engines,  # noqa: F401
-               test_faultfs, test_faults, test_features, test_images,
+from . import (test_cancel, test_crashes, test_descriptors,  # noqa: F401
+               test_devices, test_engines, test_errors, test_faultfs,
+               test_features, test_files, test_full, test_images,
                test_instant, test_interop, test_last_stage,
-               test_mapped_ram_tool, test_refusals, test_status, test_stopped)
+               test_mapped_ram_tool, test_refusals, test_restore, test_status,
+               test_stopped, test_targets)
 from .harness import TESTS, Config, run_all, selected
 
 

@@ -15,8 +15,8 @@ from lab import fs
 from lab.qmp import QMPClosed
 from lab.vm import Crashed, Mode
 
+from .faults import faulty
 from .harness import Skip, test
-from .test_faults import faulty
 
 MIB = 1 << 20
 RAM = 32

@@ -8,8 +8,9 @@ from lab import image, meter
 from lab.qmp import QMPError
 from lab.vm import Mode
 
+from .faults import faulty
 from .harness import test
-from .test_faults import faulty, need_strace, strace
+from .strace import need_strace, strace
 
 MIB = 1 << 20
 

@@ -6,8 +6,8 @@ import os
 
 from lab.vm import Mode
 
+from .faults import ENGINES, check_engine, each_engine, with_engine
 from .harness import test
-from .test_faultfs import ENGINES, check_engine, each_engine, with_engine
 
 RAM = 32
 BUSY = {'dirty': 512}

@@ -5,56 +5,20 @@ slow: errors as the kernel reports them, for each engine."""
 import errno
 import os
 
-from lab.faultfs import FaultFS
 from lab.vm import Mode
 
-from .harness import Skip, test
-from .test_faults import check_error, check_leftover, faulty
+from .checks import check_error, check_leftover
+from .faults import broken, check_engine, each_engine, with_engine
+from .harness import test
 
 RAM = 32
 GUEST = {'dirty': 32}
 DIRECT = Mode(4, True)
-ENGINES = {'io_uring': '', 'linux-aio': 'aio', 'sync': 'sync'}
 ALL = range(1, 1 << 30)
-
-
-def broken(t, *faults, **kwargs):
-    """Mounts a file system with faults over the test's directory."""
-    t.need_root()
-    t.count += 1
-    try:
-        fs = FaultFS(t.path(f'broken{t.count}'), t.dir, faults, **kwargs)
-    except OSError as err:
-        raise Skip(f'no FUSE here: {err}') from None
-    t.stack.callback(fs.close)
-    return fs
-
-
-def with_engine(t, engine):
-    """Our emulator, with no engine better than this one."""
-    emulator = faulty(t, 'no-such-file', engine=ENGINES[engine])
-    if engine == 'io_uring':
-        # On FUSE it is not what is found automatically
-        emulator.params = {'x-direct-io-engine': engine}
-    return emulator
 
 
 def source(t, **kwargs):
     return t.source(ram=RAM, guest=GUEST, **kwargs)
-
-
-def check_engine(info, engine):
-    have = info['direct-io']['engine']
-    assert have == engine, f'the engine was {have}'
-
-
-def each_engine(function):
-    for engine in ENGINES:
-        try:
-            function(engine)
-        except Exception as err:
-            err.args = (f'{engine}: {err}', *err.args[1:])
-            raise
 
 
 def check_failed_save(t, fs, mode, number, emulator=None):

@@ -9,8 +9,8 @@ from lab import image
 from lab.qmp import QMPClosed, QMPError
 from lab.vm import Exited, Mode
 
+from .faults import faulty, open_gate, wait_stall
 from .harness import Skip, test
-from .test_faults import faulty, open_gate, wait_stall
 
 MODES = (None, Mode(0), Mode(4), Mode(1, True), Mode(4, True))
 STREAM = Mode(0)

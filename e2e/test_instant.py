@@ -8,9 +8,8 @@ import time
 from lab.qmp import QMPError
 from lab.vm import Mode
 
+from .faults import broken, faulty
 from .harness import test
-from .test_faultfs import broken
-from .test_faults import faulty
 
 RAM = 64
 MODES = [Mode(0), Mode(1, True), Mode(4, True), Mode(2)]

@@ -9,10 +9,9 @@ import time
 from lab.qmp import QMPError
 from lab.vm import Mode
 
+from .checks import check_error, check_leftover, good_save, never_stopped
+from .faults import broken, faulty, open_gate, stalls, wait_stall
 from .harness import test
-from .test_faultfs import broken
-from .test_faults import check_error, check_leftover, faulty, good_save, \
-    never_stopped, open_gate, stalls, wait_stall
 
 RAM = 64
 GUEST = {'dirty': 32}

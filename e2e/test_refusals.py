@@ -10,8 +10,9 @@ import resource
 from lab.qmp import QMPError
 from lab.vm import Mode
 
+from .checks import check_error, good_save, never_stopped
+from .faults import faulty
 from .harness import test
-from .test_faults import check_error, faulty, good_save, never_stopped
 
 MIB = 1 << 20
 GUEST = {'dirty': 32}

@@ -7,9 +7,9 @@ import os
 from lab.qmp import QMPError
 from lab.vm import Mode
 
+from .checks import check_error
+from .faults import HeldRestore, faulty, open_gate, stalls, wait_stall
 from .harness import test
-from .test_faults import HeldRestore, check_error, faulty, open_gate, stalls, \
-    wait_stall
 
 
 def release(t, vm):

@@ -10,8 +10,9 @@ from lab import fs
 from lab.qmp import QMPClosed, QMPError
 from lab.vm import Exited, Mode
 
+from .checks import check_error, check_leftover, good_save
+from .faults import faulty
 from .harness import test
-from .test_faults import check_error, check_leftover, faulty, good_save
 
 MIB = 1 << 20
 RAM = 64

@@ -11,8 +11,8 @@ from lab import image, meter
 from lab.fs import free_bytes
 from lab.guest import build_initramfs
 
+from ..faults import faulty
 from ..harness import Skip, test
-from ..test_faults import faulty
 from .daemon import Domain, Libvirt
 
 MIB = 1 << 20

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a save that goes wrong must still do: say why, let the guest go on,
+and leave nothing that looks like an image."""
+
+import errno
+import os
+
+from lab.vm import Mode
+
+ALL_MODES = [Mode(0), Mode(1), Mode(4), Mode(1, True), Mode(4, True)]
+SOME_MODES = [Mode(0), Mode(4), Mode(4, True)]
+DIRTY = {'dirty': 32}
+NO_SPACE = ('No space left', 'too small', 'is full')
+TOO_LARGE = ('File too large', 'RLIMIT_FSIZE', 'file size limit')
+
+
+def check_error(info, *words):
+    """The save failed, and the error says to a reader what is wrong: it has
+    all of `words` in it; where there is a tuple, one of its parts."""
+    if info['status'] != 'failed':
+        raise AssertionError(f'the save {info["status"]}, should have failed')
+    said = info.get('error-desc') or ''
+    for word in words:
+        choice = word if isinstance(word, tuple) else (word,)
+        if not any(w.lower() in said.lower() for w in choice):
+            raise AssertionError(f'the error "{said}" does not say '
+                                 f'"{choice[0]}"')
+
+
+def cause(number):
+    """How an error may be named."""
+    return {errno.ENOSPC: NO_SPACE, errno.EFBIG: TOO_LARGE}.get(
+        number, os.strerror(number))
+
+
+def never_stopped(vm):
+    """No STOP event: the failure was found while the guest ran."""
+    if any(event['event'] == 'STOP' for event in vm.qmp.events):
+        raise AssertionError('the guest was stopped before the error')
+
+
+def check_leftover(t, path, mode=Mode(2), ram=128):
+    """What a failed save left restores nowhere."""
+    if not os.path.exists(path):
+        return
+    dst = t.vm(incoming=True, ram=ram)
+    if dst.try_load(f'file:{path}', mode) is None:
+        raise AssertionError('what the failed save left can be restored')
+    dst.kill()
+
+
+def good_save(t, vm, mode=Mode(4, True)):
+    """A save to a good place works now; leaves the VM running."""
+    path = t.path('good-image')
+    vm.save(f'file:{path}', mode)
+    want = vm.ram_hash()
+    vm.command('cont')
+    t.restores(f'file:{path}', want, mode, ram=vm.ram).kill()
+    os.unlink(path)
+
+
+def each(modes, function):
+    """Calls function(mode) for each mode, says in which one it failed."""
+    for mode in modes:
+        try:
+            function(mode)
+        except Exception as err:
+            err.args = (f'({mode}) {err}', *err.args[1:])
+            raise
+
+
+def fdset_case(t, vm, uri, mode, *fds):
+    vm.add_fds(3, *fds)
+    info = vm.try_save(uri, mode)
+    for entry in vm.command('query-fdsets'):
+        vm.command('remove-fd', {'fdset-id': entry['fdset-id']})
+    return info

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Emulators and disks whose I/O goes wrong, and what is seen of that."""
+
+import contextlib
+import os
+import shutil
+import time
+
+from lab.faultfd import build_library, with_faults
+from lab.faultfs import FaultFS
+from lab.vm import Mode
+
+from .harness import Skip
+
+HIDE = {'': '', 'aio': 'io_uring', 'sync': 'io_uring aio'}
+ENGINES = {'io_uring': '', 'linux-aio': 'aio', 'sync': 'sync'}
+
+
+def faulty(t, file, *faults, emulator=None, engine=''):
+    """Our emulator, in which I/O on files whose names end with `file` goes
+    wrong: see lab/faultfd.c.  With an `engine`, those preferred to it are
+    hidden."""
+    if not shutil.which('gcc'):
+        raise Skip("there is no 'gcc' here, to build faultfd.c")
+    library = t.path('faultfd.so')
+    if not os.path.exists(library):
+        build_library(library)
+    return with_faults(emulator or t.config.ours, library, file, faults,
+                       t.path('fault-log'), t.path('fault-gate'),
+                       HIDE[engine])
+
+
+def stalls(t):
+    """What lab/faultfd.c noted about stalls."""
+    try:
+        with open(t.path('fault-log')) as f:
+            return f.read().split()
+    except FileNotFoundError:
+        return []
+
+
+def wait_stall(t):
+    """Waits until a stall or a hold has begun."""
+    while not stalls(t):
+        time.sleep(0.02)
+
+
+def open_gate(t):
+    """Lets go of what is held."""
+    open(t.path('fault-gate'), 'w').close()
+
+
+def forget_holds(t):
+    """Makes ready for the next stall or hold."""
+    for name in ('fault-log', 'fault-gate'):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(t.path(name))
+
+
+class HeldRestore:
+    """A restore of which one read of RAM does not end until release()."""
+
+    def __init__(self, t, mode):
+        self.t = t
+        path = t.path('image')
+        src = t.source()
+        src.save(f'file:{path}', Mode(4))
+        self.want = src.ram_hash()
+        src.kill()
+        self.vm = t.vm(incoming=True,
+                       emulator=faulty(t, 'image', 'read:d2:hold'))
+        self.vm.setup(mode)
+        self.vm.command('migrate-incoming', {'uri': f'file:{path}'})
+        wait_stall(t)
+
+    def release(self):
+        assert stalls(self.t) == ['stall'], 'the read was not held'
+        open_gate(self.t)
+        info = self.vm.wait_migration()
+        assert info['status'] == 'completed', info
+        assert self.vm.ram_hash() == self.want, 'restored RAM is wrong'
+
+
+def broken(t, *faults, **kwargs):
+    """Mounts a file system with faults over the test's directory."""
+    t.need_root()
+    t.count += 1
+    try:
+        fs = FaultFS(t.path(f'broken{t.count}'), t.dir, faults, **kwargs)
+    except OSError as err:
+        raise Skip(f'no FUSE here: {err}') from None
+    t.stack.callback(fs.close)
+    return fs
+
+
+def with_engine(t, engine):
+    """Our emulator, with no engine better than this one."""
+    emulator = faulty(t, 'no-such-file', engine=ENGINES[engine])
+    if engine == 'io_uring':
+        # On FUSE it is not what is found automatically
+        emulator.params = {'x-direct-io-engine': engine}
+    return emulator
+
+
+def check_engine(info, engine):
+    have = info['direct-io']['engine']
+    assert have == engine, f'the engine was {have}'
+
+
+def each_engine(function):
+    for engine in ENGINES:
+        try:
+            function(engine)
+        except Exception as err:
+            err.args = (f'{engine}: {err}', *err.args[1:])
+            raise

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Saves that are cancelled: the guest goes on, and what is left restores
+nowhere."""
+
+import random
+import time
+
+from lab.vm import Mode
+
+from .checks import DIRTY, check_leftover, good_save
+from .faults import faulty, forget_holds, open_gate, stalls, wait_stall
+from .harness import test
+
+
+def cancel_often(t, mode, count):
+    """One QEMU, many saves, each cancelled at a random moment."""
+    rng = random.Random(mode.channels)
+    # with less RAM, what stock QEMU does wrong here hardly ever shows
+    vm = t.source(ram=256, guest={'dirty': 128})
+    path = t.path('image')
+    uri = f'file:{path}'
+    vm.setup(mode)
+    descriptors = None
+    results = {'completed': 0, 'cancelled': 0}
+    longest = 0.3
+    for i in range(count):
+        vm.start_save(uri)
+        time.sleep(rng.uniform(0, longest))
+        vm.command('migrate_cancel')
+        status = vm.wait_migration()['status']
+        if status not in results:
+            raise AssertionError(
+                f'cancel {i}: {status}: {vm.migration().get("error-desc")}')
+        results[status] += 1
+        if status == 'completed':
+            vm.command('cont')
+            longest = max(0.02, longest * 0.9)  # hit more of the next ones
+        vm.ticks_on(1)
+        if i == 5:
+            descriptors = vm.open_descriptors()
+    t.note(f'{mode}: {results["cancelled"]} cancelled, '
+           f'{results["completed"]} had completed')
+    assert results['cancelled'], 'no save was cancelled'
+    now = vm.open_descriptors()
+    assert now <= descriptors, \
+        f'{now - descriptors} descriptors leaked'
+    # and what is left of a cancelled save restores nowhere
+    while True:
+        vm.start_save(uri)
+        vm.command('migrate_cancel')
+        if vm.wait_migration()['status'] == 'cancelled':
+            break
+        vm.command('cont')
+    check_leftover(t, path, mode, vm.ram)
+    vm.wait_guest('sweep')
+    good_save(t, vm, mode)
+
+
+def register_cancels():
+    for channels, direct in ((0, False), (1, True), (2, True), (2, False),
+                             (4, True), (8, True)):
+        mode = Mode(channels, direct)
+
+        def function(t, mode=mode):
+            cancel_often(t, mode, 15 if t.config.quick else 50)
+        test(f'cancel: many times at random moments, {mode}',
+             quick=channels in (0, 2, 8) and (direct or not channels),
+             timeout=240)(function)
+
+
+register_cancels()
+
+
+@test('cancel: while a write does not end', quick=True)
+def test_cancel_held(t):
+    """The disk hangs: QMP answers, cancel is accepted, the guest runs."""
+    for op in ('write:d3:hold', 'write:b3:hold'):
+        vm = t.source(args=(), guest=DIRTY, emulator=faulty(t, 'image', op))
+        vm.setup(Mode(2, True))
+        vm.start_save(f'file:{t.path("image")}')
+        wait_stall(t)
+        vm.command('migrate_cancel')
+        vm.ticks_on()
+        assert stalls(t) == ['stall'], 'the write was not held'
+        open_gate(t)
+        status = vm.wait_migration()['status']
+        assert status in ('cancelled', 'completed'), status
+        if status == 'completed':
+            vm.command('cont')
+        good_save(t, vm)
+        vm.kill()
+        forget_holds(t)

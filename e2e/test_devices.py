@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Block devices, sectors of 16 KiB, and disks that run out beneath."""
+
+import os
+
+from lab import fs
+from lab.vm import Mode
+
+from .checks import ALL_MODES, DIRTY, SOME_MODES, check_error, \
+    check_leftover, each, good_save
+from .harness import Skip, test
+
+MIB = 1 << 20
+
+
+@test('devices: a block device as the target',
+      quick=True, stock='failed to truncate')
+def test_block_device(t):
+    device = t.loop(t.path('disk'), 512 * MIB)
+    for mode in [Mode(0), Mode(4, True)] if t.config.quick else ALL_MODES:
+        for offset in ('', ',offset=1M'):
+            vm = t.source(guest=DIRTY)
+            vm.save(f'file:{device}{offset}', mode)
+            want = vm.ram_hash()
+            vm.kill()
+            t.restores(f'file:{device}{offset}', want, mode).kill()
+            t.restores(f'file:{device}{offset}', want, Mode(2)).kill()
+
+
+@test('devices: a block device that is too small', quick=True)
+def test_small_device(t):
+    device = t.loop(t.path('disk'), 48 * MIB)
+
+    def one(mode):
+        vm = t.source(guest=DIRTY)
+        info = vm.try_save(f'file:{device}', mode)
+        check_error(info, device)
+        vm.ticks_on()
+        check_leftover(t, device, mode)
+        good_save(t, vm, mode)
+        vm.kill()
+    each(SOME_MODES, one)
+
+
+@test('devices: sectors of 16 KiB', quick=True)
+def test_big_sectors(t):
+    try:
+        device = t.loop(t.path('disk'), 512 * MIB, sector_size=16384)
+    except OSError as err:
+        raise Skip(f'no sectors of 16 KiB here: {err}') from None
+    targets = [device]
+    try:
+        target = t.filesystem('xfs', 640 * MIB, sector_size=16384,
+                              mkfs=('-b', 'size=16384', '-s', 'size=16384'))
+        targets.append(os.path.join(target, 'image'))
+    except OSError as err:
+        t.note(f'only the raw device: {err}')
+    for path in targets:
+        for mode in [Mode(0), Mode(2, True)] if t.config.quick else ALL_MODES:
+            for guest in ({}, {'dirty': 64, 'pause': 20000}):
+                try:
+                    vm = t.source(guest=guest)
+                    vm.save(f'file:{path}', mode)
+                    want = vm.ram_hash()
+                    vm.kill()
+                    t.restores(f'file:{path}', want, mode).kill()
+                except Exception as err:
+                    kind = 'raw device' if path == device else 'xfs'
+                    err.args = (f'{kind}, {mode}: {err}',)
+                    raise
+
+
+@test('devices: 16 KiB sectors read an image saved on 512-byte ones',
+      quick=True, stock='SIGSEGV')
+def test_moved_to_big_sectors(t):
+    try:
+        device = t.loop(t.path('disk'), 512 * MIB, sector_size=16384)
+    except OSError as err:
+        raise Skip(f'no sectors of 16 KiB here: {err}') from None
+    vm = t.source()
+    vm.save(f'file:{t.path("image")}', Mode(4, True))
+    want = vm.ram_hash()
+    vm.kill()
+    fs.run('dd', f'if={t.path("image")}', f'of={device}', 'bs=1M',
+           'conv=notrunc,fsync')
+    for mode in (Mode(4, True), Mode(1, True), Mode(0)):
+        t.restores(f'file:{device}', want, mode).kill()
+
+
+@test('devices: the disk runs out beneath, found at write or at sync',
+      quick=True, timeout=240)
+def test_thin(t):
+    """A sparse disk image in a full file system: buffered writes succeed and
+    are lost when the kernel writes them back."""
+    small = t.filesystem('tmpfs', 48 * MIB, name='small')
+    device = t.loop(os.path.join(small, 'disk'), 400 * MIB)
+
+    def one(mode):
+        vm = t.source(guest=DIRTY)
+        info = vm.try_save(f'file:{device}', mode)
+        check_error(info, device)
+        vm.ticks_on()
+        good_save(t, vm, mode)
+        vm.kill()
+    each(SOME_MODES, one)
+    os.truncate(os.path.join(small, 'disk'), 0)
+
+
+@test('devices: ext4 on a disk that runs out beneath')
+def test_thin_ext4(t):
+    for mode in SOME_MODES:
+        small = t.filesystem('tmpfs', 48 * MIB, name=f'small{mode.channels}'
+                             f'{mode.direct}')
+        target = t.filesystem('ext4', 400 * MIB, name=f'e{mode.channels}'
+                              f'{mode.direct}',
+                              backing=os.path.join(small, 'disk'),
+                              mkfs=('-E', 'lazy_itable_init=1', '-J',
+                                    'size=4'), options='errors=continue')
+        path = os.path.join(target, 'image')
+        vm = t.source(guest=DIRTY)
+        info = vm.try_save(f'file:{path}', mode)
+        try:
+            check_error(info, path)
+            vm.ticks_on()
+            good_save(t, vm, mode)
+        except AssertionError as err:
+            raise AssertionError(f'({mode}) {err}') from None
+        vm.kill()

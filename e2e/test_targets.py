@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Targets and settings that cannot work: refused before the guest stops, and
+with the reason."""
+
+import os
+import shutil
+import threading
+
+from lab.vm import Mode
+
+from .checks import DIRTY, check_error, fdset_case, good_save, never_stopped
+from .harness import test
+
+MIB = 1 << 20
+
+
+@test('refused: a file system without O_DIRECT', quick=True, stock='SIGSEGV')
+def test_no_odirect(t):
+    """Found before the guest is stopped; the message names file and file
+    system; the image that was there is still there."""
+    target = t.filesystem('ramfs', 512 * MIB)
+    path = os.path.join(target, 'image')
+    vm = t.source(guest=DIRTY)
+    vm.save(f'file:{path}', Mode(2))
+    want = vm.ram_hash()
+    vm.command('cont')
+    vm.qmp.events.clear()
+    for channels in (1, 4):
+        for _ in range(3):
+            info = vm.try_save(f'file:{path}', Mode(channels, True))
+            check_error(info, path, 'ramfs')
+            never_stopped(vm)
+            vm.ticks_on(1)
+    good_save(t, vm)
+    t.restores(f'file:{path}', want, Mode(2)).kill()
+    # and when restoring
+    said = t.vm(incoming=True).try_load(f'file:{path}', Mode(2, True))
+    assert said and path in said and 'ramfs' in said, \
+        f'restoring says "{said}", which does not name the file and ramfs'
+
+
+@test('refused: bad targets', quick=True)
+def test_bad_targets(t):
+    vm = t.source(guest=DIRTY)
+    nowhere = t.path('no/such/dir/image')
+    fifo = t.path('fifo')
+    os.mkfifo(fifo)
+    threading.Thread(target=lambda: os.open(fifo, os.O_RDONLY),
+                     daemon=True).start()
+    image = t.path('image')
+    cases = [
+        (f'file:{nowhere}', nowhere),
+        (f'file:{t.dir}', t.dir),
+        ('file:/dev/fdset/99', 'fdset'),
+        ('file:', 'file'),
+        (f'file:{image},offset=rubbish', 'offset'),
+        (f'file:{image},offset=-1', 'offset'),
+        (f'file:{image},offset=', 'offset'),
+        (f'file:{image},offset=9E', 'offset'),
+        (f'file:{fifo}', fifo),
+    ]
+    wrong = []
+    for uri, word in cases:
+        for mode in (Mode(2, True), Mode(0)):
+            info = vm.try_save(uri, mode, timeout=30)
+            try:
+                check_error(info, word)
+            except AssertionError as err:
+                wrong.append(f'{uri}, {mode}: {err}')
+                if info['status'] == 'completed':
+                    vm.command('cont')
+            vm.ticks_on(1)
+    never_stopped(vm) if not wrong else None
+    good_save(t, vm)
+    assert not wrong, '; '.join(wrong)
+
+
+@test('fdset: wrong descriptors are refused with a reason',
+      quick=True, stock='different files: completed')
+def test_fdset_wrong(t):
+    """Each of these either fails with a message or gives a good image."""
+    uri = 'file:/dev/fdset/3'
+    direct = os.O_DIRECT
+    wr, rd, rw = os.O_WRONLY | os.O_CREAT, os.O_RDONLY, os.O_RDWR | os.O_CREAT
+    pipe = os.pipe()
+    a, b = t.path('a'), t.path('b')
+    open(a, 'w').close()
+    cases = {
+        'only a buffered one': [(a, wr)],
+        'only a direct one': [(a, wr | direct)],
+        'two buffered ones': [(a, wr), (a, wr)],
+        'two direct ones': [(a, wr | direct), (a, wr | direct)],
+        'read-only ones': [(a, rd), (a, rd | direct)],
+        'read-write ones': [(a, rw), (a, rw | direct)],
+        'a read-write and a direct one': [(a, rw), (a, wr | direct)],
+        'different files': [(a, wr), (b, wr | direct)],
+        'the direct one first': [(a, wr | direct), (a, wr)],
+        'a directory': [(t.dir, rd), (t.dir, rd)],
+        'a pipe': None,
+        'a pipe and a direct one': [None, (a, wr | direct)],
+        'none at all': [],
+    }
+    must_fail = {'only a buffered one', 'two buffered ones', 'read-only ones',
+                 'different files', 'a directory', 'a pipe', 'none at all'}
+    must_work = {'the direct one first'}
+    wrong = []
+    for name, files in cases.items():
+        vm = t.source(guest=DIRTY)
+        if files is None:
+            fds = [os.dup(pipe[1])]
+        else:
+            fds = [os.open(*f, 0o600) if f else os.dup(pipe[1])
+                   for f in files]
+        try:
+            info = fdset_case(t, vm, uri, Mode(2, True), *fds)
+            if info['status'] == 'completed':
+                if name in must_fail:
+                    raise AssertionError('completed')
+                want = vm.ram_hash()
+                t.restores(f'file:{a}', want, Mode(2)).kill()
+                vm.command('cont')
+            else:
+                assert name not in must_work, info
+                check_error(info, '' if name == 'none at all' else 'fdset')
+                never_stopped(vm)
+            vm.ticks_on(1)
+            vm.save(f'file:{t.path("good-image")}', Mode(2, True))
+        except Exception as err:
+            wrong.append(f'{name}: {err}')
+        for fd in fds:
+            os.close(fd)
+        for path in (a, b):
+            open(path, 'w').close()
+        vm.kill()
+    assert not wrong, '; '.join(wrong)
+
+
+@test('fdset: wrong descriptors are refused when restoring',
+      quick=True, stock='different files: restored')
+def test_fdset_wrong_load(t):
+    a, b = t.path('a'), t.path('b')
+    src = t.source(ram=32)
+    src.save(f'file:{a}', Mode(2))
+    want = src.ram_hash()
+    src.kill()
+    shutil.copy(a, b)
+    with open(b, 'r+b') as f:
+        f.seek(8 * MIB)
+        f.write(os.urandom(8 * MIB))
+    direct, rd, rw = os.O_DIRECT, os.O_RDONLY, os.O_RDWR
+    pipe = os.pipe()
+    cases = {
+        'only a buffered one': ([(a, rd)], True),
+        'only a direct one': ([(a, rd | direct)], False),
+        'read-write ones': ([(a, rw), (a, rw | direct)], False),
+        'write-only ones': ([(a, os.O_WRONLY), (a, os.O_WRONLY | direct)],
+                            True),
+        'different files': ([(a, rd), (b, rd | direct)], True),
+        'a directory': ([(t.dir, rd), (t.dir, rd)], True),
+        'a pipe': (None, True),
+    }
+    wrong = []
+    for name, (files, must_fail) in cases.items():
+        fds = [os.open(*f) for f in files] if files else [os.dup(pipe[0])]
+        dst = t.vm(incoming=True, ram=32)
+        try:
+            dst.add_fds(3, *fds)
+            said = dst.try_load('file:/dev/fdset/3', Mode(2, True))
+            if said is None:
+                assert not must_fail, 'restored'
+                assert dst.ram_hash() == want, 'restored RAM is wrong'
+            else:
+                assert 'fdset' in said, f'"{said}" does not name the fdset'
+        except Exception as err:
+            wrong.append(f'{name}: {err}')
+        for fd in fds:
+            os.close(fd)
+        dst.kill()
+    assert not wrong, '; '.join(wrong)
+
+
+@test('refused: capabilities that do not go together',
+      quick=True)
+def test_capabilities(t):
+    vm = t.source(guest=DIRTY)
+    for other in ('compress', 'xbzrle', 'postcopy-ram'):
+        # Without multifd, which some versions do not combine with them
+        vm.setup(Mode(0))
+        try:
+            vm.command('migrate-set-capabilities', {'capabilities': [
+                {'capability': other, 'state': True}]})
+        except Exception as err:
+            assert 'mapped-ram' in str(err) or 'not found' in str(err) or \
+                'does not accept' in str(err), str(err)
+            continue
+        info = vm.try_save(f'file:{t.path("image")}')
+        assert info.get('refused'), f'{other} is accepted with mapped-ram'
+        check_error(info, 'mapped-ram')
+        vm.command('migrate-set-capabilities', {'capabilities': [
+            {'capability': other, 'state': False}]})
+    vm.ticks_on()
+    good_save(t, vm)
+
+
+@test('refused: direct-io without multifd says that it has no effect',
+      quick=True, stock='query-migrate does not tell about direct-io')
+def test_direct_without_multifd(t):
+    vm = t.source()
+    vm.setup(Mode(0, True))
+    info = vm.try_save(f'file:{t.path("image")}')
+    assert info['status'] == 'completed', info
+    direct = info.get('direct-io')
+    assert direct, 'query-migrate does not tell about direct-io'
+    assert direct['active'] is False and 'multifd' in direct['reason'], direct
+    assert any('multifd' in line for line in vm.errors()), \
+        'there is no warning on stderr'
