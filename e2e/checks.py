@@ -2,9 +2,11 @@
 """What a save that goes wrong must still do: say why, let the guest go on,
 and leave nothing that looks like an image."""
 
+import contextlib
 import errno
 import os
 
+from lab.qmp import QMPError
 from lab.vm import Mode
 
 ALL_MODES = [Mode(0), Mode(1), Mode(4), Mode(1, True), Mode(4, True)]
@@ -14,17 +16,42 @@ NO_SPACE = ('No space left', 'too small', 'is full')
 TOO_LARGE = ('File too large', 'RLIMIT_FSIZE', 'file size limit')
 
 
-def check_error(info, *words):
-    """The save failed, and the error says to a reader what is wrong: it has
-    all of `words` in it; where there is a tuple, one of its parts."""
-    if info['status'] != 'failed':
-        raise AssertionError(f'the save {info["status"]}, should have failed')
-    said = info.get('error-desc') or ''
+@contextlib.contextmanager
+def case(*what):
+    """Whatever goes wrong in it is said to have gone wrong with `what`."""
+    try:
+        yield
+    except Exception as err:
+        err.args = (f'{", ".join(map(str, what))}: {err}', *err.args[1:])
+        raise
+
+
+def check_says(said, *words):
+    """An error says to a reader what is wrong: it has all of `words` in it;
+    where there is a tuple, one of its parts."""
     for word in words:
         choice = word if isinstance(word, tuple) else (word,)
-        if not any(w.lower() in said.lower() for w in choice):
-            raise AssertionError(f'the error "{said}" does not say '
-                                 f'"{choice[0]}"')
+        assert any(w.lower() in said.lower() for w in choice), \
+            f'the error "{said}" does not say "{choice[0]}"'
+
+
+def check_error(info, *words):
+    """The save failed, and the error says all of `words`."""
+    assert info['status'] == 'failed', \
+        f'the save {info["status"]}, should have failed'
+    check_says(info.get('error-desc') or '', *words)
+
+
+@contextlib.contextmanager
+def expect_error(otherwise, *words):
+    """A command in it is refused with an error that says all of `words`;
+    `otherwise` is what has happened if it is not."""
+    try:
+        yield
+    except QMPError as err:
+        check_says(err.desc, *words)
+    else:
+        raise AssertionError(otherwise)
 
 
 def cause(number):
@@ -62,11 +89,8 @@ def good_save(t, vm, mode=Mode(4, True)):
 def each(modes, function):
     """Calls function(mode) for each mode, says in which one it failed."""
     for mode in modes:
-        try:
+        with case(mode):
             function(mode)
-        except Exception as err:
-            err.args = (f'({mode}) {err}', *err.args[1:])
-            raise
 
 
 def fdset_case(t, vm, uri, mode, *fds):

@@ -10,6 +10,7 @@ from lab.faultfd import build_library, with_faults
 from lab.faultfs import FaultFS
 from lab.vm import Mode
 
+from .checks import case
 from .harness import Skip
 
 HIDE = {'': '', 'aio': 'io_uring', 'sync': 'io_uring aio'}
@@ -109,8 +110,5 @@ def check_engine(info, engine):
 
 def each_engine(function):
     for engine in ENGINES:
-        try:
+        with case(engine):
             function(engine)
-        except Exception as err:
-            err.args = (f'{engine}: {err}', *err.args[1:])
-            raise

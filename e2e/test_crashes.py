@@ -15,6 +15,7 @@ from lab import fs
 from lab.qmp import QMPClosed
 from lab.vm import Crashed, Mode
 
+from .checks import case
 from .faults import faulty
 from .harness import Skip, test
 
@@ -127,11 +128,8 @@ def test_kill(t):
             completed = said_completed(vm)
             vm.kill()
             longest *= 0.8 if completed else 1.2
-            try:
+            with case(kind, mode, f'kill {i}'):
                 now = place.check(completed)
-            except AssertionError as err:
-                raise AssertionError(f'{kind}, {mode}, kill {i}: '
-                                     f'{err}') from None
             key = (kind, now, completed)
             found[key] = found.get(key, 0) + 1
     for (kind, now, completed), count in sorted(found.items()):

@@ -6,7 +6,7 @@ import os
 from lab import fs
 from lab.vm import Mode
 
-from .checks import ALL_MODES, DIRTY, SOME_MODES, check_error, \
+from .checks import ALL_MODES, DIRTY, SOME_MODES, case, check_error, \
     check_leftover, each, good_save
 from .harness import Skip, test
 
@@ -58,16 +58,12 @@ def test_big_sectors(t):
     for path in targets:
         for mode in [Mode(0), Mode(2, True)] if t.config.quick else ALL_MODES:
             for guest in ({}, {'dirty': 64, 'pause': 20000}):
-                try:
+                with case('raw device' if path == device else 'xfs', mode):
                     vm = t.source(guest=guest)
                     vm.save(f'file:{path}', mode)
                     want = vm.ram_hash()
                     vm.kill()
                     t.restores(f'file:{path}', want, mode).kill()
-                except Exception as err:
-                    kind = 'raw device' if path == device else 'xfs'
-                    err.args = (f'{kind}, {mode}: {err}',)
-                    raise
 
 
 @test('devices: 16 KiB sectors read an image saved on 512-byte ones',
@@ -119,10 +115,8 @@ def test_thin_ext4(t):
         path = os.path.join(target, 'image')
         vm = t.source(guest=DIRTY)
         info = vm.try_save(f'file:{path}', mode)
-        try:
+        with case(mode):
             check_error(info, path)
             vm.ticks_on()
             good_save(t, vm, mode)
-        except AssertionError as err:
-            raise AssertionError(f'({mode}) {err}') from None
         vm.kill()

@@ -9,8 +9,8 @@ import time
 from lab import fs
 from lab.vm import Mode
 
-from .checks import ALL_MODES, DIRTY, SOME_MODES, cause, check_error, \
-    check_leftover, each, good_save
+from .checks import ALL_MODES, DIRTY, SOME_MODES, case, cause, check_error, \
+    check_leftover, check_says, each, good_save
 from .faults import faulty, forget_holds, open_gate, stalls, wait_stall
 from .harness import test
 from .strace import need_strace, strace
@@ -34,11 +34,8 @@ def test_write_error(t):
             if info['status'] == 'completed' and nth in ('d40+', 'b4', 'b5+'):
                 vm.command('cont')          # there were not so many writes
             else:
-                try:
+                with case(f'write {nth}', engine):
                     check_error(info, path, cause(number))
-                except AssertionError as err:
-                    raise AssertionError(f'write {nth}, {engine}: '
-                                         f'{err}') from None
                 vm.ticks_on()
                 check_leftover(t, path, mode)
                 if i % 4 == 1:
@@ -93,10 +90,8 @@ def test_short_writes(t):
             vm.save(uri, mode)
             want = vm.ram_hash()
             vm.kill()
-            try:
+            with case(mode, engine):
                 t.restores(uri, want, Mode()).kill()
-            except AssertionError as err:
-                raise AssertionError(f'({mode}, {engine}) {err}') from None
 
 
 @test('errors: short reads are continued, at every read',
@@ -201,10 +196,9 @@ def test_read_error(t):
             dst.kill()
             if said is None and nth in ('9', '30', 'd20', 'b5'):
                 continue                # there were not so many reads
-            assert said, f'({mode}) read {nth} failed, but it was restored'
-            if path not in said or os.strerror(5).lower() not in said.lower():
-                raise AssertionError(f'({mode}) read {nth}: "{said}" does '
-                                     'not name the file and the cause')
+            with case(mode, f'read {nth}', engine):
+                assert said, 'it failed, but all was restored'
+                check_says(said, path, os.strerror(5))
 
 
 @test('read errors: btrfs finds bad checksums', quick=True)

@@ -10,10 +10,10 @@ import threading
 import time
 
 from lab import fs
-from lab.vm import Crashed, Mode
+from lab.vm import Mode
 
-from .checks import DIRTY, SOME_MODES, cause, check_error, check_leftover, \
-    each, good_save, never_stopped
+from .checks import DIRTY, SOME_MODES, case, cause, check_error, \
+    check_leftover, each, good_save, never_stopped
 from .harness import test
 
 MIB = 1 << 20
@@ -55,11 +55,8 @@ def test_full(t):
                 free = fs.free_bytes(target)
                 for _ in range(2):
                     info = vm.try_save(f'file:{path}', mode)
-                    try:
-                        check_error(info, path,
-                                    cause(errno.ENOSPC))
-                    except AssertionError as err:
-                        raise AssertionError(f'{kind}: {err}') from None
+                    with case(kind):
+                        check_error(info, path, cause(errno.ENOSPC))
                     vm.ticks_on(1)
                 check_leftover(t, path, mode)
                 os.sync()
@@ -133,10 +130,8 @@ def test_reused(t):
         vm.save(f'file:{path}', Mode(4, True))
         fill(target, 24 * MIB)
         vm.command('cont')
-        try:
+        with case(kind):
             vm.save(f'file:{path}', Mode(4, True))
-        except AssertionError as err:
-            raise AssertionError(f'{kind}: {err}') from None
         t.restores(f'file:{path}', vm.ram_hash(), Mode(1)).kill()
         vm.kill()
 
@@ -201,11 +196,8 @@ def test_full_and_not(t):
                 if info['status'] == 'completed':
                     completed += 1
                     want = vm.ram_hash()
-                    try:
+                    with case(kind, mode, 'a completed save'):
                         t.restores(f'file:{path}', want, Mode(2)).kill()
-                    except AssertionError as err:
-                        raise AssertionError(f'{kind}, {mode}: a completed '
-                                             f'save: {err}') from None
                     vm.command('cont')
                 else:
                     failed += 1
@@ -225,13 +217,10 @@ def test_rlimit(t):
         def one(mode):
             path = t.path('image')
             vm = t.source(guest=DIRTY, rlimit_fsize=limit)
-            try:
+            with case(f'offset {offset}'):
                 info = vm.try_save(f'file:{path},offset={offset}', mode)
                 check_error(info, path, cause(errno.EFBIG))
                 vm.ticks_on()
-            except (AssertionError, Crashed) as err:
-                err.args = (f'offset {offset}: {err}',)
-                raise
             vm.kill()
             if os.path.exists(path):
                 os.unlink(path)

@@ -10,6 +10,7 @@ import struct
 from lab import image
 from lab.vm import Mode
 
+from .checks import case
 from .harness import test
 
 MIB = 1 << 20
@@ -351,9 +352,7 @@ def test_old_content(t):
         for mode in (Mode(0), Mode(1), Mode(4), Mode(4, True)):
             with open(dst_ram, 'wb') as f:
                 f.write(os.urandom(MIB) * size)
-            try:
+            with case(mode):
                 t.restores(uri, want, mode, ram=size,
                            args=backend(dst_ram)).kill()
-            except AssertionError as err:
-                raise AssertionError(f'({mode}) {err}') from None
         src.command('cont')

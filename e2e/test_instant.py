@@ -8,6 +8,7 @@ import time
 from lab.qmp import QMPError
 from lab.vm import Mode
 
+from .checks import expect_error
 from .faults import broken, faulty
 from .harness import test
 
@@ -382,18 +383,12 @@ def test_memory(t):
       quick=True)
 def test_settings(t):
     src = t.source(ram=RAM)
-    try:
+    with expect_error('a source accepts postcopy-ram with mapped-ram',
+                      'postcopy-ram'):
         instant(src, Mode(2, True))
-    except QMPError as err:
-        assert 'postcopy-ram' in err.desc, err.desc
-    else:
-        raise AssertionError('a source accepts postcopy-ram with mapped-ram')
     vm = t.vm(incoming=True, ram=RAM)
     instant(vm, Mode(2, True))
-    try:
+    with expect_error('x-ignore-shared goes with postcopy-ram',
+                      'ignore-shared'):
         vm.command('migrate-set-capabilities', {'capabilities': [
             {'capability': 'x-ignore-shared', 'state': True}]})
-    except QMPError as err:
-        assert 'ignore-shared' in err.desc, err.desc
-    else:
-        raise AssertionError('x-ignore-shared goes with postcopy-ram')

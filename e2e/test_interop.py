@@ -8,6 +8,7 @@ import time
 from lab import image
 from lab.vm import Mode
 
+from .checks import case
 from .harness import Skip, test
 
 MODES = [Mode(0), Mode(1), Mode(4), Mode(1, True), Mode(4, True)]
@@ -53,14 +54,11 @@ def exchange(t, saver, loaders, live, machine=None):
         for k, loader in enumerate(loaders):
             one = modes[(i + k + shift) % len(modes)]
             for load_mode in modes if t.config.all_modes else [one]:
-                try:
+                with case(f'saved {mode}', f'restored by {loader} '
+                          f'{load_mode}'):
                     t.restores(uri, want, load_mode, guest=guest,
                                emulator=emulator(t, loader),
                                machine=machine).kill()
-                except Exception as err:
-                    err.args = (f'saved {mode}, restored by {loader} '
-                                f'{load_mode}: {err}',)
-                    raise
         os.unlink(t.path('image'))
 
 

@@ -10,6 +10,7 @@ import struct
 from lab import image
 from lab.vm import Mode
 
+from .checks import case
 from .harness import test
 
 MIB = 1 << 20
@@ -78,11 +79,8 @@ def test_real_images(t):
                                    (Mode(4, True), True, 0x180200)):
             path, memory = saved(t, who, mode, live, offset)
             spec = f'{path},offset={offset}' if offset else path
-            try:
+            with case(f'saved by {who}', mode):
                 check_good(t, spec, memory)
-            except AssertionError as err:
-                raise AssertionError(f'saved by {who}, {mode}: {err}') \
-                    from None
 
 
 @test('tool: compares images, and finds the one byte that differs',

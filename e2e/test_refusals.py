@@ -10,7 +10,7 @@ import resource
 from lab.qmp import QMPError
 from lab.vm import Mode
 
-from .checks import check_error, good_save, never_stopped
+from .checks import case, check_error, good_save, never_stopped
 from .faults import faulty
 from .harness import test
 
@@ -46,11 +46,9 @@ class OldImage:
     def refused(self, what, uri, mode, *words, **params):
         self.vm.qmp.events.clear()
         info = self.vm.try_save(uri, mode, **params)
-        try:
+        with case(what, mode):
             check_error(info, *words)
             self.check('refused')
-        except AssertionError as err:
-            raise AssertionError(f'{what}, {mode}: {err}') from None
         self.vm.ticks_on(1)
 
 

@@ -7,6 +7,7 @@ import time
 from lab.qmp import QMPError
 from lab.vm import Mode
 
+from .checks import case
 from .faults import HeldRestore, faulty, forget_holds, open_gate, stalls, \
     wait_stall
 from .harness import test
@@ -46,16 +47,13 @@ def test_busy_restore(t):
         wait_stall(t)
         with contextlib.suppress(QMPError):
             dst.command(name, arguments)
-        what = f'{name} {arguments or ""} ({fault})'
-        if 'hold' in fault:
-            assert stalls(t) == ['stall'], f'{what}: the read was not held'
-            open_gate(t)
-        try:
+        with case(name, arguments or '', fault):
+            if 'hold' in fault:
+                assert stalls(t) == ['stall'], 'the read was not held'
+                open_gate(t)
             info = dst.wait_migration()
             assert info['status'] == 'completed', info
             assert dst.ram_hash() == want, 'restored RAM is wrong'
-        except Exception as err:
-            raise AssertionError(f'{what}: {err}') from None
         dst.kill()
         forget_holds(t)
 
