@@ -4,7 +4,7 @@
 import os
 import re
 
-from . import fates
+from . import fates, imports
 from .apply import make_commits
 from .config import Base, base_names, lineage
 from .git import Git, patched_paths
@@ -51,6 +51,8 @@ class Lint:
             self._files()
             self._contents()
             for text in fates.complaints(self.root, self.series, self.bases):
+                self._say(text)
+            for text in imports.complaints(self.root, self.tracked()):
                 self._say(text)
         except Fault as err:
             self._say(str(err))

@@ -246,6 +246,56 @@ class Refuses(MadeUp):
                 self.write('README.md', line + '\n')
                 self.says("^'README.md' has a path of one developer")
 
+    def test_imports_between_packages(self):
+        for path, line, says in (
+                ('lab/vm.py', 'import e2e', 'may not import e2e'),
+                ('lab/guest/x.py', 'from bench.stats import best',
+                 'may not import bench.stats'),
+                ('bench/sides.py', '    from e2e.faults import faulty',
+                 'may not import e2e.faults'),
+                ('bench/tests/test_x.py', 'import os, e2e.harness',
+                 'may not import e2e.harness'),
+                ('e2e/libvirt/__main__.py', 'from bench import stats',
+                 'may not import bench')):
+            with self.subTest(line):
+                self.write(path, 'if True:\n' + line if line[0] == ' '
+                           else line + '\n')
+                self.says(f"^'{path}' {says}")
+                os.unlink(self.path(path))
+
+    def test_imports_between_tests(self):
+        for path, line, name in (
+                ('e2e/test_a.py', 'from .test_b import x', 'e2e.test_b'),
+                ('e2e/test_a.py', 'from . import harness, test_b',
+                 'e2e.test_b'),
+                ('e2e/test_a.py', 'import e2e.test_b', 'e2e.test_b'),
+                ('e2e/libvirt/test_a.py', 'from ..test_b import x',
+                 'e2e.test_b'),
+                ('e2e/libvirt/test_a.py', 'from .. import test_b as b',
+                 'e2e.test_b')):
+            with self.subTest(line):
+                self.write(path, line + '\n')
+                self.says(f"^'{path}' may not import {name}: ")
+                os.unlink(self.path(path))
+
+    def test_imports_that_are_fine(self):
+        for path, text in (
+                ('lab/vm.py', 'from . import fs\nfrom .qmp import QMP\n'),
+                ('bench/sides.py', 'from lab.vm import VM\n'
+                                   '# from e2e import x\n'),
+                ('e2e/faults.py', 'from lab import fs\n'),
+                ('e2e/test_a.py', 'from .faults import x\n'
+                                  'from .harness import test\n'),
+                ('e2e/__main__.py', 'from . import test_a\n'),
+                ('e2e/libvirt/test_v.py', 'from ..faults import x\n'
+                                          'from .daemon import Libvirt\n')):
+            self.write(path, text)
+        self.assertEqual(self.lint(), [])
+
+    def test_python_that_cannot_be_read(self):
+        self.write('lab/vm.py', 'import (\n')
+        self.says("^'lab/vm.py' cannot be read as Python")
+
 
 if __name__ == '__main__':
     unittest.main()
