@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Tables for terminals and for RESULTS.md."""
 
+from .instant import FIGURES
 from .machine import sentence
 from .stats import MIB, best
 from .targets import reached, verdicts
@@ -11,6 +12,7 @@ TITLES = {
     'backends': 'Random RAM, restored into fresh memory of other kinds',
     'tmpfs': 'Random RAM, to and from tmpfs',
     'live': 'A guest that runs and rewrites random pages',
+    'instant': 'A guest that checks its RAM, restored from a cold cache',
     'half-zero-64k': 'Half zero, in runs of 64 KiB',
     'half-zero-8k': 'Half zero, in runs of 8 KiB',
     'zero': 'All zero',
@@ -72,6 +74,9 @@ def tables(rows):
         sizes = {row.ram for row in rows.of(scenario)}
         size = f', {sizes.pop()} MiB' if len(sizes) == 1 else ''
         text.append(f'{TITLES[scenario]}{size}\n')
+        if scenario == 'instant':
+            text.append(instant_table(rows.of(scenario)))
+            continue
         for phase in ('save', 'restore'):
             lines = list(_lines(rows, scenario, phase))
             if lines:
@@ -153,6 +158,10 @@ def markdown(rows, sessions):
     if rows.of('live'):
         parts.append(f"{TITLES['live']}. Medians (least-most).\n")
         parts.append(_live_table(rows.of('live')))
+    if rows.of('instant'):
+        parts.append(f"{TITLES['instant']}: seconds until it runs, gives a "
+                     'first sign, and so on. Medians (least-most).\n')
+        parts.append(instant_table(rows.of('instant')))
     parts.append(_verdict_table(rows))
     return '\n'.join(parts)
 
@@ -191,6 +200,21 @@ def _live_table(found):
             row.name, _spread(row, 'save'), _spread(row, 'save', 'downtime'),
             f"{row.median('save', 'file') / MIB:.0f}",
             _spread(row, 'save', 'passes', 0)]) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def instant_table(found):
+    lines = ['| | ' + ' | '.join(FIGURES.values())
+             + ' | fault, median, ms | p99, ms |',
+             '|---' * (len(FIGURES) + 3) + '|']
+    for row in found:
+        faults = [f"{row.median('restore', figure) / 1000:.1f}"
+                  if row.has('restore', figure) else ''
+                  for figure in ('fault-median', 'fault-p99')]
+        lines.append('| ' + ' | '.join([
+            f'{row.name}, {row.ram >> 10} GiB',
+            *(_spread(row, 'restore', figure, 3) for figure in FIGURES),
+            *faults]) + ' |')
     return '\n'.join(lines) + '\n'
 
 

@@ -8,6 +8,7 @@ import copy
 
 from lab.content import Content
 
+from .instant import Instant
 from .sides import Fio, Guest, Live, OnEmulatedDisk, OnTmpfs, Pipe, \
     Populate, Scan, Socket
 
@@ -19,6 +20,7 @@ STALLS_FOR = 4
 LIMIT = 100 * 1000 * 1000           # bytes per second, for max-bandwidth
 RATES = (100 * 1000 * 1000, 500 * 1000 * 1000)      # of live guests
 SIZES = (1, 2, 4, 8, 16)            # GiB
+INSTANT_SIZES = (1, 4, 16)          # GiB
 TOP = 16384                         # MiB of the all-zero guest
 
 
@@ -139,6 +141,17 @@ def live(setting):
             for name, emulator in setting.all()]
 
 
+def instant(setting):
+    """How soon a guest runs; the same however large it is?"""
+    return [Task('instant', Instant(name, emulator, 1, way),
+                 Content('random', size << 10))
+            for size in INSTANT_SIZES if size << 10 <= 4 * setting.ram
+            for name, emulator, way in (('ours', setting.ours, True),
+                                        ('ours', setting.ours, False),
+                                        ('stock', setting.stock, False))
+            if emulator]
+
+
 def half_zero_64k(setting):
     return _content('half-zero-64k', setting)
 
@@ -208,8 +221,9 @@ def tcp(setting):
 
 
 SCENARIOS = {'fresh': fresh, 'random': random, 'backends': backends,
-             'tmpfs': tmpfs, 'live': live, 'half-zero-64k': half_zero_64k,
-             'half-zero-8k': half_zero_8k, 'zero': zero, 'sizes': sizes,
+             'tmpfs': tmpfs, 'live': live, 'instant': instant,
+             'half-zero-64k': half_zero_64k, 'half-zero-8k': half_zero_8k,
+             'zero': zero, 'sizes': sizes,
              'bandwidth': bandwidth, 'slow': slow, 'stall': stall, 'tcp': tcp}
 
 

@@ -153,10 +153,31 @@ def _limits(rows):
                _ratio(row.spread('save').least, least), False, '')
 
 
+def _instant(rows):
+    found = rows.of('instant', 'restore', program='ours', instant=True)
+    first = [row.median('restore', 'first') for row in found]
+    if not first:
+        return
+    yield ('instant restore: first sign of the guest', 0.15, max(first), False,
+           ' s')
+    yield ('instant restore: the same, largest guest over smallest', 1.2,
+           max(first) / min(first), False, '')
+    for row in found:
+        eager = [r for r in rows.of('instant', 'restore', program='ours',
+                                    instant=False) if r.ram == row.ram]
+        size = f'instant restore, {row.ram >> 10} GiB: '
+        yield (size + 'rate of loading, of an eager one', 0.8,
+               _ratio(best(eager, 'restore'), row.median('restore')), True, '')
+        yield (size + 'all checked, over the same after an eager one', 1.3,
+               _ratio(row.median('restore', 'sweep'),
+                      best(eager, 'restore', 'sweep')), False, '')
+
+
 def verdicts(rows):
     """The verdicts on all that was measured."""
     found = []
-    for part in (_fresh, _save, _restore, _resources, _contents, _limits):
+    for part in (_fresh, _save, _restore, _resources, _contents, _instant,
+                 _limits):
         found += [Verdict(text, want, value, least, unit)
                   for text, want, value, least, unit in part(rows)
                   if value is not None]
