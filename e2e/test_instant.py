@@ -2,6 +2,7 @@
 """Instant restore: the guest runs while its RAM is still on the disk."""
 
 import errno
+import hashlib
 import os
 import time
 
@@ -9,7 +10,7 @@ from lab.qmp import QMPError
 from lab.vm import Mode
 
 from .checks import expect_error
-from .faults import broken, faulty
+from .faults import broken, check_engine, each_engine, faulty, with_engine
 from .harness import test
 
 RAM = 64
@@ -392,3 +393,42 @@ def test_settings(t):
                       'ignore-shared'):
         vm.command('migrate-set-capabilities', {'capabilities': [
             {'capability': 'x-ignore-shared', 'state': True}]})
+
+
+@test('instant: the kernel reads RAM that is not there', quick=True)
+def test_kernel(t):
+    """A dump has the kernel write from guest RAM."""
+    slow = broken(t, ('direct read', range(16, FOREVER), 0.01), armed=False)
+    path = os.path.join(slow.mount, 'image')
+    want = saved(t, path)
+    slow.arm()
+    vm = t.vm(incoming=True, ram=RAM)
+    info = begin(vm, f'file:{path}', Mode(2, True))
+    assert info['status'] == 'postcopy-active', info
+    dumps = []
+    for name in ('missing', 'there'):
+        vm.command('dump-guest-memory', {
+            'paging': False, 'protocol': f'file:{t.path(name)}'})
+        with open(t.path(name), 'rb') as f:
+            dumps.append(hashlib.file_digest(f, 'sha256').hexdigest())
+        os.unlink(t.path(name))
+        found = check_complete(t, vm, want)
+    assert dumps[0] == dumps[1], 'the dump of missing RAM is another'
+    assert found['faults'], found
+
+
+@test('instant: with each engine', quick=True)
+def test_engines(t):
+    def one(engine):
+        path = t.path('image')
+        want = saved(t, path)
+        vm = t.vm(incoming=True, ram=RAM, emulator=with_engine(t, engine))
+        begin(vm, f'file:{path}', Mode(2, True))
+        check_complete(t, vm, want)
+        check_engine(vm.migration(), engine)
+        vm.command('cont')
+        vm.ticks_on()
+        vm.wait_guest('sweep')
+        vm.kill()
+        os.unlink(path)
+    each_engine(one)
