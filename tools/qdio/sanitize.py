@@ -24,7 +24,7 @@ ASAN_OPTIONS = ['--enable-sanitizers', '--without-default-devices',
 
 # The slugs that add what has threads of its own, or is handed from one to
 # another
-TSAN_SLUGS = ('direct-queue', 'mapped-ram-pool')
+TSAN_SLUGS = ('direct-queue', 'mapped-ram-pool', 'mapped-ram-lazy')
 # The queue's test of sandboxes starts threads in a child
 TSAN = {'TSAN_OPTIONS': 'die_after_fork=0:exitcode=66'}
 
@@ -72,7 +72,7 @@ def _collect(prefix, log):
 
 
 def thread(tree, series, report):
-    """The queue and the extents with TSan.  It does not see what the kernel
+    """The queue, the extents and the lazy loader with TSan.  It does not see what the kernel
     writes to memory, nor does it take that for a race: what the kernel
     hands back goes through memory that no other thread looks at."""
     tests = [test for name in TSAN_SLUGS
