@@ -21,10 +21,10 @@
 #define FAULT_THREADS 4
 
 /*
- * Background threads, at most, and reads that each has in flight.  A fault waits
- * in the disk's queue behind these: while 1 GiB was loaded by two threads with
- * four reads each, half of the faults took more than 9 ms, with two reads each
- * 5 ms, and all was loaded in 0.59 and 0.70 s (medians of three).
+ * Background threads, at most, and reads that each has in flight.  A fault
+ * waits in the disk's queue behind these: while 1 GiB was loaded by two threads
+ * with four reads each, half of the faults took more than 9 ms, with two reads
+ * each 5 ms, and all was loaded in 0.59 and 0.70 s (medians of three).
  */
 #define BACKGROUND_THREADS_MAX 4
 #define SLOTS 2

@@ -470,7 +470,6 @@ static void test_waits(void)
 /* Before the start a failure is final, and lets nobody wait. */
 static void test_fail_early(void)
 {
-    volatile uint8_t *byte;
     Error *err = NULL;
     Fixture f;
 
@@ -480,8 +479,8 @@ static void test_fail_early(void)
     cut_file(&f);
     new_lazy(&f, DIRECT_QUEUE_ENGINE_AUTO, PAGE);
     add_block(&f);
-    byte = f.block.host + (f.pages - 2048) * PAGE;
-    g_assert_cmpint(*byte, ==, 0);
+    g_assert_cmpint(qatomic_read(f.block.host + (f.pages - 2048) * PAGE), ==,
+                    0);
     g_assert_false(mapped_ram_lazy_start(f.lazy, &err));
     g_assert_nonnull(strstr(error_get_pretty(err), "RAM block 'test.ram'"));
     error_free(err);

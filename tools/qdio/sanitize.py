@@ -72,9 +72,9 @@ def _collect(prefix, log):
 
 
 def thread(tree, series, report):
-    """The queue, the extents and the lazy loader with TSan.  It does not see what the kernel
-    writes to memory, nor does it take that for a race: what the kernel
-    hands back goes through memory that no other thread looks at."""
+    """The queue, the extents and the lazy loader with TSan.  It does not see
+    what the kernel writes to memory, nor does it take that for a race: what the
+    kernel hands back goes through memory that no other thread looks at."""
     tests = [test for name in TSAN_SLUGS
              for test in series.slug(name).tests(tree.base.name)]
     build = built_from(_variant(tree, 'tsan', 'TSan', ['--enable-tsan']),
