@@ -155,19 +155,24 @@ def _limits(rows):
 
 def _instant(rows):
     found = rows.of('instant', 'restore', program='ours', instant=True)
-    first = [row.median('restore', 'first') for row in found]
-    if not first:
+    first = [row.median('restore', 'first') for row in found
+             if row.has('restore', 'first')]
+    running = [row.median('restore', 'running') for row in found]
+    if not running:
         return
-    yield ('instant restore: first sign of the guest', 0.15, max(first), False,
-           ' s')
-    yield ('instant restore: the same, largest guest over smallest', 1.2,
-           max(first) / min(first), False, '')
+    yield ('instant restore: first sign of the guest', 0.15,
+           max(first, default=None), False, ' s')
+    if len(running) > 1:
+        yield ('instant restore: until the guest may run, slowest over fastest '
+               'of all sizes', 1.5, max(running) / min(running), False, '')
     for row in found:
         eager = [r for r in rows.of('instant', 'restore', program='ours',
                                     instant=False) if r.ram == row.ram]
         size = f'instant restore, {row.ram >> 10} GiB: '
         yield (size + 'rate of loading, of an eager one', 0.8,
                _ratio(best(eager, 'restore'), row.median('restore')), True, '')
+        if not row.has('restore', 'sweep'):
+            continue
         yield (size + 'all checked, over the same after an eager one', 1.3,
                _ratio(row.median('restore', 'sweep'),
                       best(eager, 'restore', 'sweep')), False, '')
