@@ -146,7 +146,9 @@ def disturbance_text(rows, cpus):
 def markdown(rows, sessions):
     """The machine, the main table, and the verdicts."""
     where = sessions[-1]['machine']
-    parts = [f'Measured on {sentence(where)}. '
+    # The last scenarios may have been added on another machine
+    machines = dict.fromkeys(sentence(s['machine']) for s in sessions)
+    parts = [f"Measured on {'; later additions on '.join(machines)}. "
              + disturbance_text(rows, where['cpus']) + '\n']
     for scenario in ('fresh', 'random', 'backends', 'tmpfs'):
         found = rows.of(scenario)
