@@ -193,9 +193,11 @@ static void instant_free(Instant *i)
         mapped_ram_compat_unblock(&i->blocker);
         qemu_del_vm_change_state_handler(i->vm_state);
     }
+#ifndef _WIN32
     if (i->locked) {
         qemu_unlock_fd(i->fd, i->offset, 0);
     }
+#endif
     timer_free(i->stop_timer);
     qemu_bh_delete(i->failed_bh);
     qemu_bh_delete(i->ended_bh);

@@ -7,7 +7,6 @@
  */
 
 #include "qemu/osdep.h"
-#include <poll.h>
 #include "qapi/error.h"
 #include "qemu/lockable.h"
 #include "qemu/memalign.h"
@@ -112,10 +111,6 @@ static bool should_stop(MappedRamLazy *l)
 /* One fault thread at a time waits, so that a fault wakes only one. */
 static bool next_fault(MappedRamLazy *l, MappedRamFault *fault, bool *again)
 {
-    struct pollfd fds[] = {
-        { .fd = l->uffd, .events = POLLIN },
-        { .fd = event_notifier_get_fd(&l->notifier), .events = POLLIN },
-    };
     int timeout;
 
     QEMU_LOCK_GUARD(&l->fault_lock);
@@ -124,11 +119,8 @@ static bool next_fault(MappedRamLazy *l, MappedRamFault *fault, bool *again)
         if (*again || mapped_ram_uffd_read(l->uffd, fault)) {
             return true;
         }
-        poll(fds, ARRAY_SIZE(fds), timeout);
-        /* At the end, it is for all threads, none of which comes here again. */
-        if (fds[1].revents) {
-            event_notifier_test_and_clear(&l->notifier);
-        }
+        /* At the end no thread waits again, so one wakes them all. */
+        mapped_ram_uffd_wait(l->uffd, &l->notifier, timeout);
     }
     return false;
 }

@@ -12,6 +12,7 @@
 
 #ifdef CONFIG_LINUX
 #include <linux/userfaultfd.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 
@@ -154,6 +155,19 @@ bool mapped_ram_uffd_read(int fd, MappedRamFault *fault)
     return false;
 }
 
+void mapped_ram_uffd_wait(int fd, EventNotifier *notifier, int timeout)
+{
+    struct pollfd fds[] = {
+        { .fd = fd, .events = POLLIN },
+        { .fd = event_notifier_get_fd(notifier), .events = POLLIN },
+    };
+
+    poll(fds, ARRAY_SIZE(fds), timeout);
+    if (fds[1].revents) {
+        event_notifier_test_and_clear(notifier);
+    }
+}
+
 #else /* CONFIG_LINUX */
 
 int mapped_ram_uffd_open(Error **errp)
@@ -189,6 +203,11 @@ void mapped_ram_uffd_wake(int fd, void *host, size_t len)
 }
 
 bool mapped_ram_uffd_read(int fd, MappedRamFault *fault)
+{
+    g_assert_not_reached();
+}
+
+void mapped_ram_uffd_wait(int fd, EventNotifier *notifier, int timeout)
 {
     g_assert_not_reached();
 }

@@ -14,6 +14,8 @@
 #ifndef QEMU_MIGRATION_MAPPED_RAM_UFFD_H
 #define QEMU_MIGRATION_MAPPED_RAM_UFFD_H
 
+#include "qemu/event_notifier.h"
+
 /**
  * MappedRamFault:
  * @address: the address that was touched, with its lowest bits
@@ -101,5 +103,16 @@ void mapped_ram_uffd_wake(int fd, void *host, size_t len);
  * Returns: whether a thread has begun to wait, which @fault tells of
  */
 bool mapped_ram_uffd_read(int fd, MappedRamFault *fault);
+
+/**
+ * mapped_ram_uffd_wait:
+ * @fd: from mapped_ram_uffd_open()
+ * @notifier: cleared if it is set
+ * @timeout: milliseconds, or -1 to wait without end
+ *
+ * Waits until mapped_ram_uffd_read() is worth a try, @notifier is set, or the
+ * time is over.
+ */
+void mapped_ram_uffd_wait(int fd, EventNotifier *notifier, int timeout);
 
 #endif /* QEMU_MIGRATION_MAPPED_RAM_UFFD_H */
