@@ -398,7 +398,7 @@ def test_settings(t):
 @test('instant: the kernel reads RAM that is not there', quick=True)
 def test_kernel(t):
     """A dump has the kernel write from guest RAM."""
-    slow = broken(t, ('direct read', range(16, FOREVER), 0.01), armed=False)
+    slow = broken(t, ('direct read', range(16, FOREVER), 0.1), armed=False)
     path = os.path.join(slow.mount, 'image')
     want = saved(t, path)
     slow.arm()
@@ -414,7 +414,8 @@ def test_kernel(t):
         os.unlink(t.path(name))
         found = check_complete(t, vm, want)
     assert dumps[0] == dumps[1], 'the dump of missing RAM is another'
-    assert found['faults'], found
+    # What it waits for may have been read by the background load, or is zero
+    assert found['faults'] + found['zero-faults'], found
 
 
 @test('instant: with each engine', quick=True)
