@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Instant restore: the guest runs while its RAM is still on the disk."""
 
+import collections
 import errno
 import hashlib
 import os
@@ -16,7 +17,10 @@ from .harness import test
 RAM = 64
 MODES = [Mode(0), Mode(1, True), Mode(4, True), Mode(2)]
 DIRTY = {'dirty': 32}
-FOREVER = 1 << 30
+DIRECT = Mode(2, True)
+ALL = range(1, 1 << 30)
+LATER = range(16, 1 << 30)       # behind what is read before the guest runs
+HELD = ('large read', ALL, 'hold')
 
 
 def instant(vm, mode, **params):
@@ -51,11 +55,25 @@ def wait_runstate(vm, wanted):
         time.sleep(0.005)
 
 
+Restore = collections.namedtuple('Restore', 'disk path want vm info')
+
+
+def restore(t, *faults, mode=DIRECT, **kwargs):
+    """Begins to restore from a file system on which `faults` go wrong after
+    the save.  What is `large read` is the background load, when direct."""
+    disk = broken(t, *faults, armed=False)
+    path = os.path.join(disk.mount, 'image')
+    want = saved(t, path, mode, **kwargs)
+    disk.arm()
+    vm = t.vm(incoming=True, ram=RAM, **kwargs)
+    return Restore(disk, path, want, vm, begin(vm, f'file:{path}', mode))
+
+
 def figures(info):
     return info['direct-io']['instant']
 
 
-def saved(t, path, mode=Mode(2, True), ram=RAM, **kwargs):
+def saved(t, path, mode=DIRECT, ram=RAM, **kwargs):
     """Saves a guest; returns the hash of its RAM."""
     src = t.source(ram=ram, **kwargs)
     src.save(f'file:{path}', mode)
@@ -100,15 +118,10 @@ def test_same(t):
 @test('instant: the guest runs, and writes, before its RAM is there',
       quick=True)
 def test_runs(t):
-    """The file system answers slowly, so that most of RAM is still missing
-    when the guest goes on."""
-    for mode in (Mode(2, True), Mode(0)):
-        slow = broken(t, ('read', range(8, FOREVER), 0.02), armed=False)
-        path = os.path.join(slow.mount, 'image')
-        saved(t, path, mode, guest=DIRTY)
-        slow.arm()
-        vm = t.vm(incoming=True, ram=RAM, guest=DIRTY)
-        info = begin(vm, f'file:{path}', mode)
+    """The background load gets no answer, or all reads a slow one, so that
+    most of RAM is still missing when the guest goes on."""
+    for mode, fault in ((DIRECT, HELD), (Mode(0), ('read', LATER, 0.02))):
+        disk, _, _, vm, info = restore(t, fault, mode=mode, guest=DIRTY)
         assert info['status'] == 'postcopy-active', info
         vm.command('cont')
         vm.ticks_on(1)
@@ -118,6 +131,7 @@ def test_runs(t):
         assert found['active'] and found['faults'], found
         done = info['direct-io']['load-done']
         assert done < info['direct-io']['load-total'], info
+        disk.release()
         found = check_complete(t, vm)
         vm.wait_guest('sweep', 2)
         t.note(f'{mode}: {found["faults"]} faults of '
@@ -136,7 +150,7 @@ def test_error(t):
         emulator = faulty(t, 'image', 'read:d16:5', 'read:d24:5',
                           engine=engine)
         vm = t.vm(incoming=True, ram=RAM, emulator=emulator)
-        info = begin(vm, f'file:{path}', Mode(2, True))
+        info = begin(vm, f'file:{path}', DIRECT)
         rounds = 0
         while info['status'] != 'completed':
             said = info.get('error-desc')
@@ -160,13 +174,8 @@ def test_error(t):
 def test_error_running(t):
     """A CPU of the guest waits for a page that cannot be read: all stand
     still, QMP answers, and the guest goes on when the disk does."""
-    bad = broken(t, ('direct read', range(16, FOREVER), errno.EIO),
-                 armed=False)
-    path = os.path.join(bad.mount, 'image')
-    saved(t, path, guest=DIRTY)
-    bad.arm()
-    vm = t.vm(incoming=True, ram=RAM, guest=DIRTY)
-    begin(vm, f'file:{path}', Mode(2, True))
+    disk, path, _, vm, _ = restore(t, ('direct read', LATER, errno.EIO),
+                                   guest=DIRTY)
     for _ in range(3):
         vm.command('cont')
         wait_runstate(vm, 'io-error')
@@ -177,7 +186,7 @@ def test_error_running(t):
     assert path in said, said
     stops = [e for e in vm.qmp.events if e['event'] == 'STOP']
     assert len(stops) >= 3, vm.qmp.events
-    bad.disarm()
+    disk.disarm()
     # A read that was on its way may still fail
     while vm.migration()['status'] != 'completed':
         vm.command('cont')
@@ -191,13 +200,8 @@ def test_error_running(t):
 @test('instant: quit while the disk fails', quick=True)
 def test_quit(t):
     for how in ('fails', 'runs', 'stopped'):
-        bad = broken(t, ('direct read', range(16, FOREVER),
-                         errno.EIO if how == 'fails' else 0.02), armed=False)
-        path = os.path.join(bad.mount, 'image')
-        saved(t, path)
-        bad.arm()
-        vm = t.vm(incoming=True, ram=RAM)
-        begin(vm, f'file:{path}', Mode(2, True))
+        vm = restore(t, ('direct read', LATER,
+                         errno.EIO if how == 'fails' else 0.02)).vm
         if how != 'stopped':
             vm.command('cont')
         if how == 'fails':
@@ -209,12 +213,7 @@ def test_quit(t):
 
 @test('instant: a machine whose RAM is being loaded is not saved', quick=True)
 def test_save_refused(t):
-    slow = broken(t, ('read', range(8, FOREVER), 0.02), armed=False)
-    path = os.path.join(slow.mount, 'image')
-    want = saved(t, path)
-    slow.arm()
-    vm = t.vm(incoming=True, ram=RAM)
-    begin(vm, f'file:{path}', Mode(2, True))
+    disk, path, want, vm, _ = restore(t, HELD)
     other = t.path('other')
     vm.command('migrate-set-capabilities', {'capabilities': [
         {'capability': 'postcopy-ram', 'state': False}]})
@@ -225,31 +224,29 @@ def test_save_refused(t):
     assert not os.path.exists(other)
     # The image is in use, so nobody else may write it
     second = t.source(ram=RAM)
-    info = second.try_save(f'file:{path}', Mode(2, True))
+    info = second.try_save(f'file:{path}', DIRECT)
     assert info['status'] == 'failed' and 'lock' in info['error-desc'], \
         info
+    disk.release()
     check_complete(t, vm, want)
-    vm.save(f'file:{other}', Mode(2, True))
+    vm.save(f'file:{other}', DIRECT)
     assert vm.ram_hash() == want
-    t.restores(f'file:{other}', want, Mode(2, True), ram=RAM).kill()
+    t.restores(f'file:{other}', want, DIRECT, ram=RAM).kill()
     # and now the lock is gone
-    second.save(f'file:{path}', Mode(2, True))
+    second.save(f'file:{path}', DIRECT)
 
 
 @test('instant: two guests from one image, which is then removed',
       quick=True)
 def test_removed(t):
-    slow = broken(t, ('read', range(8, FOREVER), 0.01), armed=False)
-    path = os.path.join(slow.mount, 'image')
-    want = saved(t, path)
-    slow.arm()
-    vms = [t.vm(incoming=True, ram=RAM) for _ in range(2)]
-    for vm in vms:
-        begin(vm, f'file:{path}', Mode(2, True))
+    disk, path, want, first, _ = restore(t, HELD)
+    second = t.vm(incoming=True, ram=RAM)
+    begin(second, f'file:{path}', DIRECT)
     os.unlink(path)
     with open(path, 'wb') as f:
         f.write(b'something else')
-    for vm in vms:
+    disk.release()
+    for vm in (first, second):
         check_complete(t, vm, want)
         vm.command('cont')
         vm.ticks_on()
@@ -263,7 +260,7 @@ def test_killed(t):
     before = os.stat(path)
     for i in range(6 if t.config.quick else 30):
         vm = t.vm(incoming=True, ram=RAM, guest=DIRTY)
-        instant(vm, Mode(2, True))
+        instant(vm, DIRECT)
         vm.command('migrate-incoming', {'uri': f'file:{path}'})
         time.sleep(i * 0.003)
         try:
@@ -274,23 +271,19 @@ def test_killed(t):
     after = os.stat(path)
     assert (before.st_mtime_ns, before.st_size) == \
         (after.st_mtime_ns, after.st_size), 'the image was written to'
-    t.restores(f'file:{path}', want, Mode(2, True), ram=RAM,
+    t.restores(f'file:{path}', want, DIRECT, ram=RAM,
                guest=DIRTY).kill()
 
 
 @test('instant: a reset while RAM is being loaded', quick=True)
 def test_reset(t):
-    slow = broken(t, ('read', range(8, FOREVER), 0.01), armed=False)
-    path = os.path.join(slow.mount, 'image')
-    saved(t, path)
-    slow.arm()
-    vm = t.vm(incoming=True, ram=RAM)
-    begin(vm, f'file:{path}', Mode(2, True))
+    disk, _, _, vm, _ = restore(t, HELD)
     vm.command('cont')
     vm.ticks_on(1)
     vm.command('system_reset')
     vm.wait_guest('ready', 0)
     vm.ticks_on()
+    disk.release()
     check_complete(t, vm)
     vm.wait_guest('sweep')
 
@@ -307,14 +300,14 @@ def test_bad_images(t):
         with open(cut, 'wb') as f:
             f.write(good[:keep])
         vm = t.vm(incoming=True, ram=RAM)
-        instant(vm, Mode(2, True))
+        instant(vm, DIRECT)
         said = vm.try_load(f'file:{cut}')
         assert said and cut in said, said
         vm.kill()
     # Cut within RAM, device state is missing: no guest ever runs
     os.truncate(path, size // 2)
     vm = t.vm(incoming=True, ram=RAM)
-    instant(vm, Mode(2, True))
+    instant(vm, DIRECT)
     said = vm.try_load(f'file:{path}')
     assert said and path in said, said
 
@@ -328,7 +321,7 @@ def test_eager(t):
 
     def eager(reason, wrapper=(), args=(), ram=RAM):
         vm = t.vm(incoming=True, ram=ram, args=args, wrapper=wrapper)
-        instant(vm, Mode(2, True))
+        instant(vm, DIRECT)
         vm.command('migrate-incoming', {'uri': f'file:{path}'})
         info = vm.wait_migration()
         assert info['status'] == 'completed', info
@@ -344,11 +337,11 @@ def test_eager(t):
     with open(private, 'wb') as f:
         f.truncate(RAM << 20)
     eager('private mapping', args=(
-        '-object', f'memory-backend-file,id=pc.ram,size={RAM}M,mem-path={private},'
-        'share=off', '-machine', 'memory-backend=pc.ram'))
+        '-object', f'memory-backend-file,id=pc.ram,size={RAM}M,'
+        f'mem-path={private},share=off', '-machine', 'memory-backend=pc.ram'))
     eager('userfaultfd', args=(
-        '-object', f'memory-backend-file,id=pc.ram,size={RAM}M,mem-path={private},'
-        'share=on', '-machine', 'memory-backend=pc.ram'))
+        '-object', f'memory-backend-file,id=pc.ram,size={RAM}M,'
+        f'mem-path={private},share=on', '-machine', 'memory-backend=pc.ram'))
     eager('locked', args=('-overcommit', 'mem-lock=on'))
     eager('userfaultfd is not available', wrapper=(
         'unshare', '-m', 'sh', '-c',
@@ -364,14 +357,15 @@ def test_memory(t):
     want = saved(t, path)
     backends = {
         'memfd': f'memory-backend-memfd,id=pc.ram,size={RAM}M,share=on',
-        'tmpfs': f'memory-backend-file,id=pc.ram,size={RAM}M,mem-path=/dev/shm,'
-                 'share=on',
-        'preallocated': f'memory-backend-ram,id=pc.ram,size={RAM}M,prealloc=on',
+        'tmpfs': f'memory-backend-file,id=pc.ram,size={RAM}M,'
+                 'mem-path=/dev/shm,share=on',
+        'preallocated': f'memory-backend-ram,id=pc.ram,size={RAM}M,'
+                        'prealloc=on',
     }
     for name, backend in backends.items():
         vm = t.vm(incoming=True, ram=RAM, args=(
             '-object', backend, '-machine', 'memory-backend=pc.ram'))
-        begin(vm, f'file:{path}', Mode(2, True))
+        begin(vm, f'file:{path}', DIRECT)
         found = check_complete(t, vm, want)
         assert 'reason' not in found, (name, found)
         vm.command('cont')
@@ -386,9 +380,9 @@ def test_settings(t):
     src = t.source(ram=RAM)
     with expect_error('a source accepts postcopy-ram with mapped-ram',
                       'postcopy-ram'):
-        instant(src, Mode(2, True))
+        instant(src, DIRECT)
     vm = t.vm(incoming=True, ram=RAM)
-    instant(vm, Mode(2, True))
+    instant(vm, DIRECT)
     with expect_error('x-ignore-shared goes with postcopy-ram',
                       'ignore-shared'):
         vm.command('migrate-set-capabilities', {'capabilities': [
@@ -398,12 +392,7 @@ def test_settings(t):
 @test('instant: the kernel reads RAM that is not there', quick=True)
 def test_kernel(t):
     """A dump has the kernel write from guest RAM."""
-    slow = broken(t, ('direct read', range(16, FOREVER), 0.1), armed=False)
-    path = os.path.join(slow.mount, 'image')
-    want = saved(t, path)
-    slow.arm()
-    vm = t.vm(incoming=True, ram=RAM)
-    info = begin(vm, f'file:{path}', Mode(2, True))
+    disk, _, want, vm, info = restore(t, HELD)
     assert info['status'] == 'postcopy-active', info
     dumps = []
     for name in ('missing', 'there'):
@@ -412,9 +401,9 @@ def test_kernel(t):
         with open(t.path(name), 'rb') as f:
             dumps.append(hashlib.file_digest(f, 'sha256').hexdigest())
         os.unlink(t.path(name))
+        disk.release()
         found = check_complete(t, vm, want)
     assert dumps[0] == dumps[1], 'the dump of missing RAM is another'
-    # What it waits for may have been read by the background load, or is zero
     assert found['faults'] + found['zero-faults'], found
 
 
@@ -424,7 +413,7 @@ def test_engines(t):
         path = t.path('image')
         want = saved(t, path)
         vm = t.vm(incoming=True, ram=RAM, emulator=with_engine(t, engine))
-        begin(vm, f'file:{path}', Mode(2, True))
+        begin(vm, f'file:{path}', DIRECT)
         check_complete(t, vm, want)
         check_engine(vm.migration(), engine)
         vm.command('cont')

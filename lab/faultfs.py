@@ -9,7 +9,8 @@ saving to a file and restoring from it needs is there: files in one directory.
 A fault is a tuple (operation, which, what):
     operation   'read', 'write' or 'sync'; 'direct read' and 'direct write' are
                 those of descriptors with O_DIRECT, counted apart, and
-                'buffered read' and 'buffered write' all others
+                'buffered read' and 'buffered write' all others; 'large read'
+                and 'large write' those of half a MiB or more
     which       a range of numbers; requests of a kind count from 1
     what        an errno; 'short': write only the first half, in pages (a
                 short read would be the end of the file, to FUSE); a float:
@@ -42,6 +43,7 @@ IO = struct.Struct('<QQIIQII')          # of reads and writes
 STATFS = struct.Struct('<5Q4I6I')
 
 MAX_WRITE = 1 << 20
+LARGE = 1 << 19
 ASYNC_READ, BIG_WRITES, ASYNC_DIO = 1 << 0, 1 << 5, 1 << 15
 WRITEBACK_CACHE, MAX_PAGES = 1 << 16, 1 << 22
 FOPEN_DIRECT_IO = 1 << 0
@@ -116,6 +118,8 @@ class Server:
         how many bytes are to be served."""
         how = 'direct ' if flags & os.O_DIRECT else 'buffered '
         kinds = [operation, how + operation]
+        if size >= LARGE:
+            kinds.append('large ' + operation)
         if not self.shared[ARMED]:
             return size
         with self.lock:
