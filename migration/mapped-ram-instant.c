@@ -59,11 +59,6 @@ static bool last_valid;
 /* Why not, or not all of it */
 static char *last_reason;
 
-bool mapped_ram_instant_wanted(void)
-{
-    return migrate_mapped_ram() && migrate_postcopy_ram();
-}
-
 bool mapped_ram_instant_active(void)
 {
     return instant && instant->started;
@@ -340,7 +335,7 @@ bool mapped_ram_instant_add(QEMUFile *f, RAMBlock *rb, const MappedRamBlock *b)
     Error *err = NULL;
     bool worth;
 
-    if (!mapped_ram_instant_wanted()) {
+    if (!migrate_postcopy_ram()) {
         return false;
     }
     if (!check_block(rb, &worth, &err)) {

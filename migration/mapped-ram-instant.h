@@ -20,9 +20,6 @@
 #include "qapi/qapi-types-direct-io.h"
 #include "qemu-file.h"
 
-/* Whether a load is to be like that, as far as the settings say. */
-bool mapped_ram_instant_wanted(void);
-
 /**
  * mapped_ram_instant_add:
  * @f: the main stream

@@ -39,7 +39,8 @@ typedef struct LazyRange {
 } LazyRange;
 
 typedef struct LazyBlock {
-    /* constant once the block is in the list */
+    /* constant once the block is in the list, which has it at @index */
+    unsigned index;
     char *name;
     uint8_t *host;
     MappedRamLayout layout;
@@ -68,6 +69,9 @@ typedef struct LazyParked {
 
 /* A buffer, and the way to fill it */
 typedef struct LazySlot {
+    /* whether it serves faults */
+    bool fault;
+    /* zeroed while there are no queues, after an error */
     MappedRamWorker worker;
     uint8_t *buf;
     /* what is being read: this many pages of @block from @first on */
@@ -128,24 +132,21 @@ struct MappedRamLazy {
     uint64_t times[TIME_CLASSES];
     uint64_t slowest_us, slowest_offset;
     uint64_t page_size;
-    MappedRamCounts counts;
     /* of queues that are gone */
     MappedRamStats stats;
 };
 
 /* Makes the queues and the buffer.  False with @errp set on failure. */
-bool lazy_slot_init(MappedRamLazy *l, LazySlot *slot, bool fault,
-                    Error **errp);
+bool lazy_slot_init(MappedRamLazy *l, LazySlot *slot, Error **errp);
 
 /* Frees them, waiting for what is in flight.  Fine on a zeroed @slot. */
 void lazy_slot_destroy(MappedRamLazy *l, LazySlot *slot);
 
 /*
- * Begins to read what the file has of @pages pages of @block from @first on,
- * and is not placed.  For one thread at a time, as the other two.
+ * Begins to read what the file has of the slot's pages, and is not placed.  For
+ * one thread at a time, as the other two.  False with @errp set on failure.
  */
-bool lazy_slot_begin(MappedRamLazy *l, LazySlot *slot, LazyBlock *block,
-                     unsigned long first, unsigned long pages, Error **errp);
+bool lazy_slot_begin(MappedRamLazy *l, LazySlot *slot, Error **errp);
 
 /*
  * Waits for it, and places it.  @urgent: a page to be placed first, or any
@@ -165,7 +166,10 @@ bool lazy_serve_fault(MappedRamLazy *l, LazySlot *slot,
 void lazy_serve_zeros(MappedRamLazy *l, LazySlot *slot,
                       const MappedRamFault *fault);
 
-/* Notes that @count more pages are placed, in whichever way. */
+/*
+ * Notes that @count more pages are placed, in whichever way.  Ends all when
+ * these were the last.
+ */
 void lazy_count_down(MappedRamLazy *l, uint64_t count);
 
 #endif /* MIGRATION_MAPPED_RAM_LAZY_INT_H */

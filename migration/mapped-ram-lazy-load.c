@@ -21,13 +21,13 @@
  */
 #define FAULT_WINDOW (64 * KiB)
 
-bool lazy_slot_init(MappedRamLazy *l, LazySlot *slot, bool fault, Error **errp)
+bool lazy_slot_init(MappedRamLazy *l, LazySlot *slot, Error **errp)
 {
     MappedRamPoolConfig config = l->config.file;
     MappedRamWorker worker = {};
 
     config.workers = l->config.file.workers * SLOTS;
-    if (fault) {
+    if (slot->fault) {
         /* One read at a time: nothing is faster than a system call. */
         config.engine = DIRECT_QUEUE_ENGINE_SYNC;
         config.depth = 1;
@@ -92,15 +92,6 @@ static void find_wanted(LazySlot *slot)
     }
 }
 
-static void count_read(MappedRamLazy *l, const MappedRamCounts *counts)
-{
-    QEMU_LOCK_GUARD(&l->lock);
-    l->counts.normal += counts->normal;
-    l->counts.direct_bytes += counts->direct_bytes;
-    l->counts.buffered_bytes += counts->buffered_bytes;
-    l->counts.requests += counts->requests;
-}
-
 static void say_where(const LazySlot *slot, Error **errp)
 {
     error_prepend(errp, "RAM block '%s', pages from 0x%" PRIx64 " on: ",
@@ -108,46 +99,32 @@ static void say_where(const LazySlot *slot, Error **errp)
                   slot->block->layout.page_size);
 }
 
-bool lazy_slot_begin(MappedRamLazy *l, LazySlot *slot, LazyBlock *block,
-                     unsigned long first, unsigned long pages, Error **errp)
+bool lazy_slot_begin(MappedRamLazy *l, LazySlot *slot, Error **errp)
 {
+    LazyBlock *b = slot->block;
+    MappedRamExtent extent = { .block = &slot->view, .pages = slot->pages };
     MappedRamCounts counts = {};
-    MappedRamExtent extent = { .block = &slot->view, .pages = pages };
-    bool ok;
 
-    slot->block = block;
-    slot->first = first;
-    slot->pages = pages;
     find_wanted(slot);
-    if (bitmap_empty(slot->wanted, pages)) {
+    if (bitmap_empty(slot->wanted, slot->pages)) {
         return true;
     }
     slot->view = (MappedRamBlock) {
-        .name = block->name,
+        .name = b->name,
         .host = slot->buf,
-        .layout = block->layout,
+        .layout = b->layout,
         .present = slot->wanted,
         .backing = { .fd = -1, .is_private = true },
     };
-    slot->view.layout.pages_offset += first * block->layout.page_size;
-    slot->view.layout.length = pages * block->layout.page_size;
-    ok = mapped_ram_worker_load(&slot->worker, &extent, &counts, errp);
-    count_read(l, &counts);
-    if (!ok) {
+    slot->view.layout.pages_offset += slot->first * b->layout.page_size;
+    slot->view.layout.length = slot->pages * b->layout.page_size;
+    /* After an error the queues are gone. */
+    if ((!slot->worker.buffered && !lazy_slot_init(l, slot, errp)) ||
+        !mapped_ram_worker_load(&slot->worker, &extent, &counts, errp)) {
         say_where(slot, errp);
+        return false;
     }
-    return ok;
-}
-
-void lazy_count_down(MappedRamLazy *l, uint64_t count)
-{
-    if (count && qatomic_sub_fetch(&l->remaining, count) == 0) {
-        WITH_QEMU_LOCK_GUARD(&l->lock) {
-            l->stop = true;
-            qemu_cond_broadcast(&l->retry);
-        }
-        event_notifier_set(&l->notifier);
-    }
+    return true;
 }
 
 /* Returns how many of the pages the file has, and were not placed before. */
@@ -170,29 +147,45 @@ static uint64_t mark_done(LazyBlock *b, unsigned long first,
     return count;
 }
 
+/*
+ * Gives the pages at @host, of @len bytes, what is in @buf, or zeros if that is
+ * NULL.
+ */
+static bool place_bytes(MappedRamLazy *l, LazyBlock *b, uint8_t *host,
+                        const uint8_t *buf, size_t len, Error **errp)
+{
+    for (size_t pos = 0; pos < len; ) {
+        ssize_t ret = buf ? mapped_ram_uffd_copy(l->uffd, host + pos,
+                                                 buf + pos, len - pos) :
+                            mapped_ram_uffd_zero(l->uffd, host + pos,
+                                                 len - pos);
+
+        if (ret == -EEXIST) {
+            /* Another thread has placed it, and maybe not yet said so. */
+            ret = MIN(b->page_size, len - pos);
+            mapped_ram_uffd_wake(l->uffd, host + pos, ret);
+        } else if (ret < 0 && qatomic_read(&l->remaining) == 0) {
+            /* All is loaded, and the memory is no longer registered. */
+            return true;
+        } else if (ret < 0) {
+            error_setg_errno(errp, -ret, "unable to place a page of RAM");
+            return false;
+        }
+        pos += ret;
+    }
+    return true;
+}
+
 /* Places @pages pages from page @first of the slot on. */
 static bool place(MappedRamLazy *l, LazySlot *slot, unsigned long first,
                   unsigned long pages, uint64_t *placed, Error **errp)
 {
     LazyBlock *b = slot->block;
     size_t page_size = b->layout.page_size;
-    uint8_t *host = b->host + (slot->first + first) * page_size;
-    uint8_t *buf = slot->buf + first * page_size;
-    size_t len = pages * page_size;
 
-    for (size_t pos = 0; pos < len; ) {
-        ssize_t ret = mapped_ram_uffd_copy(l->uffd, host + pos, buf + pos,
-                                           len - pos);
-
-        if (ret == -EEXIST) {
-            /* Another thread has placed it, and maybe not yet said so. */
-            ret = MIN(b->page_size, len - pos);
-            mapped_ram_uffd_wake(l->uffd, host + pos, ret);
-        } else if (ret < 0) {
-            error_setg_errno(errp, -ret, "unable to place a page of RAM");
-            return false;
-        }
-        pos += ret;
+    if (!place_bytes(l, b, b->host + (slot->first + first) * page_size,
+                     slot->buf + first * page_size, pages * page_size, errp)) {
+        return false;
     }
     *placed += mark_done(b, slot->first + first, pages);
     return true;
@@ -247,15 +240,13 @@ bool lazy_slot_finish(MappedRamLazy *l, LazySlot *slot, unsigned long urgent,
     return ok;
 }
 
-static LazyBlock *find_block(MappedRamLazy *l, uint64_t address,
-                             unsigned *index)
+static LazyBlock *find_block(MappedRamLazy *l, uint64_t address)
 {
     QEMU_LOCK_GUARD(&l->lock);
     for (unsigned i = 0; i < l->blocks->len; i++) {
         LazyBlock *b = g_ptr_array_index(l->blocks, i);
 
         if (address - (uintptr_t)b->host < b->layout.length) {
-            *index = i;
             return b;
         }
     }
@@ -281,32 +272,21 @@ static unsigned long fault_window(const LazyBlock *b)
 static bool place_zeros(MappedRamLazy *l, LazySlot *slot, LazyBlock *b,
                         unsigned long page, Error **errp)
 {
-    uint8_t *host = b->host + page * b->layout.page_size;
     unsigned long end = MIN(QEMU_ALIGN_UP(page + 1, fault_window(b)),
                             mapped_ram_layout_pages(&b->layout));
     unsigned long pages = QEMU_ALIGN_DOWN(find_next_bit(b->present, end,
                                                         page) - page, b->unit);
     size_t len = MAX(pages, b->unit) * b->layout.page_size;
-    ssize_t ret;
 
-    for (size_t pos = 0; pos < len; pos += MAX(ret, 0)) {
-        if (b->can_zero) {
-            ret = mapped_ram_uffd_zero(l->uffd, host + pos, len - pos);
-        } else {
-            memset(slot->buf, 0, len - pos);
-            ret = mapped_ram_uffd_copy(l->uffd, host + pos, slot->buf,
-                                       len - pos);
-        }
-        if (ret == -EEXIST) {
-            ret = MIN(b->page_size, len - pos);
-        } else if (ret < 0) {
-            error_setg_errno(errp, -ret, "RAM block '%s', page at 0x%" PRIx64
-                             ": unable to place a page of zeros", b->name,
-                             (uint64_t)page * b->layout.page_size);
-            return false;
-        }
+    if (!b->can_zero) {
+        memset(slot->buf, 0, len);
     }
-    mapped_ram_uffd_wake(l->uffd, host, len);
+    if (!place_bytes(l, b, b->host + page * b->layout.page_size,
+                     b->can_zero ? NULL : slot->buf, len, errp)) {
+        error_prepend(errp, "RAM block '%s', page at 0x%" PRIx64 ": ", b->name,
+                      (uint64_t)page * b->layout.page_size);
+        return false;
+    }
     return true;
 }
 
@@ -322,10 +302,8 @@ static unsigned time_class(uint64_t us)
 }
 
 static void note_fault(MappedRamLazy *l, LazyBlock *b, unsigned long page,
-                       uint64_t placed, int64_t ns)
+                       uint64_t placed, uint64_t us)
 {
-    uint64_t us = ns / 1000;
-
     QEMU_LOCK_GUARD(&l->lock);
     l->faults++;
     l->fault_pages += placed;
@@ -338,13 +316,11 @@ static void note_fault(MappedRamLazy *l, LazyBlock *b, unsigned long page,
 }
 
 /* Has the background load go on from where the guest is. */
-static void move_cursor(MappedRamLazy *l, unsigned index, unsigned long page)
+static void move_cursor(MappedRamLazy *l, LazyBlock *b, unsigned long page)
 {
     QEMU_LOCK_GUARD(&l->lock);
-    l->cursor_block = index;
-    l->cursor_extent = page / ((LazyBlock *)
-                               g_ptr_array_index(l->blocks, index))
-                               ->extent_pages;
+    l->cursor_block = b->index;
+    l->cursor_extent = page / b->extent_pages;
 }
 
 /* Reads the window of @page, and places @page first. */
@@ -352,12 +328,12 @@ static bool load_window(MappedRamLazy *l, LazySlot *slot, LazyBlock *b,
                         unsigned long page, uint64_t *placed, Error **errp)
 {
     unsigned long window = fault_window(b);
-    unsigned long first = QEMU_ALIGN_DOWN(page, window);
-    unsigned long pages = MIN(window, mapped_ram_layout_pages(&b->layout) -
-                                      first);
 
-    return (slot->worker.buffered || lazy_slot_init(l, slot, true, errp)) &&
-           lazy_slot_begin(l, slot, b, first, pages, errp) &&
+    slot->block = b;
+    slot->first = QEMU_ALIGN_DOWN(page, window);
+    slot->pages = MIN(window, mapped_ram_layout_pages(&b->layout) -
+                              slot->first);
+    return lazy_slot_begin(l, slot, errp) &&
            lazy_slot_finish(l, slot, page, placed, errp);
 }
 
@@ -365,12 +341,10 @@ bool lazy_serve_fault(MappedRamLazy *l, LazySlot *slot,
                       const MappedRamFault *fault, Error **errp)
 {
     int64_t start = g_get_monotonic_time();
-    uint64_t placed = 0;
+    LazyBlock *b = find_block(l, fault->address);
+    uint64_t us, placed = 0;
     unsigned long page;
-    LazyBlock *b;
-    unsigned index;
 
-    b = find_block(l, fault->address, &index);
     if (!b) {
         return true;
     }
@@ -388,18 +362,17 @@ bool lazy_serve_fault(MappedRamLazy *l, LazySlot *slot,
     /* If another thread has placed it, that one may have woken nobody. */
     mapped_ram_uffd_wake(l->uffd, b->host + page * b->layout.page_size,
                          b->unit * b->layout.page_size);
-    note_fault(l, b, page, placed, (g_get_monotonic_time() - start) * 1000);
-    trace_mapped_ram_fault(b->name, page, placed,
-                           g_get_monotonic_time() - start);
-    move_cursor(l, index, page);
+    us = g_get_monotonic_time() - start;
+    trace_mapped_ram_fault(b->name, page, placed, us);
+    note_fault(l, b, page, placed, us);
+    move_cursor(l, b, page);
     return true;
 }
 
 void lazy_serve_zeros(MappedRamLazy *l, LazySlot *slot,
                       const MappedRamFault *fault)
 {
-    unsigned index;
-    LazyBlock *b = find_block(l, fault->address, &index);
+    LazyBlock *b = find_block(l, fault->address);
 
     if (b) {
         place_zeros(l, slot, b, page_at(b, fault->address), NULL);

@@ -23,6 +23,42 @@
  */
 #define RANGES_MAX 2048
 
+static void unregister(MappedRamLazy *l, LazyBlock *b, unsigned ranges)
+{
+    for (unsigned i = 0; i < ranges; i++) {
+        LazyRange *range = &g_array_index(b->ranges, LazyRange, i);
+
+        mapped_ram_uffd_unregister(l->uffd, range->host, range->len);
+    }
+}
+
+static void unregister_all(MappedRamLazy *l)
+{
+    for (unsigned i = 0; i < l->blocks->len; i++) {
+        LazyBlock *b = g_ptr_array_index(l->blocks, i);
+
+        unregister(l, b, b->ranges->len);
+        g_array_set_size(b->ranges, 0);
+    }
+}
+
+/*
+ * When all is loaded, pages that are absent need nobody who serves them, though
+ * reads may still be in flight that came too late.
+ */
+void lazy_count_down(MappedRamLazy *l, uint64_t count)
+{
+    if (!count || qatomic_sub_fetch(&l->remaining, count)) {
+        return;
+    }
+    unregister_all(l);
+    WITH_QEMU_LOCK_GUARD(&l->lock) {
+        l->stop = true;
+        qemu_cond_broadcast(&l->retry);
+    }
+    event_notifier_set(&l->notifier);
+}
+
 /* Keeps the first error and tells of it.  Takes ownership of @err. */
 static void fail(MappedRamLazy *l, Error *err)
 {
@@ -149,29 +185,7 @@ static void park(LazyThread *t, const MappedRamFault *fault, Error *err)
     }
 }
 
-static void unregister(MappedRamLazy *l, LazyBlock *b, unsigned ranges)
-{
-    for (unsigned i = 0; i < ranges; i++) {
-        LazyRange *range = &g_array_index(b->ranges, LazyRange, i);
-
-        mapped_ram_uffd_unregister(l->uffd, range->host, range->len);
-    }
-}
-
-static void unregister_all(MappedRamLazy *l)
-{
-    for (unsigned i = 0; i < l->blocks->len; i++) {
-        LazyBlock *b = g_ptr_array_index(l->blocks, i);
-
-        unregister(l, b, b->ranges->len);
-        g_array_set_size(b->ranges, 0);
-    }
-}
-
-/*
- * The last thread says that all is loaded.  From here on nobody would serve
- * those who touch a page that is absent.
- */
+/* The last thread says that all is loaded. */
 static void leave(MappedRamLazy *l)
 {
     bool last;
@@ -180,7 +194,6 @@ static void leave(MappedRamLazy *l)
         last = --l->running == 0 && !l->freeing;
     }
     if (last) {
-        unregister_all(l);
         l->config.ended(l->config.opaque);
     }
 }
@@ -251,13 +264,6 @@ static bool wait_for_retry(MappedRamLazy *l, Error *err)
     return !l->stop;
 }
 
-static bool begin_slot(MappedRamLazy *l, LazySlot *slot, Error **errp)
-{
-    return (slot->worker.buffered || lazy_slot_init(l, slot, false, errp)) &&
-           lazy_slot_begin(l, slot, slot->block, slot->first, slot->pages,
-                           errp);
-}
-
 /*
  * Finishes what the slot reads, however often that takes.  @err: why it could
  * not begin, or NULL; takes ownership.  Returns false at the end.
@@ -275,7 +281,7 @@ static bool finish_slot(MappedRamLazy *l, LazySlot *slot, Error *err)
             return false;
         }
         err = NULL;
-        if (begin_slot(l, slot, &err)) {
+        if (lazy_slot_begin(l, slot, &err)) {
             lazy_slot_finish(l, slot, ULONG_MAX, &placed, &err);
         }
     }
@@ -303,7 +309,7 @@ static void *background_thread(void *opaque)
             continue;
         }
         idle = 0;
-        if (!begin_slot(l, slot, &err) && !finish_slot(l, slot, err)) {
+        if (!lazy_slot_begin(l, slot, &err) && !finish_slot(l, slot, err)) {
             break;
         }
     }
@@ -440,6 +446,7 @@ bool mapped_ram_lazy_add(MappedRamLazy *l, const MappedRamBlock *block,
     /* A fault must find the block. */
     WITH_QEMU_LOCK_GUARD(&l->lock) {
         assert(!l->started);
+        b->index = l->blocks->len;
         g_ptr_array_add(l->blocks, b);
     }
     qatomic_add(&l->remaining, count);
@@ -508,7 +515,6 @@ void mapped_ram_lazy_info(MappedRamLazy *l, MappedRamLazyInfo *info)
         .slowest_offset = l->slowest_offset,
         .length = l->length,
         .missing = (qatomic_read(&l->remaining) - !l->started) * l->page_size,
-        .counts = l->counts,
         .stats = l->stats,
     };
     for (unsigned i = 0; i < l->threads; i++) {
@@ -545,7 +551,8 @@ static bool make_slots(MappedRamLazy *l, Error **errp)
         LazyThread *t = &l->thread[i];
 
         for (unsigned j = 0; j < t->slots; j++) {
-            if (!lazy_slot_init(l, &t->slot[j], t->fault, errp)) {
+            t->slot[j].fault = t->fault;
+            if (!lazy_slot_init(l, &t->slot[j], errp)) {
                 return false;
             }
         }

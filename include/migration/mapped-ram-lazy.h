@@ -77,7 +77,6 @@ typedef struct MappedRamLazyConfig {
  * @p99_us: the time that 99 of 100 did not exceed, with an error below 13 %
  * @slowest_us: the longest time
  * @slowest_offset: where in the file that page is
- * @counts: what was read, as of a pool's workers
  * @stats: the queues' figures
  */
 typedef struct MappedRamLazyInfo {
@@ -92,7 +91,6 @@ typedef struct MappedRamLazyInfo {
     uint64_t p99_us;
     uint64_t slowest_us;
     uint64_t slowest_offset;
-    MappedRamCounts counts;
     MappedRamStats stats;
 } MappedRamLazyInfo;
 
