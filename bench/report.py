@@ -75,7 +75,7 @@ def tables(rows):
         size = f', {sizes.pop()} MiB' if len(sizes) == 1 else ''
         text.append(f'{TITLES[scenario]}{size}\n')
         if scenario == 'instant':
-            text.append(instant_table(rows.of(scenario)))
+            text.append(_instant_table(rows.of(scenario)))
             continue
         for phase in ('save', 'restore'):
             lines = list(_lines(rows, scenario, phase))
@@ -163,7 +163,7 @@ def markdown(rows, sessions):
     if rows.of('instant'):
         parts.append(f"{TITLES['instant']}: seconds until it runs, gives a "
                      'first sign, and so on. Medians (least-most).\n')
-        parts.append(instant_table(rows.of('instant')))
+        parts.append(_instant_table(rows.of('instant')))
     parts.append(_verdict_table(rows))
     return '\n'.join(parts)
 
@@ -205,7 +205,7 @@ def _live_table(found):
     return '\n'.join(lines) + '\n'
 
 
-def instant_table(found):
+def _instant_table(found):
     lines = ['| | ' + ' | '.join(FIGURES.values())
              + ' | fault, median, ms | p99, ms |',
              '|---' * (len(FIGURES) + 3) + '|']

@@ -298,7 +298,22 @@ typedef struct Writer {
     uint32_t *written;
 } Writer;
 
-/* Checks what it last wrote to a page, or what was loaded; then writes. */
+/*
+ * Checks what the writer last wrote to its page @n, or what was loaded.
+ * Returns where in it to write.
+ */
+static uint64_t *check_own(Writer *w, unsigned long n)
+{
+    uint64_t *host = (void *)(w->f->block.host + (w->first + n) * PAGE);
+
+    if (w->written[n]) {
+        g_assert_cmpuint(host[7], ==, w->written[n]);
+    } else {
+        check_page(w->f, w->first + n);
+    }
+    return &host[7];
+}
+
 static void *writer_thread(void *opaque)
 {
     Writer *w = opaque;
@@ -306,14 +321,9 @@ static void *writer_thread(void *opaque)
 
     for (int i = 0; i < 4000; i++) {
         unsigned long n = g_rand_int_range(rand, 0, w->pages);
-        uint64_t *host = (void *)(w->f->block.host + (w->first + n) * PAGE);
+        uint64_t *where = check_own(w, n);
 
-        if (w->written[n]) {
-            g_assert_cmpuint(host[7], ==, w->written[n]);
-        } else {
-            check_page(w->f, w->first + n);
-        }
-        host[7] = ++w->written[n];
+        *where = ++w->written[n];
     }
     return NULL;
 }
@@ -347,74 +357,11 @@ static void test_writers(void)
 
         qemu_thread_join(&w->thread);
         for (unsigned long n = 0; n < w->pages; n++) {
-            uint64_t *host = (void *)(f.block.host + (w->first + n) * PAGE);
-
-            if (w->written[n]) {
-                g_assert_cmpuint(host[7], ==, w->written[n]);
-            } else {
-                check_page(&f, w->first + n);
-            }
+            check_own(w, n);
         }
         g_free(w->written);
     }
     check_counts(&f);
-    fixture_destroy(&f);
-}
-
-static void *toucher_thread(void *opaque)
-{
-    Fixture *f = opaque;
-
-    check_page(f, f->pages - 2048);
-    return NULL;
-}
-
-/* Cuts the file in the middle of the block. */
-static void cut_file(Fixture *f)
-{
-    g_assert_cmpint(ftruncate(f->fd, f->block.layout.pages_offset +
-                              f->pages * PAGE / 2), ==, 0);
-}
-
-/* A read that fails is told, and tried again when it is asked for. */
-static void test_retry(void)
-{
-    g_autoptr(GString) text = g_string_new(NULL);
-    MappedRamLazyInfo info;
-    QemuThread toucher;
-    Error *err;
-    Fixture f;
-
-    if (!usable() || !fixture_init(&f, ANONYMOUS, 4 * 2048)) {
-        return;
-    }
-    cut_file(&f);
-    new_lazy(&f, DIRECT_QUEUE_ENGINE_AUTO, PAGE);
-    add_block(&f);
-    g_assert_true(mapped_ram_lazy_start(f.lazy, &error_abort));
-    qemu_sem_wait(&f.failed);
-    err = mapped_ram_lazy_error(f.lazy);
-    g_string_assign(text, error_get_pretty(err));
-    error_free(err);
-    g_assert_nonnull(strstr(text->str, "RAM block 'test.ram', pages from 0x"));
-    g_assert_nonnull(strstr(text->str, "image"));
-
-    /* A thread that needs a page waits */
-    qemu_thread_create(&toucher, "toucher", toucher_thread, &f,
-                       QEMU_THREAD_JOINABLE);
-    /* Again: nothing has changed */
-    mapped_ram_lazy_retry(f.lazy);
-    qemu_sem_wait(&f.failed);
-    mapped_ram_lazy_info(f.lazy, &info);
-    g_assert_cmpuint(info.missing, >, 0);
-
-    write_file(&f);
-    mapped_ram_lazy_retry(f.lazy);
-    qemu_sem_wait(&f.ended);
-    qemu_thread_join(&toucher);
-    g_assert_null(mapped_ram_lazy_error(f.lazy));
-    check_counts(&f);
-    check_all(&f);
     fixture_destroy(&f);
 }
 
@@ -435,35 +382,102 @@ static void *waiter_thread(void *opaque)
     return NULL;
 }
 
+/* Has a thread touch a page in the half of the block that is cut off. */
+static void waiter_start(Waiter *w, Fixture *f)
+{
+    w->f = f;
+    qemu_sem_init(&w->ready, 0);
+    qemu_thread_create(&w->thread, "waiter", waiter_thread, w,
+                       QEMU_THREAD_JOINABLE);
+    qemu_sem_wait(&w->ready);
+}
+
+static void waiter_join(Waiter *w)
+{
+    qemu_thread_join(&w->thread);
+    qemu_sem_destroy(&w->ready);
+}
+
+/* A block of which the second half is cut off the file. */
+static bool add_cut_block(Fixture *f)
+{
+    if (!usable() || !fixture_init(f, ANONYMOUS, 4 * 2048)) {
+        return false;
+    }
+    g_assert_cmpint(ftruncate(f->fd, f->block.layout.pages_offset +
+                              f->pages * PAGE / 2), ==, 0);
+    new_lazy(f, DIRECT_QUEUE_ENGINE_AUTO, PAGE);
+    add_block(f);
+    return true;
+}
+
+/* The same, started, and the first read has failed. */
+static bool start_cut_block(Fixture *f)
+{
+    if (!add_cut_block(f)) {
+        return false;
+    }
+    g_assert_true(mapped_ram_lazy_start(f->lazy, &error_abort));
+    qemu_sem_wait(&f->failed);
+    return true;
+}
+
+/* A read that fails is told, and tried again when it is asked for. */
+static void test_retry(void)
+{
+    g_autoptr(GString) text = g_string_new(NULL);
+    MappedRamLazyInfo info;
+    Error *err;
+    Waiter w;
+    Fixture f;
+
+    if (!start_cut_block(&f)) {
+        return;
+    }
+    err = mapped_ram_lazy_error(f.lazy);
+    g_string_assign(text, error_get_pretty(err));
+    error_free(err);
+    g_assert_nonnull(strstr(text->str, "RAM block 'test.ram', pages from 0x"));
+    g_assert_nonnull(strstr(text->str, "image"));
+
+    /* A thread that needs a page waits */
+    waiter_start(&w, &f);
+    /* Again: nothing has changed */
+    mapped_ram_lazy_retry(f.lazy);
+    qemu_sem_wait(&f.failed);
+    mapped_ram_lazy_info(f.lazy, &info);
+    g_assert_cmpuint(info.missing, >, 0);
+
+    write_file(&f);
+    mapped_ram_lazy_retry(f.lazy);
+    qemu_sem_wait(&f.ended);
+    waiter_join(&w);
+    g_assert_null(mapped_ram_lazy_error(f.lazy));
+    check_counts(&f);
+    check_all(&f);
+    fixture_destroy(&f);
+}
+
 /* It is known who waits, and who waits goes on without being asked for. */
 static void test_waits(void)
 {
     Fixture f;
-    Waiter w = { .f = &f };
+    Waiter w;
 
-    if (!usable() || !fixture_init(&f, ANONYMOUS, 4 * 2048)) {
+    if (!start_cut_block(&f)) {
         return;
     }
-    cut_file(&f);
-    new_lazy(&f, DIRECT_QUEUE_ENGINE_AUTO, PAGE);
-    add_block(&f);
-    g_assert_true(mapped_ram_lazy_start(f.lazy, &error_abort));
-    qemu_sem_wait(&f.failed);
-    qemu_sem_init(&w.ready, 0);
-    qemu_thread_create(&w.thread, "waiter", waiter_thread, &w,
-                       QEMU_THREAD_JOINABLE);
-    qemu_sem_wait(&w.ready);
+    waiter_start(&w, &f);
     while (!mapped_ram_lazy_waits(f.lazy, w.id)) {
         g_usleep(1000);
     }
     g_assert_false(mapped_ram_lazy_waits(f.lazy, qemu_get_thread_id()));
 
     write_file(&f);
-    qemu_thread_join(&w.thread);
+    waiter_join(&w);
     qemu_sem_wait(&f.ended);
     check_counts(&f);
     check_all(&f);
-    qemu_sem_destroy(&w.ready);
     fixture_destroy(&f);
 }
 
@@ -473,12 +487,9 @@ static void test_fail_early(void)
     Error *err = NULL;
     Fixture f;
 
-    if (!usable() || !fixture_init(&f, ANONYMOUS, 4 * 2048)) {
+    if (!add_cut_block(&f)) {
         return;
     }
-    cut_file(&f);
-    new_lazy(&f, DIRECT_QUEUE_ENGINE_AUTO, PAGE);
-    add_block(&f);
     g_assert_cmpint(qatomic_read(f.block.host + (f.pages - 2048) * PAGE), ==,
                     0);
     g_assert_false(mapped_ram_lazy_start(f.lazy, &err));

@@ -36,10 +36,10 @@ def _library():
     if ROOT not in sys.path:
         sys.path.insert(0, ROOT)
     from lab.guest import build_initramfs
-    from lab import qmp, vm
+    from lab import meter, qmp, vm
     errors = (vm.Crashed, vm.Exited, vm.Hung, vm.NotQEMU, qmp.QMPError,
               qmp.QMPClosed, TimeoutError)
-    return vm.VM, vm.Emulator, vm.Mode, build_initramfs, errors
+    return vm.VM, vm.Emulator, vm.Mode, build_initramfs, meter, errors
 
 
 def follows(last, lines):
@@ -59,25 +59,6 @@ def counts(text):
     """The guest's complete lines "count N chain HASH" in what it printed."""
     return [line for line in text[:text.rfind('\n') + 1].splitlines()
             if line.startswith('count ')]
-
-
-def cpu_seconds(pid):
-    """User and system time of a process, all of its threads."""
-    with open(f'/proc/{pid}/stat', encoding='utf-8') as f:
-        fields = f.read().rpartition(') ')[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
-
-
-def cached_mib(path):
-    """How much of a file is in the page cache, or None if fincore is
-    missing."""
-    try:
-        done = subprocess.run(['fincore', '--bytes', '--noheadings',
-                               '--output', 'RES', path], capture_output=True,
-                              text=True, check=True)
-        return int(done.stdout.split()[0]) / (1 << 20)
-    except (OSError, subprocess.CalledProcessError, IndexError, ValueError):
-        return None
 
 
 def sync_and_drop(path):
@@ -113,13 +94,13 @@ class Figures:
         self.seconds = seconds
         self.cpu = cpu
         self.size = size                # MiB of data
-        self.cached = cached            # MiB, or None
+        self.cached = cached            # MiB
 
     def cells(self):
         return [f'{self.seconds:.2f}',
                 f'{self.size / self.seconds:.0f}' if self.seconds else '-',
                 f'{self.cpu:.2f}',
-                '-' if self.cached is None else f'{self.cached:.0f}']
+                f'{self.cached}']
 
 
 class Demo:
@@ -127,8 +108,8 @@ class Demo:
 
     def __init__(self, emulator_path, firmware, libraries, directory, image,
                  verbose=False):
-        self.VM, emulator, self.Mode, build_initramfs, self.errors = \
-            _library()
+        self.VM, emulator, self.Mode, build_initramfs, self.meter, \
+            self.errors = _library()
         self.directory = directory
         self.verbose = verbose
         self.emulator = emulator('demo', emulator_path, firmware, libraries)
@@ -185,7 +166,7 @@ class Demo:
         """Save or restore with progress.  `size` is the MiB of data, if known.
         Returns the figures, without the page cache."""
         bar = Bar(title)
-        cpu = cpu_seconds(self.vm.pid)
+        cpu = self.meter.cpu_seconds(self.vm.pid)
         start = time.monotonic()
         self.vm.command(command, {'uri': f'file:/dev/fdset/{FDSET}'})
         while True:
@@ -203,10 +184,10 @@ class Demo:
         # Ours has synced when it says "completed"; stock has not
         self.sync()
         seconds = time.monotonic() - start
-        cpu = cpu_seconds(self.vm.pid) - cpu
+        cpu = self.meter.cpu_seconds(self.vm.pid) - cpu
         bar.close(f'completed in {seconds:.2f} s')
         self.check_direct(info, title)
-        return Figures(seconds, cpu, size or 0, None)
+        return Figures(seconds, cpu, size or 0, 0)
 
     def sync(self):
         fd = os.open(self.image, os.O_RDWR)
@@ -231,7 +212,7 @@ class Demo:
         self.add_descriptors(os.O_WRONLY, mode.direct)
         self.vm.setup(mode)
         figures = self.migrate('migrate', f'{_how(mode)} save')
-        figures.cached = cached_mib(self.image)
+        figures.cached = self.meter.cached(self.image) >> 20
         figures.size = os.stat(self.image).st_blocks >> 11
         return figures
 
@@ -241,7 +222,7 @@ class Demo:
         self.vm.setup(mode)
         figures = self.migrate('migrate-incoming', f'{_how(mode)} restore',
                                size)
-        figures.cached = cached_mib(self.image)
+        figures.cached = self.meter.cached(self.image) >> 20
         return figures
 
     def wait_rounds(self, more):
