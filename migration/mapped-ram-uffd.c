@@ -91,11 +91,24 @@ bool mapped_ram_uffd_register(int fd, void *host, size_t len, bool *can_zero,
     return true;
 }
 
+void mapped_ram_uffd_wake(int fd, void *host, size_t len)
+{
+    struct uffdio_range range = { .start = (uintptr_t)host, .len = len };
+
+    ioctl(fd, UFFDIO_WAKE, &range);
+}
+
 void mapped_ram_uffd_unregister(int fd, void *host, size_t len)
 {
     struct uffdio_range range = { .start = (uintptr_t)host, .len = len };
 
     ioctl(fd, UFFDIO_UNREGISTER, &range);
+    /*
+     * Linux wakes threads before it clears the range's flags.  Where it handles
+     * page faults under the lock of a mapping alone (since 6.7), a thread may
+     * begin to wait in between.
+     */
+    mapped_ram_uffd_wake(fd, host, len);
 }
 
 /*
@@ -132,13 +145,6 @@ ssize_t mapped_ram_uffd_zero(int fd, void *host, size_t len)
     int ret = ioctl(fd, UFFDIO_ZEROPAGE, &zero);
 
     return placed(ret, zero.zeropage);
-}
-
-void mapped_ram_uffd_wake(int fd, void *host, size_t len)
-{
-    struct uffdio_range range = { .start = (uintptr_t)host, .len = len };
-
-    ioctl(fd, UFFDIO_WAKE, &range);
 }
 
 bool mapped_ram_uffd_read(int fd, MappedRamFault *fault)

@@ -23,6 +23,9 @@
 
 #define PAGE 4096
 
+/* Pages that each thread touches in test_unregister() */
+#define TOUCHED 64
+
 typedef enum Memory {
     ANONYMOUS,
     SHARED,
@@ -398,6 +401,17 @@ static void waiter_join(Waiter *w)
     qemu_sem_destroy(&w->ready);
 }
 
+/*
+ * After an error a thread makes new queues, and a ring may lie where another
+ * thread had one.  liburing maps rings by system calls that TSan does not see,
+ * so it would take that for a race.
+ */
+#ifdef CONFIG_TSAN
+#define ENGINE_AFTER_ERRORS DIRECT_QUEUE_ENGINE_SYNC
+#else
+#define ENGINE_AFTER_ERRORS DIRECT_QUEUE_ENGINE_AUTO
+#endif
+
 /* A block of which the second half is cut off the file. */
 static bool add_cut_block(Fixture *f)
 {
@@ -406,7 +420,7 @@ static bool add_cut_block(Fixture *f)
     }
     g_assert_cmpint(ftruncate(f->fd, f->block.layout.pages_offset +
                               f->pages * PAGE / 2), ==, 0);
-    new_lazy(f, DIRECT_QUEUE_ENGINE_AUTO, PAGE);
+    new_lazy(f, ENGINE_AFTER_ERRORS, PAGE);
     add_block(f);
     return true;
 }
@@ -542,6 +556,88 @@ static void test_empty(void)
     fixture_destroy(&f);
 }
 
+typedef struct Toucher {
+    QemuThread thread;
+    uint8_t *host;
+    QemuSemaphore go, done;
+    bool quit;
+} Toucher;
+
+static void *toucher_thread(void *opaque)
+{
+    Toucher *t = opaque;
+
+    for (;;) {
+        qemu_sem_wait(&t->go);
+        if (t->quit) {
+            return NULL;
+        }
+        for (int i = 0; i < TOUCHED; i++) {
+            qatomic_set(&t->host[i * PAGE], 1);
+        }
+        qemu_sem_post(&t->done);
+    }
+}
+
+/* Touches memory while it is unregistered, at another moment each time. */
+static void unregister_touched(int fd, Toucher *touchers, int n, int delay)
+{
+    uint8_t *host = touchers[0].host;
+    size_t len = n * TOUCHED * PAGE;
+    bool can_zero;
+
+    madvise(host, len, MADV_DONTNEED);
+    g_assert_true(mapped_ram_uffd_register(fd, host, len, &can_zero,
+                                           &error_abort));
+    for (int i = 0; i < n; i++) {
+        qemu_sem_post(&touchers[i].go);
+    }
+    for (volatile int i = 0; i < delay; i++) {
+        /* nothing */
+    }
+    mapped_ram_uffd_unregister(fd, host, len);
+    for (int i = 0; i < n; i++) {
+        qemu_sem_wait(&touchers[i].done);
+    }
+}
+
+/* No thread is left waiting for memory that is no longer registered. */
+static void test_unregister(void)
+{
+    Toucher touchers[4] = {};
+    uint8_t *host;
+    int fd;
+
+    if (!usable()) {
+        return;
+    }
+    fd = mapped_ram_uffd_open(&error_abort);
+    host = map_memory(ANONYMOUS, ARRAY_SIZE(touchers) * TOUCHED * PAGE);
+    for (int i = 0; i < ARRAY_SIZE(touchers); i++) {
+        Toucher *t = &touchers[i];
+
+        t->host = host + i * TOUCHED * PAGE;
+        qemu_sem_init(&t->go, 0);
+        qemu_sem_init(&t->done, 0);
+        qemu_thread_create(&t->thread, "toucher", toucher_thread, t,
+                           QEMU_THREAD_JOINABLE);
+    }
+    for (int i = 0; i < 5000; i++) {
+        unregister_touched(fd, touchers, ARRAY_SIZE(touchers), i % 64 * 50);
+    }
+    for (int i = 0; i < ARRAY_SIZE(touchers); i++) {
+        Toucher *t = &touchers[i];
+
+        t->quit = true;
+        qemu_sem_post(&t->go);
+        qemu_thread_join(&t->thread);
+        qemu_sem_destroy(&t->go);
+        qemu_sem_destroy(&t->done);
+    }
+    munmap(host, ARRAY_SIZE(touchers) * TOUCHED * PAGE);
+    close(fd);
+}
+
 /* Memory that userfaultfd does not know is refused, and left as it was. */
 static void test_refused(void)
 {
@@ -603,6 +699,7 @@ int main(int argc, char **argv)
     g_test_add_func("/mapped-ram-lazy/fail-early", test_fail_early);
     g_test_add_func("/mapped-ram-lazy/free-early", test_free_early);
     g_test_add_func("/mapped-ram-lazy/empty", test_empty);
+    g_test_add_func("/mapped-ram-lazy/unregister", test_unregister);
     g_test_add_func("/mapped-ram-lazy/refused", test_refused);
 #endif
     return g_test_run();
