@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 
 from .config import cache, log_path
 from .host import check_needed, no_install, plain, this_host
@@ -114,6 +115,10 @@ def _sources(archives, suites=()):
                    for types, where, suites, key in wanted)
 
 
+# Parts of the tests run side by side, and apt has one lock of its own
+_one_at_a_time = threading.Lock()
+
+
 class Apt:
     """apt-get with the private configuration, made anew when needed.  With
     `suites` it knows only those releases' source packages, and keeps that
@@ -142,6 +147,7 @@ class Apt:
                         '-o', 'Dir::State::lists=' + lists,
                         '-o', 'APT::Get::List-Cleanup=0',
                         '-o', 'Acquire::Retries=2',
+                        '-o', 'DPkg::Lock::Timeout=300',
                         '-o', 'APT::Update::Post-Invoke-Success=',
                         '-o', 'Acquire::Languages=none']
         path = os.path.join(parts, 'private.sources')
@@ -168,10 +174,11 @@ class Apt:
         """apt-get; if the archive can't be reached, one clear line."""
         env = dict(os.environ, DEBIAN_FRONTEND='noninteractive', LC_ALL='C')
         log = log_path('apt-' + argv[0])
-        code = step(name, ['apt-get', *self.options, *argv], log, cwd=cwd,
-                    env=env, check=False)
-        if code:
-            raise _explain(name, log)
+        with _one_at_a_time:
+            code = step(name, ['apt-get', *self.options, *argv], log, cwd=cwd,
+                        env=env, check=False)
+            if code:
+                raise _explain(name, log)
 
     def fetch(self, name, *argv, cwd=None):
         """apt-get, once more with new lists if the archive no longer has the

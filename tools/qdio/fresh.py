@@ -137,9 +137,8 @@ def _check_user(machine, report):
     wanted = [p for p in machine.host.packages if plain(p) not in present]
     ok = code == 2 and named == wanted
     report(ok, f'fresh {machine.host.label}: an ordinary user is told what to '
-           'install', log=log)
-    if not ok:
-        print(f'  named: {named}\n  lacks: {wanted}')
+           'install', log=log,
+           remarks=() if ok else (f'named: {named}', f'lacks: {wanted}'))
 
 
 def _one(host, report):

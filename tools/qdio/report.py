@@ -2,10 +2,11 @@
 """What passed and what did not."""
 
 import re
+import threading
 import time
 
 from .progress import table
-from .say import Failure, duration, tail
+from .say import Failure, duration, say, tail
 
 
 def _excerpt(log):
@@ -53,16 +54,29 @@ class Part:
 
 class Report:
     """Prints a line for each check, and a table and the totals at the end.
-    One check may stand for several cases of a test program."""
+    One check may stand for several cases of a test program.  Several threads
+    may report, each on a part of its own."""
 
     def __init__(self):
-        self._parts = [Part('start')]
+        self._parts = {}            # in the order of the table, by name
+        self._lane = threading.local()
 
-    def __call__(self, ok, name, count=None, log=None):
+    def expect(self, names):
+        """The order in which the table names parts."""
+        for name in names:
+            self._parts[name] = Part(name)
+
+    def _part(self, name=None):
+        """The part of this name, or the one that the thread is at."""
+        name = name or getattr(self._lane, 'name', 'start')
+        return self._parts.setdefault(name, Part(name))
+
+    def __call__(self, ok, name, count=None, log=None, remarks=()):
+        """`remarks`: lines that say more."""
         passed, failed, skipped = count or (int(bool(ok)), int(not ok), 0)
         if not ok and not failed:
             failed = 1              # it died without saying which case
-        part = self._parts[-1]
+        part = self._part()
         part.passed += passed
         part.failed += failed
         part.skipped += skipped
@@ -70,47 +84,48 @@ class Report:
         if count:
             cases = f' ({passed} of {passed + failed} cases'
             cases += f', {skipped} skipped)' if skipped else ')'
-        print(f"{'ok' if ok else 'not ok'} - {name}{cases}", flush=True)
+        lines = [f"{'ok' if ok else 'not ok'} - {name}{cases}"]
         if skipped and log:
             part.reasons += skip_reasons(log)
         if not ok and log:
-            print('  ' + _excerpt(log).replace('\n', '\n  '))
-            print(f'  # all of the output: {log}', flush=True)
+            lines += ['  ' + line for line in _excerpt(log).split('\n')]
+            lines.append(f'  # all of the output: {log}')
+        say(*lines, *(f'  {line}' for line in remarks))
 
     def skip(self, name, why):
-        self._parts[-1].skipped += 1
-        self._parts[-1].reasons.append(why)
-        print(f'ok - {name} # SKIP {why}', flush=True)
+        part = self._part()
+        part.skipped += 1
+        part.reasons.append(why)
+        say(f'ok - {name} # SKIP {why}')
 
     def part(self, name, run, where=''):
         """Run one part; a step of it that fails does not end the others.
         `where` says how far all of them are."""
         start = time.monotonic()
-        print(f'# {name}{where}', flush=True)
-        self._parts.append(Part(name))
+        say(f'# {name}, {where}' if where else f'# {name}')
+        self._lane.name = name
         try:
             run()
         except Failure as err:
             self(False, f'{name}: {err}')
         finally:
-            self._parts[-1].seconds = time.monotonic() - start
+            self._part().seconds = time.monotonic() - start
 
     def skip_part(self, name, why):
-        self._parts.append(Part(name))
+        self._lane.name = name
         self.skip(name, why)
 
     @property
     def total(self):
-        return [sum(getattr(p, word) for p in self._parts)
+        return [sum(getattr(p, word) for p in self._parts.values())
                 for word in ('passed', 'failed', 'skipped')]
 
     def close(self):
-        parts = [p for p in self._parts
+        parts = [p for p in self._parts.values()
                  if p.seconds is not None or p.skipped or p.passed or p.failed]
         for line in table(['part', 'passed', 'time', 'skipped (why)'],
                           [p.cells() for p in parts], left=(0, 3)):
-            print('# ' + line)
+            say('# ' + line)
         passed, failed, skipped = self.total
-        print(f'{passed} passed, {failed} failed, {skipped} skipped',
-              flush=True)
+        say(f'{passed} passed, {failed} failed, {skipped} skipped')
         return 1 if failed or not passed else 0

@@ -7,6 +7,43 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+
+_speaking = threading.Lock()
+
+
+class _Steps:
+    """The processes of the steps that all threads run now."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._processes = set()
+        self.ended = False
+
+    def start(self, argv, **options):
+        with self._lock:
+            if self.ended:
+                raise Ended
+            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL,
+                                       start_new_session=True, **options)
+            self._processes.add(process)
+        return process
+
+    def forget(self, process):
+        with self._lock:
+            self._processes.discard(process)
+
+    def end(self):
+        """End them, and let no other begin."""
+        with self._lock:
+            self.ended = True
+            processes = list(self._processes)
+        for process in processes:
+            _end(process)
+
+
+_steps = _Steps()
 
 
 class Fault(Exception):
@@ -17,6 +54,16 @@ class Fault(Exception):
 class Failure(Exception):
     """A step that was started properly did not succeed, such as a build.
     Ends the program with exit code 1."""
+
+
+class Ended(Exception):
+    """Another thread has failed, or the user has ended the program."""
+
+
+def say(*lines):
+    """Lines of output that stay together, whoever else speaks."""
+    with _speaking:
+        print('\n'.join(lines), flush=True)
 
 
 def note(text):
@@ -102,12 +149,14 @@ def step(name, argv, log, cwd=None, env=None, check=True, append=False,
         out.flush()
         ticker = _Ticker(name, log)
         try:
-            process = subprocess.Popen(argv, cwd=cwd, env=env, stdout=out,
-                                       stderr=out, stdin=subprocess.DEVNULL,
-                                       start_new_session=True)
+            process = _steps.start(argv, cwd=cwd, env=env, stdout=out,
+                                   stderr=out)
         except OSError as err:
             ticker.stop('failed,')
             raise Fault(f'cannot start {argv[0]}: {err.strerror}') from None
+        except Ended:
+            ticker.stop('not begun,')
+            raise
         try:
             code = process.wait(timeout)
         except BaseException as err:
@@ -117,6 +166,11 @@ def step(name, argv, log, cwd=None, env=None, check=True, append=False,
                 raise Failure(f'{name}: not done after {duration(timeout)}; '
                               f'its output is in {log}') from None
             raise
+        finally:
+            _steps.forget(process)
+    if _steps.ended:
+        ticker.stop('stopped,')
+        raise Ended
     ticker.stop('done,' if code == 0 else f'failed (exit code {code}),')
     if code and check:
         text = tail(log)
@@ -126,3 +180,16 @@ def step(name, argv, log, cwd=None, env=None, check=True, append=False,
                         f'to a directory on a larger disk ({log})')
         raise Failure(f'{name} failed; all of its output is in {log}')
     return code
+
+
+def side_by_side(actions):
+    """Run functions, each in a thread of its own, until all have returned.  An
+    exception of one ends what the others run, and is raised."""
+    with ThreadPoolExecutor(len(actions)) as pool:
+        futures = [pool.submit(action) for action in actions]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            _steps.end()
+            raise

@@ -48,7 +48,7 @@ def count_cases(log):
     return len(found) - failed - skipped, failed, skipped
 
 
-def run_program(name, argv, log, report, env=None, cwd=None, timeout=1800,
+def run_program(name, argv, log, report, env=None, cwd=None, timeout=600,
                 filesystems=False):
     """Run one test program that writes TAP, with real file systems at hand
     if it wants some, and count its cases."""
@@ -144,6 +144,7 @@ def run_iotests(build, image_format, report):
                        *migrating_iotests(src)],
                 log_path(f'iotests-{build.name}-{image_format}'), report,
                 env=dict(building.environment(), TEST_DIR=scratch),
+                timeout=1800,
                 cwd=where)
 
 

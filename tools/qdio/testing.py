@@ -2,6 +2,7 @@
 """`./run test`: everything that must pass before a change is taken."""
 
 import contextlib
+import functools
 import os
 import shutil
 import sys
@@ -20,7 +21,7 @@ from .install import install
 from .lint import Lint
 from .refresh import refresh
 from .report import Report
-from .say import Failure, Fault, step, tail
+from .say import Failure, Fault, side_by_side, step, tail
 from .series import Series
 from .suites import IOTEST_PROGRAMS, SKIPPED, run_iotests, run_program, \
     run_qtest, run_suite, run_unit_tests, targets_of
@@ -56,13 +57,15 @@ class Tests:
              'deb': 2, 'sanitize': 10, 'canary': 0.5}
     # These take the same time however many bases there are
     ONCE = ('lint', 'tools', 'fresh', 'canary')
+    # These need no build of the others' and run beside those that follow
+    # `build`: both wait for disks, timers and guests as much as they compute
+    BESIDE = ('fresh', 'patches', 'deb', 'sanitize', 'canary')
 
     def __init__(self, bases, source, minutes=0, quick=False, every=False):
         """`every`: run each part also on bases that do not list it."""
         self.report = Report()
         self.series = Series(ROOT)
         self.all_trees = [Tree(base, source) for base in bases]
-        self.trees = self.all_trees     # those on which the part runs
         self._every = every
         self._broken = set()
         self._minutes = minutes
@@ -83,31 +86,56 @@ class Tests:
         return self.PARTS[part] * (1 if part in self.ONCE
                                    else len(self.trees_of(part)))
 
+    def lanes(self, parts):
+        """`parts` as those to begin with, and two lists that run side by
+        side."""
+        first = [p for p in parts if list(self.PARTS).index(p)
+                 <= list(self.PARTS).index('build')]
+        beside = [p for p in parts if p in self.BESIDE and p not in first]
+        then = [p for p in parts if p not in first and p not in beside]
+        return first, then, beside
+
+    def _estimate(self, parts):
+        first, then, beside = (sum(map(self.minutes_of, lane))
+                               for lane in self.lanes(parts))
+        return first + max(then, beside)
+
     def plan(self, parts):
-        print('# QEMU ' + ', '.join(t.base.name for t in self.trees) + ': '
+        print('# QEMU ' + ', '.join(t.base.name for t in self.all_trees)
+              + ': '
               + ', '.join(f'{p} {self.minutes_of(p):.1f}' for p in parts)
-              + f'; about {sum(map(self.minutes_of, parts)):.0f} minutes on 2 '
-              'cores, more if much must be compiled', flush=True)
+              + f'; about {self._estimate(parts):.0f} minutes on 2 cores, '
+              'more if much must be compiled', flush=True)
+        _, then, beside = self.lanes(parts)
+        if then and beside:
+            print('# side by side: ' + ', '.join(then) + ' and '
+                  + ', '.join(beside), flush=True)
 
     def run(self, parts):
         parts = [p for p in self.PARTS if p in parts]
         self.plan(parts)
-        start = time.monotonic()
-        for i, part in enumerate(parts, 1):
-            spent = (time.monotonic() - start) / 60
+        self.report.expect(parts)
+        self._start = time.monotonic()
+        first, then, beside = self.lanes(parts)
+        self._run_lane(first)
+        side_by_side([lambda: self._run_lane(then),
+                      lambda: self._run_lane(beside)])
+        return self.report.close()
+
+    def _run_lane(self, parts):
+        for part in parts:
+            spent = (time.monotonic() - self._start) / 60
             if self._minutes and spent > self._minutes:
                 self.report.skip_part(part, f'the {self._minutes} minutes of '
                                       'QDIO_MINUTES are over')
                 continue
-            self.trees = self.trees_of(part)
-            self.report.part(part, getattr(self, 'part_' + part),
-                             f', {i} of {len(parts)} parts, '
+            run, trees = getattr(self, 'part_' + part), self.trees_of(part)
+            self.report.part(part, functools.partial(run, trees),
                              f'{spent:.0f} minutes so far')
-        return self.report.close()
 
     # The repository
 
-    def part_tools(self):
+    def part_tools(self, _):
         env = dict(os.environ, PYTHONPATH=os.path.join(ROOT, 'tools'))
         for name in ('tools', 'lab', 'bench'):
             run_program(f'own tests of {name}/',
@@ -116,14 +144,12 @@ class Tests:
                         log_path(name + '-tests'), self.report, env=env,
                         cwd=ROOT)
 
-    def part_lint(self):
-        complaints = Lint(ROOT, self.trees).run()
-        self.report(not complaints, 'lint')
-        for text in complaints:
-            print('  ' + text)
+    def part_lint(self, trees):
+        complaints = Lint(ROOT, trees).run()
+        self.report(not complaints, 'lint', remarks=complaints)
 
-    def part_refresh(self):
-        for tree in self.trees:
+    def part_refresh(self, trees):
+        for tree in trees:
             self._refresh_is_identity(tree)
 
     def _refresh_is_identity(self, tree):
@@ -141,12 +167,11 @@ class Tests:
             changed = [p for p in changed if not _only_moved(copy, p)]
             again = [c for _, c in make_commits(Series(copy), base, tree.src,
                                                 tree.base_commit())]
-        self.report(not changed and again == commits, name)
-        for path in changed:
-            print(f'  refresh changes {path}')
+        self.report(not changed and again == commits, name,
+                    remarks=[f'refresh changes {path}' for path in changed])
 
-    def part_patches(self):
-        for tree in self.trees:
+    def part_patches(self, trees):
+        for tree in trees:
             if self.series.of(tree.base.name):
                 walk_patches(self.series, tree.base.name, tree, self.report)
 
@@ -173,8 +198,8 @@ class Tests:
             self.report(False, f'build {tree.base.name}: {err}')
             return None
 
-    def _on_builds(self, name, action, needs):
-        for tree in self.trees:
+    def _on_builds(self, name, trees, action, needs):
+        for tree in trees:
             tests = needs(tree)
             if not tests:
                 continue
@@ -185,27 +210,27 @@ class Tests:
                 self.report.skip(f'{name} {tree.base.name}',
                                  'it could not be built')
 
-    def part_build(self):
-        for tree in self.trees:
+    def part_build(self, trees):
+        for tree in trees:
             if self._built(tree, self._tests(tree, ('unit', 'qtest'))):
                 self.report(True, f'build {tree.base.name}')
 
-    def part_unit(self):
+    def part_unit(self, trees):
         def action(build, tests):
             run_unit_tests(build, self.series, tests, self.report)
 
-        self._on_builds('unit tests', action,
+        self._on_builds('unit tests', trees, action,
                         lambda tree: self._tests(tree, ('unit',)))
 
-    def part_qtest(self):
+    def part_qtest(self, trees):
         def action(build, tests):
             for _, name in tests:
                 run_qtest(build, name, self.report, filesystems=True)
 
-        self._on_builds('qtests', action,
+        self._on_builds('qtests', trees, action,
                         lambda tree: self._tests(tree, ('qtest',)))
 
-    def part_own(self):
+    def part_own(self, trees):
         def action(build, tests):
             for kind, name in tests:
                 if kind == 'suite':
@@ -215,19 +240,20 @@ class Tests:
                     run_qtest(build, name, self.report,
                               options=options.get(name, ()))
 
-        self._on_builds("the base's tests", action, lambda tree: OWN_TESTS)
+        self._on_builds("the base's tests", trees, action,
+                        lambda tree: OWN_TESTS)
 
-    def part_sanitize(self):
+    def part_sanitize(self, trees):
         """Not what the series adds to other bases, which is the same code."""
-        for tree in self.trees:
+        for tree in trees:
             if tree.base.sanitize:
                 tests = self._tests(tree, ('unit', 'qtest'))
                 sanitize.address(tree, self.series, tests, self.report)
                 sanitize.thread(tree, self.series, self.report)
                 sanitize.fuzz(tree, self.report)
 
-    def part_iotests(self):
-        for tree in self.trees:
+    def part_iotests(self, trees):
+        for tree in trees:
             formats = tree.base.iotests
             if not formats:
                 continue
@@ -242,14 +268,14 @@ class Tests:
 
     # The whole
 
-    def part_fresh(self):
+    def part_fresh(self, _):
         fresh.run(self.report)
 
-    def part_e2e(self):
+    def part_e2e(self, trees):
         if not os.path.exists(os.path.join(ROOT, 'e2e', '__main__.py')):
             self.report.skip('end to end', 'there is no e2e here')
             return
-        for tree in self.trees:
+        for tree in trees:
             build = self._built(tree)
             if not build:
                 self.report.skip(f'end to end {tree.base.name}',
@@ -286,9 +312,9 @@ class Tests:
             log_path(f'{log}-{build.name}'), self.report, env=env, cwd=ROOT,
             timeout=3000)
 
-    def part_libvirt(self):
+    def part_libvirt(self, trees):
         """virsh save and restore, through real libvirt."""
-        for tree in self.trees:
+        for tree in trees:
             build = self._built(tree)
             if build:
                 self._e2e(build, None, 'libvirt', 'libvirt',
@@ -298,10 +324,10 @@ class Tests:
                 self.report.skip(f'libvirt {tree.base.name}',
                                  'it could not be built')
 
-    def part_bench(self):
+    def part_bench(self, trees):
         """The benchmark runs on small guests; how fast they are does not
         matter."""
-        for tree in self.trees:
+        for tree in trees:
             if not tree.base.bench:
                 continue
             build = self._built(tree)
@@ -326,9 +352,9 @@ class Tests:
         self.report(code == 0 and drawn, f'benchmark {build.base.name}',
                     log=log)
 
-    def part_demo(self):
+    def part_demo(self, trees):
         """The demo, with each emulator as `./run install` puts it."""
-        for tree in self.trees:
+        for tree in trees:
             if not self._built(tree):
                 self.report.skip(f'demo {tree.base.name}',
                                  'it could not be built')
@@ -344,8 +370,8 @@ class Tests:
         self.report(code == 0, f'install and demo {tree.base.name}', log=log)
 
 
-    def part_deb(self):
-        for tree in self.trees:
+    def part_deb(self, trees):
+        for tree in trees:
             if self.series.of(tree.base.name):
                 self._deb(tree)
 
@@ -364,9 +390,8 @@ class Tests:
             _, dsc = make_package(self.series, tree, output)
             differs = check_package(tree, tip, dsc, src)
         self.report(not differs, f'deb {base}: dpkg-source -x makes the '
-                    'applied tree')
-        for path in differs[:10]:
-            print(f'  {path} differs')
+                    'applied tree',
+                    remarks=[f'{path} differs' for path in differs[:10]])
         # Without a .git, configure would leave -Werror out, and ccache would
         # find nothing
         build = Build(tree.base, os.path.join(directory, 'build'),
@@ -375,7 +400,7 @@ class Tests:
         self.report(True, f'deb {base}: its emulator builds')
 
 
-    def part_canary(self):
+    def part_canary(self, _):
         """What will be to do for the next line is no failure."""
         log = log_path('canary')
         code = step('canary', [os.path.join(ROOT, 'run'), 'canary'], log,
@@ -383,8 +408,8 @@ class Tests:
         if code == SKIPPED:
             self.report.skip('canary', tail(log, 1))
             return
-        self.report(code == 0, 'canary', log=log)
-        print('  ' + tail(log, 100).replace('\n', '\n  '))
+        self.report(code == 0, 'canary', log=log,
+                    remarks=tail(log, 100).splitlines())
 
 
 def _copy_series(series, where):

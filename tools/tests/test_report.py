@@ -4,11 +4,17 @@
 import contextlib
 import io
 import os
+import re
+import shutil
 import sys
 import tempfile
+import threading
+import time
 import unittest
+import unittest.mock
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from qdio import say                                    # noqa: E402
 from qdio.fresh import named_packages                   # noqa: E402
 from qdio.report import Report                          # noqa: E402
 from qdio.say import Failure                            # noqa: E402
@@ -60,6 +66,74 @@ class Printed(unittest.TestCase):
     def test_nothing(self):
         self.printed(lambda r: None)
         self.assertEqual(self.code, 1)
+
+
+    def test_order(self):
+        """The table has the parts in the order that was told, whichever ran
+        first."""
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            report = Report()
+            report.expect(['one', 'two'])
+            report.part('two', lambda: report(True, 'of two'))
+            report.part('one', lambda: report(True, 'of one'))
+            report.close()
+        table = re.findall(r'^# (\w+) +1 of 1', out.getvalue(), re.M)
+        self.assertEqual(table, ['one', 'two'])
+
+
+class SideBySide(unittest.TestCase):
+    """Lanes of parts."""
+
+    def setUp(self):
+        patcher = unittest.mock.patch('qdio.say._steps', say._Steps())
+        patcher.start()
+        self.addCleanup(patcher.stop)
+        self.log = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.log)
+
+    def step(self, name, *argv):
+        with contextlib.redirect_stderr(io.StringIO()):
+            say.step(name, argv, os.path.join(self.log, name))
+
+    def test_parts(self):
+        """Each check counts for the part of the thread that makes it."""
+        started = threading.Barrier(2)
+
+        def part(name, count):
+            started.wait()
+            for _ in range(count):
+                report(True, name)
+
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            report = Report()
+            say.side_by_side([
+                lambda: report.part('a', lambda: part('a', 20)),
+                lambda: report.part('b', lambda: part('b', 3))])
+            report.close()
+        self.assertRegex(out.getvalue(), r'# a +20 of 20 ')
+        self.assertRegex(out.getvalue(), r'# b +3 of 3 ')
+
+    def test_ended(self):
+        """A lane that fails ends the step that another lane is at, and what
+        comes after it."""
+        after = []
+
+        def waits():
+            self.step('long', 'sleep', '1000')
+            after.append('went on')
+
+        def fails():
+            while not say._steps._processes:
+                time.sleep(0.01)
+            raise say.Fault('no disk')
+
+        with self.assertRaisesRegex(say.Fault, 'no disk'):
+            say.side_by_side([waits, fails])
+        self.assertEqual(after, [])
+        with self.assertRaises(say.Ended):
+            self.step('later', 'true')
 
 
 class Fresh(unittest.TestCase):
