@@ -26,7 +26,7 @@
  */
 
         .set    COM1, 0x3f8
-        .set    GENS, 0x100000          /* generation of each page, u32 */
+        .set    GENS, 0x100000          /* generation of each page, u8 */
         .set    FIRST, 0x200            /* number of the first page we use */
         .set    HOT, 0x5000             /* ticks; number of a page */
 
@@ -73,7 +73,7 @@
  * are zero pages, so that pages become zero and cease to be zero.
  */
         .macro  PAGE_CONTENTS
-        movl    GENS(, %ebx, 4), %ecx
+        movzbl  GENS(%ebx), %ecx
         xorl    %eax, %eax
         xorl    %edx, %edx
         testl   $7, %ecx
@@ -159,7 +159,7 @@ protected_mode:
         /* the first contents of all pages */
         movl    $FIRST, %ebx
 1:      CALL    first_generation
-        movl    %eax, GENS(, %ebx, 4)
+        movb    %al, GENS(%ebx)
         CALL    write_page
         incl    %ebx
         cmpl    %ebp, %ebx
@@ -277,7 +277,7 @@ dirty_one:
         shrl    $2, %ecx
         divl    %ecx
         leal    FIRST(, %edx, 4), %ebx
-        incl    GENS(, %ebx, 4)
+        incb    GENS(%ebx)
         jmp     write_page
 
 bad_hot:
@@ -290,7 +290,7 @@ bad_page:
         movl    (%edi), %eax
         movl    %eax, %dr1
         TELL    s_bad, %ebx
-        movl    GENS(, %ebx, 4), %eax
+        movzbl  GENS(%ebx), %eax
         TELL    s_gen, %eax
         movl    %dr0, %eax
         TELL    s_want, %eax
