@@ -17,6 +17,7 @@ import time
 from lab import fs
 from lab.content import MIB
 from lab.guest import build_checker, configure_checker
+from lab.memory import huge_pages
 from lab.meter import Meter, cached, drop_caches, page_cache
 from lab.vm import VM, Mode
 
@@ -53,21 +54,6 @@ def start(emulator, place, content, incoming=False, name='bench',
               args=('-object', f'{MEMORY[memory]},id=ram0,size={ram}M',
                     '-machine', 'memory-backend=ram0')
               + (() if incoming else ('-S',)))
-
-
-@contextlib.contextmanager
-def huge_pages(mib):
-    """So many MiB of huge pages more, meanwhile."""
-    path = '/proc/sys/vm/nr_hugepages'
-    with open(path) as f:
-        before = f.read()
-    try:
-        with open(path, 'w') as f:
-            f.write(str(int(before) + mib // 2))
-        yield
-    finally:
-        with open(path, 'w') as f:
-            f.write(before)
 
 
 def completed(side, what, info):

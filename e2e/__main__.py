@@ -2,7 +2,9 @@
 """Entry point: python3 -m e2e --help, from the root of the repository."""
 
 import argparse
+import importlib
 import os
+import pkgutil
 import re
 import shutil
 import sys
@@ -11,13 +13,11 @@ import tempfile
 from lab.guest import build_checker
 from lab.vm import Emulator, NotQEMU
 
-from . import (test_cancel, test_crashes, test_descriptors,  # noqa: F401
-               test_devices, test_engines, test_errors, test_faultfs,
-               test_features, test_files, test_full, test_images,
-               test_instant, test_interop, test_last_stage,
-               test_mapped_ram_tool, test_refusals, test_restore, test_status,
-               test_stopped, test_targets)
 from .harness import TESTS, Config, run_all, selected
+
+for module in pkgutil.iter_modules([os.path.dirname(__file__)]):
+    if module.name.startswith('test_'):
+        importlib.import_module(f'{__package__}.{module.name}')
 
 
 def parse():

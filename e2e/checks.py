@@ -4,6 +4,7 @@ and leave nothing that looks like an image."""
 
 import contextlib
 import errno
+import hashlib
 import os
 
 from lab.qmp import QMPError
@@ -99,3 +100,24 @@ def fdset_case(t, vm, uri, mode, *fds):
     for entry in vm.command('query-fdsets'):
         vm.command('remove-fd', {'fdset-id': entry['fdset-id']})
     return info
+
+
+def chain_of(n):
+    """What the Linux guest must have computed after round n."""
+    chain = '0'
+    for i in range(1, n + 1):
+        chain = hashlib.sha256(f'{i} {chain}'.encode()).hexdigest()
+    return chain
+
+
+def check_chain(vm):
+    good = 0
+    for line in vm.serial():
+        fields = line.split()
+        if fields[:1] == ['BAD']:
+            raise AssertionError(line)
+        if fields[:1] == ['count'] and len(fields) == 4:
+            assert fields[3] == chain_of(int(fields[1])), \
+                f'the Linux guest computes wrong: {line}'
+            good += 1
+    assert good, 'the Linux guest said nothing'

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Instant restore: the guest runs while its RAM is still on the disk."""
 
-import collections
 import errno
 import hashlib
 import os
@@ -11,91 +10,14 @@ from lab.qmp import QMPError
 from lab.vm import Mode
 
 from .checks import expect_error
-from .faults import broken, check_engine, each_engine, faulty, with_engine
+from .faults import check_engine, each_engine, faulty, with_engine
 from .harness import test
+from .instant import DIRECT, HELD, RAM, begin, check_complete, figures, \
+    instant, restore, saved, wait_runstate
 
-RAM = 64
 MODES = [Mode(0), Mode(1, True), Mode(4, True), Mode(2)]
 DIRTY = {'dirty': 32}
-DIRECT = Mode(2, True)
-ALL = range(1, 1 << 30)
 LATER = range(16, 1 << 30)       # behind what is read before the guest runs
-HELD = ('large read', ALL, 'hold')
-
-
-def instant(vm, mode, **params):
-    """Sets what a destination needs, so that RAM follows the guest."""
-    vm.setup(mode, **params)
-    vm.command('migrate-set-capabilities', {'capabilities': [
-        {'capability': 'postcopy-ram', 'state': True}]})
-
-
-def begin(vm, uri, mode, **params):
-    """Restores, as far as to where the guest may run."""
-    instant(vm, mode, **params)
-    vm.command('migrate-incoming', {'uri': uri})
-    return wait_status(vm, 'postcopy-active', 'completed')
-
-
-def wait_status(vm, *wanted):
-    while True:
-        info = vm.migration()
-        status = info.get('status')
-        if status in wanted:
-            return info
-        if status == 'failed':
-            raise AssertionError(f'the restore failed: '
-                                 f'{info.get("error-desc")}')
-        time.sleep(0.005)
-
-
-def wait_runstate(vm, wanted):
-    while vm.command('query-status')['status'] != wanted:
-        vm.raise_if_dead()
-        time.sleep(0.005)
-
-
-Restore = collections.namedtuple('Restore', 'disk path want vm info')
-
-
-def restore(t, *faults, mode=DIRECT, **kwargs):
-    """Begins to restore from a file system on which `faults` go wrong after
-    the save.  What is `large read` is the background load, when direct."""
-    disk = broken(t, *faults, armed=False)
-    path = os.path.join(disk.mount, 'image')
-    want = saved(t, path, mode, **kwargs)
-    disk.arm()
-    vm = t.vm(incoming=True, ram=RAM, **kwargs)
-    return Restore(disk, path, want, vm, begin(vm, f'file:{path}', mode))
-
-
-def figures(info):
-    return info['direct-io']['instant']
-
-
-def saved(t, path, mode=DIRECT, ram=RAM, **kwargs):
-    """Saves a guest; returns the hash of its RAM."""
-    src = t.source(ram=ram, **kwargs)
-    src.save(f'file:{path}', mode)
-    want = src.ram_hash()
-    src.kill()
-    return want
-
-
-def check_complete(t, vm, want=None):
-    """All is loaded: the figures add up, RAM is as it was saved."""
-    info = vm.wait_migration()
-    assert info['status'] == 'completed', info
-    found = figures(info)
-    assert not found['active'], found
-    assert found['total'] > 0, found
-    assert found['fault-bytes'] + found['background-bytes'] == \
-        found['total'], found
-    direct = info['direct-io']
-    assert direct['load-done'] == direct['load-total'], direct
-    if want:
-        assert vm.ram_hash() == want, 'restored RAM is not what was saved'
-    return found
 
 
 @test('instant: RAM is what an eager restore gives', quick=True)

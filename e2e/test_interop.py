@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Images go from any emulator to any other, saved and restored in any way."""
 
-import hashlib
 import os
 import time
 
 from lab import image
 from lab.vm import Mode
 
-from .checks import case
+from .checks import case, check_chain
 from .harness import Skip, test
 
 MODES = [Mode(0), Mode(1), Mode(4), Mode(1, True), Mode(4, True)]
@@ -220,27 +219,6 @@ def test_source_goes_on(t):
         src.wait_guest('sweep')
         t.restores(f'file:{t.path("image")}', want, Mode(),
                    guest={'dirty': 16}).kill()
-
-
-def chain_of(n):
-    """What the Linux guest must have computed after round n."""
-    chain = '0'
-    for i in range(1, n + 1):
-        chain = hashlib.sha256(f'{i} {chain}'.encode()).hexdigest()
-    return chain
-
-
-def check_chain(vm):
-    good = 0
-    for line in vm.serial():
-        fields = line.split()
-        if fields[:1] == ['BAD']:
-            raise AssertionError(line)
-        if fields[:1] == ['count'] and len(fields) == 4:
-            assert fields[3] == chain_of(int(fields[1])), \
-                f'the Linux guest computes wrong: {line}'
-            good += 1
-    assert good, 'the Linux guest said nothing'
 
 
 @test('interop: Linux is saved while busy and computes on', quick=True,

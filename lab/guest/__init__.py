@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The guests that are saved and restored."""
 
+import glob
 import gzip
+import lzma
 import os
 import struct
 import subprocess
@@ -44,8 +46,31 @@ def _cpio_entry(name, mode, data=b'', rdev=(0, 0), ino=[0]):
     return entry + b'\0' * (-len(data) % 4)
 
 
-def build_initramfs(busybox, target):
-    """Packs busybox and our init, for a real Linux guest."""
+# What a Linux guest needs for a virtio disk, in the order in which it is loaded
+DISK = ('virtio', 'virtio_ring', 'virtio_pci_legacy_dev',
+        'virtio_pci_modern_dev', 'virtio_pci', 'virtio_blk')
+
+
+def find_modules(kernel, names):
+    """The modules of a kernel as its package has them, {name: bytes}.  Those
+    that are part of the kernel itself are left out."""
+    version = os.path.basename(kernel).removeprefix('vmlinuz-')
+    root = os.path.dirname(os.path.dirname(os.path.abspath(kernel)))
+    found = {}
+    for name in names:
+        # Debian's packages had /lib of their own until /usr was merged
+        for path in glob.glob(f'{root}/usr/lib/modules/{version}/**/{name}.ko*',
+                              recursive=True) or \
+                glob.glob(f'{root}/lib/modules/{version}/**/{name}.ko*',
+                          recursive=True):
+            opened = lzma.open if path.endswith('.xz') else open
+            with opened(path, 'rb') as f:
+                found[name] = f.read()
+    return found
+
+
+def build_initramfs(busybox, target, modules=None):
+    """Packs busybox, our init and modules, for a real Linux guest."""
     with open(busybox, 'rb') as f:
         binary = f.read()
     with open(os.path.join(HERE, 'init'), 'rb') as f:
@@ -58,6 +83,9 @@ def build_initramfs(busybox, target):
         _cpio_entry('dev/console', 0o020600, rdev=(5, 1)),
         _cpio_entry('bin/busybox', 0o100755, binary),
         _cpio_entry('init', 0o100755, init),
+        _cpio_entry('lib', 0o040755),
+        *(_cpio_entry(f'lib/{i}-{name}.ko', 0o100644, data)
+          for i, (name, data) in enumerate((modules or {}).items())),
         _cpio_entry('TRAILER!!!', 0),
     ])
     with gzip.open(target, 'wb', compresslevel=1) as f:

@@ -116,7 +116,8 @@ def firmware_directories():
 
 
 def kernel():
-    """The root of the distribution's kernel, and of busybox."""
+    """The root of the distribution's kernel with modules for a virtio disk,
+    and of busybox."""
     def get(apt, directory):
         host = this_host()
         found = re.findall(r'Depends: (linux-image-\S+)',
@@ -127,8 +128,9 @@ def kernel():
         _download(apt, directory, [found[0], host.busybox],
                   'a kernel and busybox')
 
-    return _unpacked('kernel', get, ('./boot/vmlinuz-*', './bin/busybox',
-                                     './usr/bin/busybox'))
+    return _unpacked('guest', get, (
+        './boot/vmlinuz-*', './bin/busybox', './usr/bin/busybox',
+        '*/kernel/drivers/virtio/virtio*', '*/drivers/block/virtio_blk.ko*'))
 
 
 def kernel_image():

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What tests of instant restore share."""
+
+import collections
+import os
+import time
+
+from lab.vm import Mode
+
+from .faults import broken
+
+RAM = 64
+DIRECT = Mode(2, True)
+ALL = range(1, 1 << 30)
+HELD = ('large read', ALL, 'hold')
+
+
+def instant(vm, mode, **params):
+    """Sets what a destination needs, so that RAM follows the guest."""
+    vm.setup(mode, **params)
+    vm.command('migrate-set-capabilities', {'capabilities': [
+        {'capability': 'postcopy-ram', 'state': True}]})
+
+
+def begin(vm, uri, mode, **params):
+    """Restores, as far as to where the guest may run."""
+    instant(vm, mode, **params)
+    vm.command('migrate-incoming', {'uri': uri})
+    return wait_status(vm, 'postcopy-active', 'completed')
+
+
+def wait_status(vm, *wanted):
+    while True:
+        info = vm.migration()
+        status = info.get('status')
+        if status in wanted:
+            return info
+        if status == 'failed':
+            raise AssertionError(f'the restore failed: '
+                                 f'{info.get("error-desc")}')
+        time.sleep(0.005)
+
+
+def wait_runstate(vm, wanted):
+    while vm.command('query-status')['status'] != wanted:
+        vm.raise_if_dead()
+        time.sleep(0.005)
+
+
+Restore = collections.namedtuple('Restore', 'disk path want vm info')
+
+
+def restore(t, *faults, mode=DIRECT, ram=RAM, source=None, **kwargs):
+    """Begins to restore from a file system on which `faults` go wrong after
+    the save.  What is `large read` is the background load, when direct."""
+    disk = broken(t, *faults, armed=False)
+    path = os.path.join(disk.mount, 'image')
+    want = saved(t, path, mode, ram, source, **kwargs)
+    disk.arm()
+    vm = t.vm(incoming=True, ram=ram, **kwargs)
+    return Restore(disk, path, want, vm, begin(vm, f'file:{path}', mode))
+
+
+def figures(info):
+    return info['direct-io']['instant']
+
+
+def saved(t, path, mode=DIRECT, ram=RAM, source=None, **kwargs):
+    """Saves a guest, or that of `source`; returns the hash of its RAM."""
+    src = source or t.source(ram=ram, **kwargs)
+    src.save(f'file:{path}', mode)
+    want = src.ram_hash()
+    src.kill()
+    return want
+
+
+def check_complete(t, vm, want=None):
+    """All is loaded: the figures add up, RAM is as it was saved."""
+    info = vm.wait_migration()
+    assert info['status'] == 'completed', info
+    found = figures(info)
+    assert not found['active'], found
+    assert found['total'] > 0, found
+    assert found['fault-bytes'] + found['background-bytes'] == \
+        found['total'], found
+    direct = info['direct-io']
+    assert direct['load-done'] == direct['load-total'], direct
+    if want:
+        assert vm.ram_hash() == want, 'restored RAM is not what was saved'
+    return found

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Instant restore from wherever an image can be, into whatever RAM is."""
+
+import os
+import shutil
+
+from lab.guest import DISK, build_initramfs, find_modules
+from lab.memory import huge_pages
+from lab.vm import VM, Mode
+
+from .checks import case, check_chain, each
+from .harness import Skip, test
+from .instant import DIRECT, HELD, RAM, begin, check_complete, restore, saved
+
+MIB = 1 << 20
+MODES = [Mode(0), Mode(1), DIRECT]
+
+
+def follows(t, uri, mode, want, descriptors=(), **kwargs):
+    """RAM follows the guest, and is right."""
+    vm = t.vm(incoming=True, ram=RAM, **kwargs)
+    vm.add_fds(3, *descriptors)
+    begin(vm, uri, mode)
+    found = check_complete(t, vm, want)
+    assert 'reason' not in found, found
+    vm.command('cont')
+    vm.ticks_on()
+    vm.wait_guest('sweep')
+    vm.kill()
+
+
+@test('instant: from an fdset, and at an offset', quick=True)
+def test_fdset(t):
+    path = t.path('image')
+    with open(path, 'wb') as f:
+        f.write(b'x' * 12345)
+    src = t.source(ram=RAM)
+    src.save(f'file:{path},offset=1M', DIRECT)
+    want = src.ram_hash()
+    src.kill()
+
+    def one(mode):
+        follows(t, f'file:{path},offset=1M', mode, want)
+        fds = [t.open(path, os.O_RDONLY)]
+        if mode.direct:
+            fds.append(t.open(path, os.O_RDONLY | os.O_DIRECT))
+        follows(t, 'file:/dev/fdset/3,offset=1M', mode, want, fds)
+    each(MODES, one)
+
+
+@test('instant: of an fdset no more stays open than of an eager restore',
+      quick=True)
+def test_fdset_closed(t):
+    """libvirt closes its own descriptors at once.  QEMU keeps those of an fdset
+    until the guest runs."""
+    path = t.path('image')
+    want = saved(t, path)
+
+    def descriptors_after(restores):
+        vm = t.vm(incoming=True, ram=RAM)
+        before = vm.open_descriptors()
+        fds = [os.open(path, os.O_RDONLY | flag) for flag in (0, os.O_DIRECT)]
+        vm.add_fds(3, *fds)
+        for fd in fds:
+            os.close(fd)
+        restores(vm, 'file:/dev/fdset/3', DIRECT)
+        vm.command('remove-fd', {'fdset-id': 3})
+        assert vm.wait_migration()['status'] == 'completed'
+        assert vm.ram_hash() == want
+        vm.command('cont')
+        vm.ticks_on(1)
+        found = vm.open_descriptors() - before
+        vm.kill()
+        return found
+
+    eager, later = map(descriptors_after, (VM.load, begin))
+    assert eager == later, f'{eager} descriptors more, or {later}'
+
+
+@test('instant: from a block device, and other sector sizes', quick=True)
+def test_device(t):
+    path = t.path('image')
+    want = saved(t, path)
+
+    def one(sector_size):
+        backing = t.path(f'disk{sector_size}')
+        shutil.copyfile(path, backing)
+        try:
+            device = t.loop(backing, 512 * MIB, sector_size=sector_size)
+        except OSError as err:
+            t.note(f'no sectors of {sector_size} bytes here: {err}')
+            return
+        for mode in MODES:
+            with case(mode):
+                follows(t, f'file:{device}', mode, want)
+    each((512, 4096, 16384), one)
+
+
+@test('instant: into huge pages', quick=True)
+def test_huge(t):
+    t.need_root()
+    path = t.path('image')
+    want = saved(t, path)
+    backend = f'memory-backend-memfd,id=pc.ram,size={RAM}M,hugetlb=on,' \
+              'hugetlbsize=2M'
+    args = ('-object', backend, '-machine', 'memory-backend=pc.ram')
+    with huge_pages(RAM + 2):
+        for mode in MODES:
+            with case(mode):
+                try:
+                    follows(t, f'file:{path}', mode, want, args=args)
+                except Exception as err:
+                    if 'Cannot allocate memory' in str(err):
+                        raise Skip('no huge pages here') from None
+                    raise
+
+
+def linux_with_disk(t, disk):
+    modules = find_modules(t.config.kernel, DISK)
+    if 'virtio_blk' not in modules:
+        raise Skip('no module virtio_blk lies beside the kernel')
+    initramfs = build_initramfs(t.config.busybox, t.path('initramfs.gz'),
+                                modules)
+    return ['-kernel', t.config.kernel, '-initrd', initramfs, '-append',
+            'console=ttyS0 quiet panic=1 tsc=unstable no_timer_check '
+            'mitigations=off random.trust_bootloader=on',
+            '-drive', f'if=virtio,format=raw,file={disk}']
+
+
+@test("instant: a disk's DMA to and from RAM that is not there", quick=True,
+      timeout=400)
+def test_dma(t):
+    """Linux reads and writes a virtio disk directly, while only page faults
+    load RAM."""
+    if not (t.config.kernel and t.config.busybox):
+        raise Skip('no Linux guest: give --kernel and --busybox')
+    disk = t.path('disk')
+    with open(disk, 'wb') as f:
+        f.write(os.urandom(16 * MIB))
+    args = linux_with_disk(t, disk)
+    src = t.vm(guest=False, ram=256, args=args)
+    src.wait_guest('count', 2, timeout=240, base=10)
+    faults, _, _, vm, info = restore(t, HELD, source=src, guest=False,
+                                     ram=256, args=args)
+    assert info['status'] == 'postcopy-active', info
+    vm.command('cont')
+    vm.wait_guest('count', 2, timeout=120, base=10)
+    assert vm.migration()['status'] == 'postcopy-active', vm.migration()
+    faults.release()
+    check_complete(t, vm)
+    vm.wait_guest('count', 2, timeout=120, base=10)
+    check_chain(vm)
