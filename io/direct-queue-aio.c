@@ -153,7 +153,7 @@ static bool aio_reap(void *state, bool wait, DirectRequest **req,
     return true;
 }
 
-const DirectQueueMethod direct_queue_method_aio = {
+const DirectQueueEngine direct_queue_engine_aio = {
     .name = "linux-aio",
     .open = aio_open,
     .close = aio_close,

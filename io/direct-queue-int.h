@@ -2,12 +2,12 @@
  * Direct queue: what the core, its engines and their tests share
  *
  * The core (direct-queue.c) knows what callers want: it cuts transfers into
- * requests, goes on after short ones, keeps the error and counts.  A method
+ * requests, goes on after short ones, keeps the error and counts.  An engine
  * (direct-queue-*.c) only hands one request to the kernel and tells when the
  * kernel is through with it, and how that ended.  Nothing of the kernel's
- * interface gets beyond the method's file.
+ * interface gets beyond the engine's file.
  *
- * All slots of a method are called by the queue's thread.
+ * All slots of an engine are called by the queue's thread.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -19,9 +19,9 @@
 #include "qemu/queue.h"
 
 /*
- * DirectRequest: a transfer of at most the limits' best_size.
+ * DirectRequest: a transfer of at most the limits' opt_transfer.
  *
- * The first four members say what is left to do, all a method needs.  The core
+ * The first four members say what is left to do, all an engine needs.  The core
  * changes them only between a completion and the next submission.
  */
 typedef struct DirectRequest DirectRequest;
@@ -31,18 +31,18 @@ struct DirectRequest {
     uint64_t offset;            /* offset + len <= INT64_MAX */
     bool is_write;
 
-    /* The method's own, from submission to completion. */
+    /* The engine's own, from submission to completion. */
     union {
         void *opaque;
         uint64_t number;
-    } method;
+    } engine;
 
     /* The core's. */
     uint64_t first_offset;      /* before any short transfer */
     int64_t start_us;           /* of the first submission */
     unsigned refusals;          /* how often EAGAIN came back */
     bool stalled;               /* the last transfer got nowhere */
-    bool use_sync;              /* the method refused it */
+    bool use_sync;              /* the engine refused it */
     QSIMPLEQ_ENTRY(DirectRequest) next;
 };
 
@@ -61,7 +61,7 @@ typedef enum DirectSubmit {
     DIRECT_SUBMIT_BUSY,
 } DirectSubmit;
 
-typedef struct DirectQueueMethod {
+typedef struct DirectQueueEngine {
     /* For people, messages and scripts: a word. */
     const char *name;
 
@@ -96,15 +96,15 @@ typedef struct DirectQueueMethod {
      * here.  NULL if submit() never queues.
      */
     bool (*reap)(void *state, bool wait, DirectRequest **req, ssize_t *result);
-} DirectQueueMethod;
+} DirectQueueEngine;
 
 /*
  * The engines.  CONFIG_DIRECT_QUEUE_URING and CONFIG_DIRECT_QUEUE_AIO tell
  * whether the first two are built.
  */
-extern const DirectQueueMethod direct_queue_method_uring;
-extern const DirectQueueMethod direct_queue_method_aio;
-extern const DirectQueueMethod direct_queue_method_sync;
+extern const DirectQueueEngine direct_queue_engine_uring;
+extern const DirectQueueEngine direct_queue_engine_aio;
+extern const DirectQueueEngine direct_queue_engine_sync;
 
 /*
  * Transfer @req with one system call, in this thread.  The synchronous
@@ -115,11 +115,11 @@ extern const DirectQueueMethod direct_queue_method_sync;
 ssize_t direct_queue_transfer_sync(int fd, const DirectRequest *req);
 
 /*
- * As direct_queue_new(), but with @method whatever @config's engine says: the
+ * As direct_queue_new(), but with @ops whatever @config's engine says: the
  * door for tests that make the kernel fail.
  */
-DirectQueue *direct_queue_new_with_method(const DirectQueueConfig *config,
-                                          const DirectQueueMethod *method,
+DirectQueue *direct_queue_new_with_engine(const DirectQueueConfig *config,
+                                          const DirectQueueEngine *ops,
                                           Error **errp);
 
 #endif /* QIO_DIRECT_QUEUE_INT_H */

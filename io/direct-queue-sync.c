@@ -61,7 +61,7 @@ static DirectSubmit sync_submit(void *state, DirectRequest *req,
     return DIRECT_SUBMIT_DONE;
 }
 
-const DirectQueueMethod direct_queue_method_sync = {
+const DirectQueueEngine direct_queue_engine_sync = {
     .name = "sync",
     .open = sync_open,
     .close = sync_close,

@@ -119,7 +119,7 @@ static bool uring_open(const DirectQueueConfig *config, unsigned depth,
     int ret;
 
     /* Who asks for io_uring by name knows the server. */
-    if (config->engine == DIRECT_QUEUE_ENGINE_AUTO &&
+    if (config->engine == DIRECT_IO_ENGINE_AUTO &&
         !uring_suits(config->fd, errp)) {
         return false;
     }
@@ -249,7 +249,7 @@ static bool uring_reap(void *state, bool wait, DirectRequest **req,
     return true;
 }
 
-const DirectQueueMethod direct_queue_method_uring = {
+const DirectQueueEngine direct_queue_engine_uring = {
     .name = "io_uring",
     .open = uring_open,
     .close = uring_close,

@@ -36,7 +36,7 @@
 #include "direct-queue-int.h"
 #include "trace.h"
 
-/* Far above every best_size, far below what one system call transfers. */
+/* Far above every opt_transfer, far below what one system call transfers. */
 #define REQUEST_SIZE_MAX    (1u << 30)
 
 /* After that many refusals, a millisecond apart, EAGAIN is an error. */
@@ -50,7 +50,7 @@ struct DirectQueue {
     uint32_t align;             /* what a transfer may be continued at */
     size_t request_size;
 
-    const DirectQueueMethod *method;
+    const DirectQueueEngine *ops;
     void *state;
     char *reason;
 
@@ -312,7 +312,7 @@ static bool start_request(DirectQueue *q, DirectRequest *req)
     if (req->use_sync) {
         result = direct_queue_transfer_sync(q->fd, req);
     } else {
-        answer = q->method->submit(q->state, req, &result);
+        answer = q->ops->submit(q->state, req, &result);
     }
 
     if (answer == DIRECT_SUBMIT_BUSY) {
@@ -358,7 +358,7 @@ static void queue_run(DirectQueue *q, bool wait)
 
     start_requests(q);
     while (q->in_flight > 0 &&
-           q->method->reap(q->state, wait, &req, &result)) {
+           q->ops->reap(q->state, wait, &req, &result)) {
         q->in_flight--;
         request_result(q, req, result);
         wait = false;
@@ -454,7 +454,7 @@ void direct_queue_cancel(DirectQueue *q)
 
 const char *direct_queue_engine_name(const DirectQueue *q)
 {
-    return q->method->name;
+    return q->ops->name;
 }
 
 const char *direct_queue_engine_reason(const DirectQueue *q)
@@ -482,40 +482,38 @@ void direct_queue_get_stats(DirectQueue *q, DirectQueueStats *stats)
 /* Birth and death */
 
 #ifdef CONFIG_DIRECT_QUEUE_URING
-#define METHOD_URING (&direct_queue_method_uring)
+#define ENGINE_URING (&direct_queue_engine_uring)
 #else
-#define METHOD_URING NULL
+#define ENGINE_URING NULL
 #endif
 
 #ifdef CONFIG_DIRECT_QUEUE_AIO
-#define METHOD_AIO (&direct_queue_method_aio)
+#define ENGINE_AIO (&direct_queue_engine_aio)
 #else
-#define METHOD_AIO NULL
+#define ENGINE_AIO NULL
 #endif
 
-static const struct {
-    const char *name;
-    const DirectQueueMethod *method;        /* NULL if not built in */
-} engines[DIRECT_QUEUE_ENGINE__MAX] = {
-    [DIRECT_QUEUE_ENGINE_IO_URING] = { "io_uring", METHOD_URING },
-    [DIRECT_QUEUE_ENGINE_LINUX_AIO] = { "linux-aio", METHOD_AIO },
-    [DIRECT_QUEUE_ENGINE_SYNC] = { "sync", &direct_queue_method_sync },
+/* NULL for those that are not built in, and for AUTO */
+static const DirectQueueEngine *const engines[DIRECT_IO_ENGINE__MAX] = {
+    [DIRECT_IO_ENGINE_IO_URING] = ENGINE_URING,
+    [DIRECT_IO_ENGINE_LINUX_AIO] = ENGINE_AIO,
+    [DIRECT_IO_ENGINE_SYNC] = &direct_queue_engine_sync,
 };
 
-/* Open @engine for @q; on failure @errp is a phrase, see the method's open. */
+/* Open @engine for @q; on failure @errp is a phrase, see its open(). */
 static bool open_engine(DirectQueue *q, const DirectQueueConfig *config,
-                        DirectQueueEngine engine, unsigned depth, Error **errp)
+                        DirectIoEngine engine, unsigned depth, Error **errp)
 {
-    const DirectQueueMethod *method = engines[engine].method;
+    const DirectQueueEngine *ops = engines[engine];
 
-    if (!method) {
+    if (!ops) {
         error_setg(errp, "not built in");
         return false;
     }
-    if (!method->open(config, depth, &q->state, errp)) {
+    if (!ops->open(config, depth, &q->state, errp)) {
         return false;
     }
-    q->method = method;
+    q->ops = ops;
     return true;
 }
 
@@ -526,8 +524,8 @@ static bool open_best_engine(DirectQueue *q, const DirectQueueConfig *config,
     g_autoptr(GString) reason = g_string_new(NULL);
     int engine;
 
-    for (engine = DIRECT_QUEUE_ENGINE_AUTO + 1;
-         engine < DIRECT_QUEUE_ENGINE__MAX; engine++) {
+    for (engine = DIRECT_IO_ENGINE_AUTO + 1;
+         engine < DIRECT_IO_ENGINE__MAX; engine++) {
         Error *err = NULL;
 
         if (open_engine(q, config, engine, depth, &err)) {
@@ -537,7 +535,8 @@ static bool open_best_engine(DirectQueue *q, const DirectQueueConfig *config,
             return true;
         }
         g_string_append_printf(reason, "%s%s: %s", reason->len ? "; " : "",
-                               engines[engine].name, error_get_pretty(err));
+                               DirectIoEngine_str(engine),
+                               error_get_pretty(err));
         error_free(err);
     }
     error_setg(errp, "%s: no engine for direct I/O works here: %s",
@@ -554,13 +553,14 @@ static DirectQueue *queue_alloc(const DirectQueueConfig *config,
 
     assert(is_power_of_2(limits->mem_align) &&
            is_power_of_2(limits->offset_align) &&
-           is_power_of_2(limits->best_size));
+           is_power_of_2(limits->opt_transfer));
 
     q->fd = config->fd;
     q->name = g_strdup(config->name);
     q->limits = *limits;
     q->align = MAX(limits->mem_align, limits->offset_align);
-    q->request_size = MAX(MIN(limits->best_size, REQUEST_SIZE_MAX), q->align);
+    q->request_size = MAX(MIN(limits->opt_transfer, REQUEST_SIZE_MAX),
+                          q->align);
     assert(q->request_size <= REQUEST_SIZE_MAX);
     q->bytes_max = config->bytes ?:
                    (config->depth ? UINT64_MAX : DIRECT_QUEUE_BYTES_DEFAULT);
@@ -583,9 +583,9 @@ static void queue_dispose(DirectQueue *q)
     g_free(q);
 }
 
-/* With @method, or with what @config's engine leads to if it is NULL. */
+/* With @ops, or with what @config's engine leads to if it is NULL. */
 static DirectQueue *queue_new(const DirectQueueConfig *config,
-                              const DirectQueueMethod *method, Error **errp)
+                              const DirectQueueEngine *ops, Error **errp)
 {
     unsigned depth = config->depth ?: DIRECT_QUEUE_DEPTH_DEFAULT;
     DirectQueue *q;
@@ -598,17 +598,18 @@ static DirectQueue *queue_new(const DirectQueueConfig *config,
         return NULL;
     }
     q = queue_alloc(config, depth);
-    if (method) {
-        q->method = method;
-        ok = method->open(config, depth, &q->state, errp);
-    } else if (config->engine == DIRECT_QUEUE_ENGINE_AUTO) {
+    if (ops) {
+        q->ops = ops;
+        ok = ops->open(config, depth, &q->state, errp);
+    } else if (config->engine == DIRECT_IO_ENGINE_AUTO) {
         ok = open_best_engine(q, config, depth, errp);
     } else {
         ok = open_engine(q, config, config->engine, depth, &err);
         if (!ok) {
             error_setg(errp, "%s: the %s engine for direct I/O does not work "
                        "here: %s", config->name,
-                       engines[config->engine].name, error_get_pretty(err));
+                       DirectIoEngine_str(config->engine),
+                       error_get_pretty(err));
             error_free(err);
         }
     }
@@ -616,7 +617,7 @@ static DirectQueue *queue_new(const DirectQueueConfig *config,
         queue_dispose(q);
         return NULL;
     }
-    trace_direct_queue_new(q, q->name, q->method->name, q->reason ?: "",
+    trace_direct_queue_new(q, q->name, q->ops->name, q->reason ?: "",
                            depth, q->limits.mem_align, q->limits.offset_align,
                            q->request_size);
     return q;
@@ -627,11 +628,11 @@ DirectQueue *direct_queue_new(const DirectQueueConfig *config, Error **errp)
     return queue_new(config, NULL, errp);
 }
 
-DirectQueue *direct_queue_new_with_method(const DirectQueueConfig *config,
-                                          const DirectQueueMethod *method,
+DirectQueue *direct_queue_new_with_engine(const DirectQueueConfig *config,
+                                          const DirectQueueEngine *ops,
                                           Error **errp)
 {
-    return queue_new(config, method, errp);
+    return queue_new(config, ops, errp);
 }
 
 void direct_queue_free(DirectQueue *q)
@@ -641,6 +642,6 @@ void direct_queue_free(DirectQueue *q)
     }
     direct_queue_cancel(q);
     queue_wait_all(q);
-    q->method->close(q->state);
+    q->ops->close(q->state);
     queue_dispose(q);
 }

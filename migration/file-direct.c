@@ -78,18 +78,6 @@ static int open_second(const char *path, int fd, int access, Error **errp)
     return second;
 }
 
-DirectQueueEngine file_direct_engine(void)
-{
-    static const DirectQueueEngine engines[DIRECT_IO_ENGINE__MAX] = {
-        [DIRECT_IO_ENGINE_AUTO] = DIRECT_QUEUE_ENGINE_AUTO,
-        [DIRECT_IO_ENGINE_IO_URING] = DIRECT_QUEUE_ENGINE_IO_URING,
-        [DIRECT_IO_ENGINE_LINUX_AIO] = DIRECT_QUEUE_ENGINE_LINUX_AIO,
-        [DIRECT_IO_ENGINE_SYNC] = DIRECT_QUEUE_ENGINE_SYNC,
-    };
-
-    return engines[migrate_direct_io_engine()];
-}
-
 unsigned file_direct_depth(unsigned channels)
 {
     unsigned depth = migrate_direct_io_depth();
@@ -105,7 +93,7 @@ static bool try_engine(const char *path, Error **errp)
         .fd = direct_fd,
         .name = path,
         .limits = direct_limits,
-        .engine = file_direct_engine(),
+        .engine = migrate_direct_io_engine(),
         .depth = file_direct_depth(migrate_multifd_channels()),
     };
     g_autoptr(DirectQueue) q = direct_queue_new(&config, errp);

@@ -52,9 +52,6 @@ int file_direct_fd(DirectIOLimits *limits);
  */
 const char *file_direct_reason(void);
 
-/* The engine that the parameter x-direct-io-engine asks for. */
-DirectQueueEngine file_direct_engine(void);
-
 /*
  * How many requests each of @channels workers may have in flight: its share
  * of what the parameter x-direct-io-depth says, but at least two, unless that

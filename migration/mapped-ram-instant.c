@@ -289,7 +289,7 @@ static Instant *instant_new(QEMUFile *f, Error **errp)
         config.file.name = i->name;
         config.file.fd = i->fd;
         config.file.direct_fd = i->direct_fd;
-        config.file.engine = file_direct_engine();
+        config.file.engine = migrate_direct_io_engine();
         config.file.workers = mapped_ram_workers();
         i->lazy = mapped_ram_lazy_new(&config, errp);
     }

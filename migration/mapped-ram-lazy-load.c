@@ -29,7 +29,7 @@ bool lazy_slot_init(MappedRamLazy *l, LazySlot *slot, Error **errp)
     config.workers = l->config.file.workers * SLOTS;
     if (slot->fault) {
         /* One read at a time: nothing is faster than a system call. */
-        config.engine = DIRECT_QUEUE_ENGINE_SYNC;
+        config.engine = DIRECT_IO_ENGINE_SYNC;
         config.depth = 1;
     }
     if (!slot->buf) {

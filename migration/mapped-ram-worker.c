@@ -80,7 +80,7 @@ uint64_t mapped_ram_worker_bytes(unsigned depth, unsigned workers)
 
 static DirectQueue *new_queue(const MappedRamPoolConfig *config, int fd,
                               const DirectIOLimits *limits,
-                              DirectQueueEngine engine, Error **errp)
+                              DirectIoEngine engine, Error **errp)
 {
     DirectQueueConfig queue = {
         .fd = fd,
@@ -113,7 +113,7 @@ bool mapped_ram_worker_init(MappedRamWorker *c,
     }
     /* The page cache answers at once: nothing to be asynchronous about. */
     c->buffered = new_queue(config, config->fd, &buffered,
-                            DIRECT_QUEUE_ENGINE_SYNC, errp);
+                            DIRECT_IO_ENGINE_SYNC, errp);
     return c->buffered != NULL;
 }
 

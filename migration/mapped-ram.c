@@ -93,7 +93,7 @@ MappedRam *mapped_ram_new(QEMUFile *f, bool load, Error **errp)
         .thread_name = load ? "mapped-load" : "mapped-save",
         .fd = mapped_ram_stream_fd(f),
         .workers = mapped_ram_workers(),
-        .engine = file_direct_engine(),
+        .engine = migrate_direct_io_engine(),
         .keep_zeros = mapped_ram_compat_keep_zeros(),
         .thread_started = mapped_ram_compat_thread_started,
         .thread_ended = mapped_ram_compat_thread_ended,

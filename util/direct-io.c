@@ -19,7 +19,7 @@
 #endif
 
 /*
- * The request size that suits all disks seen so far; see best_size().  On a
+ * The request size that suits all disks seen so far; see opt_transfer().  On a
  * virtio disk 2 MiB were 10 to 20 % faster than 1 MiB, and 4 MiB no better.
  */
 #define BEST_SIZE_DEFAULT   (2 * 1024 * 1024)
@@ -116,7 +116,7 @@ void direct_io_limits_buffered(DirectIOLimits *limits)
 {
     limits->mem_align = 1;
     limits->offset_align = 1;
-    limits->best_size = BEST_SIZE_DEFAULT;
+    limits->opt_transfer = BEST_SIZE_DEFAULT;
 }
 
 #ifdef O_DIRECT
@@ -196,7 +196,7 @@ static bool guess_align(int fd, const char *name, const struct stat *st,
 }
 
 /* A file system that stripes tells so by a large st_blksize. */
-static uint32_t best_size(const struct stat *st, const DirectIOLimits *limits)
+static uint32_t opt_transfer(const struct stat *st, const DirectIOLimits *limits)
 {
     uint64_t size = BEST_SIZE_DEFAULT;
 
@@ -240,7 +240,7 @@ bool direct_io_probe(int fd, const char *name, DirectIOLimits *limits,
     }
     found.mem_align = mem_align;
     found.offset_align = offset_align;
-    found.best_size = best_size(&st, &found);
+    found.opt_transfer = opt_transfer(&st, &found);
     *limits = found;
     return true;
 }

@@ -52,6 +52,7 @@
 #ifndef QIO_DIRECT_QUEUE_H
 #define QIO_DIRECT_QUEUE_H
 
+#include "qapi/qapi-types-direct-io-engine.h"
 #include "qemu/direct-io.h"
 
 /* How many requests are in flight if the configuration says 0, and at most. */
@@ -66,25 +67,6 @@
  */
 #define DIRECT_QUEUE_BYTES_DEFAULT  (32 * 1024 * 1024)
 
-typedef enum DirectQueueEngine {
-    /* The best one that works here, looked for in the order below. */
-    DIRECT_QUEUE_ENGINE_AUTO,
-
-    /*
-     * io_uring; needs Linux 5.6, and a sandbox that lets it through.  Not
-     * taken by itself on FUSE, whose short writes it would make wrong ones.
-     */
-    DIRECT_QUEUE_ENGINE_IO_URING,
-
-    /* Linux's older aio; it waits in the submission if not O_DIRECT. */
-    DIRECT_QUEUE_ENGINE_LINUX_AIO,
-
-    /* One transfer at a time with pread() and pwrite(); always there. */
-    DIRECT_QUEUE_ENGINE_SYNC,
-
-    DIRECT_QUEUE_ENGINE__MAX,
-} DirectQueueEngine;
-
 /**
  * DirectQueueConfig: how to make a queue; all is copied.
  *
@@ -93,7 +75,11 @@ typedef enum DirectQueueEngine {
  *      position is neither used nor changed.
  * @name: the file's name for messages
  * @limits: what transfers on @fd must obey
- * @engine: which engine; all but AUTO fail if theirs does not work here
+ * @engine: which engine.  All but AUTO fail if theirs does not work here.
+ *          AUTO takes the first of the others that works: io_uring needs
+ *          Linux 5.6, a sandbox that lets it through, and a file system other
+ *          than FUSE, whose short writes it would make wrong ones; Linux's
+ *          older aio waits in the submission if the file is not O_DIRECT.
  * @depth: how many requests may be in flight, of any size; 0 for
  *         DIRECT_QUEUE_DEPTH_DEFAULT requests, which together have no more
  *         than @bytes
@@ -104,7 +90,7 @@ typedef struct DirectQueueConfig {
     int fd;
     const char *name;
     DirectIOLimits limits;
-    DirectQueueEngine engine;
+    DirectIoEngine engine;
     unsigned depth;
     uint64_t bytes;
 } DirectQueueConfig;
@@ -117,7 +103,7 @@ typedef struct DirectQueueConfig {
  *
  * A request is what the queue hands to its engine: a call of
  * direct_queue_read() or direct_queue_write() is one or several, depending on
- * its length and the limits' best_size.  Going on after a short transfer
+ * its length and the limits' opt_transfer.  Going on after a short transfer
  * belongs to the same request, and to its time.
  */
 typedef struct DirectQueueStats {
@@ -152,7 +138,7 @@ typedef struct DirectQueue DirectQueue;
  * @config: see there
  * @errp: pointer to a NULL-initialized error object
  *
- * With DIRECT_QUEUE_ENGINE_AUTO this fails only if not even the synchronous
+ * With DIRECT_IO_ENGINE_AUTO this fails only if not even the synchronous
  * engine works; direct_queue_engine_name() tells which engine it became and
  * direct_queue_engine_reason() why it is not a better one.
  *

@@ -105,7 +105,7 @@ typedef struct MappedRamPoolConfig {
     int direct_fd;
     DirectIOLimits direct_limits;
     unsigned workers;
-    DirectQueueEngine engine;
+    DirectIoEngine engine;
     unsigned depth;
     bool keep_zeros;
     void *(*thread_started)(const char *name);

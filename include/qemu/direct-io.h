@@ -24,7 +24,7 @@
  * DirectIOLimits: what transfers on one descriptor must obey, in bytes.
  *
  * All members are powers of two.  @mem_align and @offset_align are at most
- * DIRECT_IO_ALIGN_MAX; @best_size is a multiple of both.
+ * DIRECT_IO_ALIGN_MAX; @opt_transfer is a multiple of both.
  */
 typedef struct DirectIOLimits {
     /* Alignment of the buffer's address. */
@@ -34,7 +34,7 @@ typedef struct DirectIOLimits {
     uint32_t offset_align;
 
     /* The size of request that this file likes best; larger ones are split. */
-    uint32_t best_size;
+    uint32_t opt_transfer;
 } DirectIOLimits;
 
 /**

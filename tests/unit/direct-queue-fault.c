@@ -147,7 +147,7 @@ static bool fault_reap(void *state, bool wait, DirectRequest **req,
     return true;
 }
 
-static const DirectQueueMethod fault_method = {
+static const DirectQueueEngine fault_engine = {
     .name = "fault",
     .open = fault_open,
     .close = fault_close,
@@ -167,7 +167,7 @@ DirectQueue *fault_queue(int *fd, uint32_t align, uint32_t size,
 
     *fd = direct_io_test_file(g_get_tmp_dir(), 0, NULL);
     config.fd = *fd;
-    return direct_queue_new_with_method(&config, &fault_method, &error_abort);
+    return direct_queue_new_with_engine(&config, &fault_engine, &error_abort);
 }
 
 void fault_queue_free(DirectQueue *q, int fd)

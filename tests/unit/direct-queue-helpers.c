@@ -94,21 +94,14 @@ uint64_t histogram_sum(const DirectQueueStats *stats)
     return sum;
 }
 
-const char *const engine_names[DIRECT_QUEUE_ENGINE__MAX] = {
-    [DIRECT_QUEUE_ENGINE_AUTO] = "auto",
-    [DIRECT_QUEUE_ENGINE_IO_URING] = "io_uring",
-    [DIRECT_QUEUE_ENGINE_LINUX_AIO] = "linux-aio",
-    [DIRECT_QUEUE_ENGINE_SYNC] = "sync",
-};
+static bool works[DIRECT_IO_ENGINE__MAX];
 
-static bool works[DIRECT_QUEUE_ENGINE__MAX];
-
-bool engine_works(DirectQueueEngine engine)
+bool engine_works(DirectIoEngine engine)
 {
     return works[engine];
 }
 
-static bool try_engine(DirectQueueEngine engine)
+static bool try_engine(DirectIoEngine engine)
 {
     int fd = direct_io_test_file(g_get_tmp_dir(), 0, NULL);
     DirectQueueConfig config = {
@@ -131,7 +124,7 @@ static bool try_engine(DirectQueueEngine engine)
 }
 
 DirectQueue *make_queue(int fd, const DirectIOLimits *limits,
-                        DirectQueueEngine engine, unsigned depth)
+                        DirectIoEngine engine, unsigned depth)
 {
     DirectQueueConfig config = {
         .fd = fd,
@@ -172,7 +165,7 @@ bool fixture_open(QueueFixture *f, const TestPlace *place, int flags,
         direct_io_limits_buffered(&f->limits);
     }
     if (request_size) {
-        f->limits.best_size = request_size;
+        f->limits.opt_transfer = request_size;
     }
     f->q = make_queue(f->fd, &f->limits, place->engine, depth);
     return true;
@@ -193,7 +186,7 @@ void direct_queue_test_init(int *argc, char ***argv)
     signal(SIGXFSZ, SIG_IGN);
 
     g_test_init(argc, argv, NULL);
-    for (i = DIRECT_QUEUE_ENGINE_AUTO + 1; i < DIRECT_QUEUE_ENGINE__MAX; i++) {
+    for (i = DIRECT_IO_ENGINE_AUTO + 1; i < DIRECT_IO_ENGINE__MAX; i++) {
         works[i] = try_engine(i);
     }
 }
@@ -202,7 +195,7 @@ void add_case(const TestPlace *place, const char *what, GTestDataFunc func)
 {
     g_autofree char *path =
         g_strdup_printf("/direct-queue/%s/%s/%s/%s",
-                        engine_names[place->engine], place->name,
+                        DirectIoEngine_str(place->engine), place->name,
                         place->direct ? "direct" : "buffered", what);
     TestPlace *copy = g_new(TestPlace, 1);
 
@@ -243,8 +236,8 @@ static void for_each_engine(const char *path, bool is_device,
     if (!name) {
         return;
     }
-    for (engine = DIRECT_QUEUE_ENGINE_AUTO + 1;
-         engine < DIRECT_QUEUE_ENGINE__MAX; engine++) {
+    for (engine = DIRECT_IO_ENGINE_AUTO + 1;
+         engine < DIRECT_IO_ENGINE__MAX; engine++) {
         for (direct = 0; direct < 2 && works[engine]; direct++) {
             place.engine = engine;
             place.direct = direct;

@@ -48,10 +48,8 @@ uint64_t histogram_sum(const DirectQueueStats *stats);
 
 /* Engines, and places where they are tested */
 
-extern const char *const engine_names[DIRECT_QUEUE_ENGINE__MAX];
-
 /* Whether a queue can be made with @engine on this host. */
-bool engine_works(DirectQueueEngine engine);
+bool engine_works(DirectIoEngine engine);
 
 /* Where a test case runs: with which engine, and on what. */
 typedef struct TestPlace {
@@ -59,7 +57,7 @@ typedef struct TestPlace {
     const char *name;           /* for the paths of test cases */
     bool is_device;
     bool direct;                /* with O_DIRECT */
-    DirectQueueEngine engine;
+    DirectIoEngine engine;
 } TestPlace;
 
 /* A file, or the device, open twice, and a queue on one of the descriptors */
@@ -71,12 +69,12 @@ typedef struct QueueFixture {
 } QueueFixture;
 
 DirectQueue *make_queue(int fd, const DirectIOLimits *limits,
-                        DirectQueueEngine engine, unsigned depth);
+                        DirectIoEngine engine, unsigned depth);
 
 /*
  * Open the device, or a new file in the directory, with the access mode
  * @flags, and make a queue whose requests have @request_size bytes (0: the
- * file's best_size).
+ * file's opt_transfer).
  *
  * Returns: false if @place has no direct I/O.  The test case is then marked as
  * skipped, and there is nothing to close.

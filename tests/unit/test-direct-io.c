@@ -76,13 +76,13 @@ static void assert_sane(const DirectIOLimits *limits)
 {
     g_assert(is_power_of_2(limits->mem_align));
     g_assert(is_power_of_2(limits->offset_align));
-    g_assert(is_power_of_2(limits->best_size));
+    g_assert(is_power_of_2(limits->opt_transfer));
     g_assert_cmpuint(limits->mem_align, <=, DIRECT_IO_ALIGN_MAX);
     g_assert_cmpuint(limits->offset_align, <=, DIRECT_IO_ALIGN_MAX);
-    g_assert_cmpuint(limits->best_size, >=, limits->mem_align);
-    g_assert_cmpuint(limits->best_size, >=, limits->offset_align);
-    g_assert_cmpuint(limits->best_size, >=, 1024 * 1024);
-    g_assert_cmpuint(limits->best_size, <=, 4 * 1024 * 1024);
+    g_assert_cmpuint(limits->opt_transfer, >=, limits->mem_align);
+    g_assert_cmpuint(limits->opt_transfer, >=, limits->offset_align);
+    g_assert_cmpuint(limits->opt_transfer, >=, 1024 * 1024);
+    g_assert_cmpuint(limits->opt_transfer, <=, 4 * 1024 * 1024);
 }
 
 /*
@@ -279,7 +279,7 @@ static void test_refused_by_statx(gconstpointer data)
                      "direct I/O on this file; turn *");
         g_assert_cmpuint(limits.mem_align, ==, 1);
         g_assert_cmpuint(limits.offset_align, ==, 2);
-        g_assert_cmpuint(limits.best_size, ==, 3);
+        g_assert_cmpuint(limits.opt_transfer, ==, 3);
     }
     close(fd);
 }
@@ -292,7 +292,7 @@ static void test_limits_buffered(void)
     direct_io_limits_buffered(&limits);
     g_assert_cmpuint(limits.mem_align, ==, 1);
     g_assert_cmpuint(limits.offset_align, ==, 1);
-    g_assert_cmpuint(limits.best_size, ==, 2 * 1024 * 1024);
+    g_assert_cmpuint(limits.opt_transfer, ==, 2 * 1024 * 1024);
 }
 
 static void test_nonsense(void)
@@ -322,7 +322,7 @@ static void test_nonsense(void)
         fake_statx.offset_align = answers[i].offset_align;
         g_assert(!direct_io_probe(fd, "the-name", &limits, &err));
         assert_error(err, answers[i].pattern);
-        g_assert_cmpuint(limits.best_size, ==, 3);
+        g_assert_cmpuint(limits.opt_transfer, ==, 3);
     }
 
     /* The largest that makes sense. */

@@ -51,7 +51,7 @@ static bool refuse_to_open(const DirectQueueConfig *config, unsigned depth,
     return false;
 }
 
-static const DirectQueueMethod refusing_method = {
+static const DirectQueueEngine refusing_engine = {
     .name = "refusing",
     .open = refuse_to_open,
 };
@@ -73,7 +73,7 @@ static void test_new(void)
     config.depth = 0;
 
     err = NULL;
-    g_assert_null(direct_queue_new_with_method(&config, &refusing_method,
+    g_assert_null(direct_queue_new_with_engine(&config, &refusing_engine,
                                                &err));
     assert_error(err, "not today");
 
@@ -82,7 +82,7 @@ static void test_new(void)
     reason = direct_queue_engine_reason(q);
     g_test_message("%s because of: %s", direct_queue_engine_name(q),
                    reason ?: "nothing");
-    for (i = DIRECT_QUEUE_ENGINE_IO_URING; i < DIRECT_QUEUE_ENGINE__MAX; i++) {
+    for (i = DIRECT_IO_ENGINE_IO_URING; i < DIRECT_IO_ENGINE__MAX; i++) {
         DirectQueue *forced;
 
         config.engine = i;
@@ -90,20 +90,21 @@ static void test_new(void)
         forced = direct_queue_new(&config, &err);
         if (forced) {
             g_assert_cmpstr(direct_queue_engine_name(forced), ==,
-                            engine_names[i]);
-            g_assert_cmpstr(direct_queue_engine_name(q), ==, engine_names[i]);
+                            DirectIoEngine_str(i));
+            g_assert_cmpstr(direct_queue_engine_name(q), ==,
+                            DirectIoEngine_str(i));
             g_assert_null(direct_queue_engine_reason(forced));
             direct_queue_free(forced);
             break;
         }
         g_assert_nonnull(reason);
-        g_assert_nonnull(strstr(reason, engine_names[i]));
-        g_assert_nonnull(strstr(error_get_pretty(err), engine_names[i]));
+        g_assert_nonnull(strstr(reason, DirectIoEngine_str(i)));
+        g_assert_nonnull(strstr(error_get_pretty(err), DirectIoEngine_str(i)));
         assert_error(err, "the-file: the * engine for direct I/O does not "
                      "work here: *");
     }
-    g_assert_cmpint(i, <, DIRECT_QUEUE_ENGINE__MAX);
-    g_assert((reason == NULL) == (i == DIRECT_QUEUE_ENGINE_IO_URING));
+    g_assert_cmpint(i, <, DIRECT_IO_ENGINE__MAX);
+    g_assert((reason == NULL) == (i == DIRECT_IO_ENGINE_IO_URING));
     direct_queue_free(q);
     close(fd);
 }
@@ -179,7 +180,7 @@ static void check_choice(int fd, const Forbidden *uring, const Forbidden *aio,
     g_free(pattern);
     pattern = g_strdup_printf("the-file: the io_uring engine for direct I/O "
                               "does not work here: %s", uring->reason);
-    config.engine = DIRECT_QUEUE_ENGINE_IO_URING;
+    config.engine = DIRECT_IO_ENGINE_IO_URING;
     g_assert_null(direct_queue_new(&config, &err));
     assert_error(err, pattern);
     g_assert_cmpuint(count_descriptors(), ==, descriptors);
@@ -201,7 +202,7 @@ static void test_uring_patience(void)
 {
     DirectQueueConfig config = {
         .name = "the-file",
-        .engine = DIRECT_QUEUE_ENGINE_IO_URING,
+        .engine = DIRECT_IO_ENGINE_IO_URING,
         .depth = 1,
     };
     uint8_t buf[4096] = {};
@@ -274,7 +275,7 @@ int main(int argc, char **argv)
     int i;
 
     direct_queue_test_init(&argc, &argv);
-    for (i = DIRECT_QUEUE_ENGINE_AUTO + 1; i < DIRECT_QUEUE_ENGINE__MAX; i++) {
+    for (i = DIRECT_IO_ENGINE_AUTO + 1; i < DIRECT_IO_ENGINE__MAX; i++) {
         TestPlace place = {
             .path = g_get_tmp_dir(),
             .name = "any",
@@ -286,12 +287,12 @@ int main(int argc, char **argv)
         }
     }
     g_test_add_func("/direct-queue/new", test_new);
-    if (engine_works(DIRECT_QUEUE_ENGINE_IO_URING)) {
+    if (engine_works(DIRECT_IO_ENGINE_IO_URING)) {
         g_test_add_func("/direct-queue/io_uring/patience",
                         test_uring_patience);
     }
-    if (engine_works(DIRECT_QUEUE_ENGINE_IO_URING) &&
-        engine_works(DIRECT_QUEUE_ENGINE_LINUX_AIO)) {
+    if (engine_works(DIRECT_IO_ENGINE_IO_URING) &&
+        engine_works(DIRECT_IO_ENGINE_LINUX_AIO)) {
         g_test_add_func("/direct-queue/sandbox", test_sandbox);
     }
     return g_test_run();

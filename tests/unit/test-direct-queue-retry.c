@@ -107,7 +107,7 @@ static void test_refused(gconstpointer data)
 
     for (i = 0; i < ARRAY_SIZE(cases); i++) {
         if (cases[i].every == 1 &&
-            place->engine == DIRECT_QUEUE_ENGINE_IO_URING) {
+            place->engine == DIRECT_IO_ENGINE_IO_URING) {
             /* It would wait for ever: refused entries stay in the ring. */
             continue;
         }
@@ -305,7 +305,7 @@ static void test_mixed(void)
 static void add_dir(const TestPlace *place)
 {
     add_case(place, "signals", test_signals);
-    if (place->engine != DIRECT_QUEUE_ENGINE_SYNC) {
+    if (place->engine != DIRECT_IO_ENGINE_SYNC) {
         add_case(place, "refused", test_refused);
     }
 }

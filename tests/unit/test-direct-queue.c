@@ -44,7 +44,7 @@ static void cut(Extent *extents, size_t n, size_t total, size_t unit)
  */
 static bool is_really_asynchronous(const TestPlace *place)
 {
-    return place->direct && place->engine != DIRECT_QUEUE_ENGINE_SYNC &&
+    return place->direct && place->engine != DIRECT_IO_ENGINE_SYNC &&
            (place->is_device || g_str_has_suffix(place->path, "ext4") ||
             g_str_has_suffix(place->path, "xfs"));
 }
@@ -101,7 +101,7 @@ static void test_write_read(gconstpointer data)
     g_assert_cmpuint(stats.requests, ==, requests);
     g_assert_cmpuint(histogram_sum(&stats), ==, requests);
     g_assert_cmpuint(stats.max_in_flight, <=, 7);
-    if (place->engine == DIRECT_QUEUE_ENGINE_SYNC) {
+    if (place->engine == DIRECT_IO_ENGINE_SYNC) {
         g_assert_cmpuint(stats.max_in_flight, ==, 1);
     } else if (is_really_asynchronous(place)) {
         g_assert_cmpuint(stats.max_in_flight, >, 1);
@@ -111,7 +111,7 @@ static void test_write_read(gconstpointer data)
     fixture_close(&f);
 }
 
-/* One call is split into requests of best_size and a remainder. */
+/* One call is split into requests of opt_transfer and a remainder. */
 static void test_split(gconstpointer data)
 {
     const TestPlace *place = data;
@@ -178,7 +178,7 @@ static void test_nothing(gconstpointer data)
         direct_queue_get_stats(f.q, &stats);
         g_assert(memcmp(&stats, &zero, sizeof(zero)) == 0);
         g_assert_cmpstr(direct_queue_engine_name(f.q), ==,
-                        engine_names[place->engine]);
+                        DirectIoEngine_str(place->engine));
         g_assert_null(direct_queue_engine_reason(f.q));
         fixture_close(&f);
     }

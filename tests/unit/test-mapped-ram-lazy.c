@@ -155,7 +155,7 @@ static void on_failed(void *opaque)
 }
 
 /* Large sectors are played by limits that ask for @align. */
-static void new_lazy(Fixture *f, DirectQueueEngine engine, unsigned align)
+static void new_lazy(Fixture *f, DirectIoEngine engine, unsigned align)
 {
     MappedRamLazyConfig config = {
         .file = {
@@ -164,7 +164,7 @@ static void new_lazy(Fixture *f, DirectQueueEngine engine, unsigned align)
             .direct_fd = align ? f->fd : -1,
             .direct_limits = {
                 .mem_align = MAX(align, 1), .offset_align = MAX(align, 1),
-                .best_size = 1 * MiB,
+                .opt_transfer = 1 * MiB,
             },
             .workers = 2,
             .engine = engine,
@@ -227,20 +227,20 @@ static void check_counts(Fixture *f)
 typedef struct Case {
     const char *name;
     Memory memory;
-    DirectQueueEngine engine;
+    DirectIoEngine engine;
     unsigned align;
     unsigned long pages;
 } Case;
 
 static const Case cases[] = {
-    { "anonymous", ANONYMOUS, DIRECT_QUEUE_ENGINE_AUTO, PAGE, 4 * 2048 },
-    { "buffered", ANONYMOUS, DIRECT_QUEUE_ENGINE_AUTO, 0, 4 * 2048 },
-    { "sync", ANONYMOUS, DIRECT_QUEUE_ENGINE_SYNC, PAGE, 4 * 2048 },
-    { "sectors-16k", ANONYMOUS, DIRECT_QUEUE_ENGINE_SYNC, 16 * KiB,
+    { "anonymous", ANONYMOUS, DIRECT_IO_ENGINE_AUTO, PAGE, 4 * 2048 },
+    { "buffered", ANONYMOUS, DIRECT_IO_ENGINE_AUTO, 0, 4 * 2048 },
+    { "sync", ANONYMOUS, DIRECT_IO_ENGINE_SYNC, PAGE, 4 * 2048 },
+    { "sectors-16k", ANONYMOUS, DIRECT_IO_ENGINE_SYNC, 16 * KiB,
       4 * 2048 },
-    { "odd-length", ANONYMOUS, DIRECT_QUEUE_ENGINE_SYNC, 16 * KiB, 1501 },
-    { "shared", SHARED, DIRECT_QUEUE_ENGINE_SYNC, PAGE, 4 * 2048 },
-    { "huge", HUGE, DIRECT_QUEUE_ENGINE_SYNC, PAGE, 4 * 2048 },
+    { "odd-length", ANONYMOUS, DIRECT_IO_ENGINE_SYNC, 16 * KiB, 1501 },
+    { "shared", SHARED, DIRECT_IO_ENGINE_SYNC, PAGE, 4 * 2048 },
+    { "huge", HUGE, DIRECT_IO_ENGINE_SYNC, PAGE, 4 * 2048 },
 };
 
 /* All comes by itself, and nothing that is absent takes memory. */
@@ -340,7 +340,7 @@ static void test_writers(void)
     if (!usable() || !fixture_init(&f, ANONYMOUS, 8 * 2048)) {
         return;
     }
-    new_lazy(&f, DIRECT_QUEUE_ENGINE_AUTO, PAGE);
+    new_lazy(&f, DIRECT_IO_ENGINE_AUTO, PAGE);
     add_block(&f);
     for (int i = 0; i < ARRAY_SIZE(writers); i++) {
         Writer *w = &writers[i];
@@ -407,9 +407,9 @@ static void waiter_join(Waiter *w)
  * so it would take that for a race.
  */
 #ifdef CONFIG_TSAN
-#define ENGINE_AFTER_ERRORS DIRECT_QUEUE_ENGINE_SYNC
+#define ENGINE_AFTER_ERRORS DIRECT_IO_ENGINE_SYNC
 #else
-#define ENGINE_AFTER_ERRORS DIRECT_QUEUE_ENGINE_AUTO
+#define ENGINE_AFTER_ERRORS DIRECT_IO_ENGINE_AUTO
 #endif
 
 /* A block of which the second half is cut off the file. */
@@ -521,7 +521,7 @@ static void test_free_early(void)
         return;
     }
     for (int i = 0; i < 20; i++) {
-        new_lazy(&f, DIRECT_QUEUE_ENGINE_AUTO, PAGE);
+        new_lazy(&f, DIRECT_IO_ENGINE_AUTO, PAGE);
         add_block(&f);
         check_page(&f, 5);
         if (i % 2) {
@@ -544,7 +544,7 @@ static void test_empty(void)
     }
     bitmap_zero(f.block.present, f.pages);
     for (int i = 0; i < 2; i++) {
-        new_lazy(&f, DIRECT_QUEUE_ENGINE_AUTO, PAGE);
+        new_lazy(&f, DIRECT_IO_ENGINE_AUTO, PAGE);
         if (i) {
             add_block(&f);
         }
@@ -650,7 +650,7 @@ static void test_refused(void)
     if (!usable() || !fixture_init(&f, ANONYMOUS, 2048)) {
         return;
     }
-    new_lazy(&f, DIRECT_QUEUE_ENGINE_AUTO, PAGE);
+    new_lazy(&f, DIRECT_IO_ENGINE_AUTO, PAGE);
     /* The build directory is on a disk; what is not, is skipped. */
     path = g_strdup("./test-mapped-ram-lazy-XXXXXX");
     fd = g_mkstemp(path);

@@ -168,7 +168,7 @@ static void base_init(Base *b)
 {
     MappedRamPoolConfig config = {
         .thread_name = "test", .direct_fd = -1, .workers = 2,
-        .engine = DIRECT_QUEUE_ENGINE_SYNC,
+        .engine = DIRECT_IO_ENGINE_SYNC,
     };
 
     memset(b, 0, sizeof(*b));

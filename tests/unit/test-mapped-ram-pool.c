@@ -144,7 +144,7 @@ static MappedRamPool *new_pool(Fixture *f, unsigned workers, unsigned align)
         .direct_fd = align ? f->fd : -1,
         .direct_limits = { 512, align, 1 * MiB },
         .workers = workers,
-        .engine = DIRECT_QUEUE_ENGINE_SYNC,
+        .engine = DIRECT_IO_ENGINE_SYNC,
     };
 
     return mapped_ram_pool_new(&config, &error_abort);
@@ -742,7 +742,7 @@ static void test_keep_zeros(void)
         MappedRamCounts counts;
         MappedRamPoolConfig config = {
             .thread_name = "test", .direct_fd = -1, .workers = 2,
-            .engine = DIRECT_QUEUE_ENGINE_SYNC, .keep_zeros = keep,
+            .engine = DIRECT_IO_ENGINE_SYNC, .keep_zeros = keep,
         };
         g_autofree unsigned long *dirty = bitmap_new(1024);
 
@@ -786,7 +786,7 @@ static void test_threads(void)
     MappedRamPool *pool;
     MappedRamPoolConfig config = {
         .thread_name = "test", .direct_fd = -1, .workers = 5,
-        .engine = DIRECT_QUEUE_ENGINE_SYNC,
+        .engine = DIRECT_IO_ENGINE_SYNC,
         .thread_started = thread_started, .thread_ended = thread_ended,
     };
 
