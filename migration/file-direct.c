@@ -8,8 +8,8 @@
 
 #include "qemu/osdep.h"
 #include "file-direct.h"
+#include "file-fdset.h"
 #include "migration.h"
-#include "monitor/monitor.h"
 #include "options.h"
 #include "qapi/error.h"
 #include "qemu/cutils.h"
@@ -38,30 +38,6 @@ const char *file_direct_reason(void)
     return NULL;
 }
 
-int file_open_fdset(const char *path, int access, bool direct, Error **errp)
-{
-    const char *number;
-    int id;
-    int fd;
-
-    if (!strstart(path, "/dev/fdset/", &number) ||
-        qemu_strtoi(number, NULL, 10, &id) < 0) {
-        error_setg(errp, "%s: not the name of an fdset, which is "
-                   "/dev/fdset/NUMBER", path);
-        return -1;
-    }
-    fd = monitor_fdset_dup_fd_exact(id, access, direct, errp);
-    if (fd < 0) {
-        error_prepend(errp, "%s: ", path);
-        if (direct) {
-            error_append_hint(errp, "Pass a second descriptor of the same "
-                              "file, opened with O_DIRECT, to the same fdset "
-                              "with add-fd, or set direct-io=off.\n");
-        }
-    }
-    return fd;
-}
-
 static int open_second(const char *path, int fd, int access, Error **errp)
 {
     int second;
@@ -69,7 +45,7 @@ static int open_second(const char *path, int fd, int access, Error **errp)
     if (!strstart(path, "/dev/fdset/", NULL)) {
         return direct_io_reopen(fd, path, access, errp);
     }
-    second = file_open_fdset(path, access, true, errp);
+    second = file_fdset_open(path, access, true, errp);
     if (second >= 0 && (!direct_io_check_flags(second, path, access, errp) ||
                         !direct_io_same_file(fd, second, path, errp))) {
         qemu_close(second);

@@ -75,18 +75,4 @@ bool file_direct_check_close(const char *path, Error **errp);
 /* Closes the second descriptor, if there is one. */
 void file_direct_close(void);
 
-/**
- * file_open_fdset:
- * @path: "/dev/fdset/N"
- * @access: O_RDONLY or O_WRONLY
- * @direct: whether to take the descriptor with O_DIRECT, or the one without
- * @errp: pointer to a NULL-initialized error object
- *
- * Takes just that descriptor out of a set, and changes no flag of it, which
- * qemu_open() would do: flags belong to the descriptor that was passed, too.
- *
- * Returns: a descriptor for qemu_close(), or -1 with @errp set.
- */
-int file_open_fdset(const char *path, int access, bool direct, Error **errp);
-
 #endif

@@ -12,6 +12,7 @@
 #include "file-aside.h"
 #include "file-direct.h"
 #include "file-early-sync.h"
+#include "file-fdset.h"
 #include "file-last-stage.h"
 #include "file-transport.h"
 #include "io/channel-file.h"
@@ -144,7 +145,7 @@ static int file_open(const char *path, bool outgoing, Error **errp)
     int access = outgoing ? O_WRONLY : O_RDONLY;
 
     if (strstart(path, "/dev/fdset/", NULL)) {
-        int fd = file_open_fdset(path, access, false, errp);
+        int fd = file_fdset_open(path, access, false, errp);
 
         errno = EACCES;
         return fd;
@@ -409,7 +410,7 @@ static QIOChannel *file_channel_new(int fd)
     return ioc;
 }
 
-void file_start_outgoing_migration(MigrationState *s,
+void file_transport_start_outgoing(MigrationState *s,
                                    FileMigrationArgs *file_args, Error **errp)
 {
     const char *path = file_args->filename;
@@ -425,7 +426,7 @@ void file_start_outgoing_migration(MigrationState *s,
     if (fd < 0) {
         return;
     }
-    trace_migration_file_outgoing(path, file_args->offset, created);
+    trace_file_transport_outgoing(path, file_args->offset, created);
     if (!file_transport_setup(fd, g_strdup(path), file_args->offset, true,
                               errp)) {
         if (created) {
@@ -454,7 +455,7 @@ static gboolean file_accept_incoming_migration(QIOChannel *ioc,
     return G_SOURCE_REMOVE;
 }
 
-void file_start_incoming_migration(FileMigrationArgs *file_args, Error **errp)
+void file_transport_start_incoming(FileMigrationArgs *file_args, Error **errp)
 {
     const char *path = file_args->filename;
     QIOChannel *ioc;
@@ -468,7 +469,7 @@ void file_start_incoming_migration(FileMigrationArgs *file_args, Error **errp)
     if (fd < 0) {
         return;
     }
-    trace_migration_file_incoming(path, file_args->offset);
+    trace_file_transport_incoming(path, file_args->offset);
     if (!file_transport_setup(fd, g_strdup(path), file_args->offset, false,
                               errp)) {
         qemu_close(fd);
@@ -533,6 +534,26 @@ void file_transport_check_end(QEMUFile *f)
         warn_report("%s: the file is truncated: its very end, the description "
                     "of the device state, is missing; all that the guest "
                     "needs was there and is restored", transport.name);
+    }
+}
+
+void file_transport_load_error(QEMUFile *f, int ret, Error **errp)
+{
+    Error *err = NULL;
+
+    qemu_file_get_error_obj(f, &err);
+    if (err) {
+        error_free(*errp);
+        *errp = err;
+    }
+    if (file_transport_active()) {
+        error_report("the file is '%s', read from offset %" PRIu64,
+                     transport.name, transport.offset);
+    }
+    if (*errp) {
+        error_prepend(errp, "load of migration failed: %s: ", strerror(-ret));
+    } else {
+        error_setg(errp, "load of migration failed: %s", strerror(-ret));
     }
 }
 

@@ -4,9 +4,9 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * The transport of the URIs file:PATH and file:PATH,offset=N, which
- * file_parse_offset() takes apart. There is at most one such migration at a
+ * file_uri_parse_offset() takes apart. There is at most one such migration at a
  * time in a process, outgoing or incoming, and the functions below are about
- * that one. It lasts from a successful file_start_*_migration() to
+ * that one. It lasts from a successful file_transport_start_*() to
  * file_transport_cleanup().
  */
 
@@ -18,7 +18,7 @@
 #include "qapi/qapi-types-direct-io.h"
 
 /**
- * file_start_outgoing_migration: open a file and connect @s to it
+ * file_transport_start_outgoing: open a file and connect @s to it
  * @s: the migration
  * @file_args: the file and the offset in it
  * @errp: where to put errors
@@ -27,17 +27,17 @@
  * contents of the file are not touched before file_transport_begin().
  * Main thread.
  */
-void file_start_outgoing_migration(MigrationState *s,
+void file_transport_start_outgoing(MigrationState *s,
                                    FileMigrationArgs *file_args, Error **errp);
 
 /**
- * file_start_incoming_migration: open a file and load from it
+ * file_transport_start_incoming: open a file and load from it
  * @file_args: the file and the offset in it
  * @errp: where to put errors
  *
  * Loading starts from the main loop. Main thread.
  */
-void file_start_incoming_migration(FileMigrationArgs *file_args, Error **errp);
+void file_transport_start_incoming(FileMigrationArgs *file_args, Error **errp);
 
 /**
  * file_transport_adopt: take a file that was passed by fd:
@@ -66,6 +66,17 @@ bool file_transport_adopt(QIOChannel *ioc, const char *fdname, bool outgoing,
  * Main thread.
  */
 void file_transport_check_end(QEMUFile *f);
+
+/**
+ * file_transport_load_error: say why a load has failed
+ * @f: the main stream
+ * @ret: what loading returned, a negative errno value
+ * @errp: NULL, or the error of the caller; set to the whole message
+ *
+ * If @f has an error, that one says most: the caller's is its consequence.
+ * Reports which file it was, when the migration comes from one. Main thread.
+ */
+void file_transport_load_error(QEMUFile *f, int ret, Error **errp);
 
 /**
  * file_transport_begin: make room for the new image

@@ -9,6 +9,7 @@
 #include "qemu/osdep.h"
 #include "exec/ramblock.h"
 #include "exec/target_page.h"
+#include "file-save.h"
 #include "file-transport.h"
 #include "mapped-ram-compat.h"
 #include "mapped-ram-int.h"
@@ -85,7 +86,12 @@ static bool check_size(QEMUFile *f, int64_t end, Error **errp)
     return true;
 }
 
-bool mapped_ram_save_prepare(QEMUFile *f, Error **errp)
+/*
+ * All of a save that can be refused: starts the workers, with their queues, and
+ * checks that the file may be as large as RAM needs and that the file system
+ * has room for it.  The contents and the size of the file stay as they are.
+ */
+static bool mapped_ram_save_prepare(QEMUFile *f, Error **errp)
 {
     MappedRam *m;
     int64_t end;
@@ -254,4 +260,15 @@ void mapped_ram_save_cancel(void)
 void mapped_ram_save_cleanup(void)
 {
     mapped_ram_end(false);
+}
+
+void mapped_ram_save_init(void)
+{
+    static const FileSaveRam ram = {
+        .prepare = mapped_ram_save_prepare,
+        .cleanup = mapped_ram_save_cleanup,
+    };
+
+    mapped_ram_forget(false);
+    file_save_set_ram(&ram);
 }

@@ -30,20 +30,12 @@ typedef struct MappedRam MappedRam;
  */
 bool mapped_ram_wanted(QEMUFile *f);
 
-/**
- * mapped_ram_save_prepare:
- * @f: the main stream
- * @errp: pointer to a NULL-initialized error object
- *
- * Does all of a save that can be refused: starts the workers, with their
- * queues, and checks that the file may be as large as RAM needs and that the
- * file system has room for it.  Called by the migration thread before the
- * previous contents of the file are given up; the contents and the size of
- * the file are as before afterwards.  Does nothing without mapped-ram.
- *
- * Returns: true, or false with @errp set
+/*
+ * A migration begins that may become a save.  Forgets the figures of the last
+ * one, and has the workers start before the old image is lost, see
+ * file_save_begin().  Main thread.
  */
-bool mapped_ram_save_prepare(QEMUFile *f, Error **errp);
+void mapped_ram_save_init(void);
 
 /**
  * mapped_ram_save_begin:
@@ -52,7 +44,7 @@ bool mapped_ram_save_prepare(QEMUFile *f, Error **errp);
  * @opaque: passed to @ops
  * @errp: pointer to a NULL-initialized error object
  *
- * Starts the workers, unless mapped_ram_save_prepare() has done so.  Called
+ * Starts the workers, unless file_save_begin() has done so.  Called
  * by the migration thread before any block.
  *
  * Returns: true, or false with @errp set.

@@ -1,5 +1,5 @@
 /*
- * The URI of a migration file
+ * Migration files by URI
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
@@ -20,17 +20,7 @@ typedef struct FileMigrationArgs {
 } FileMigrationArgs;
 
 /**
- * file_parse_offset:
- * @filespec: PATH[,offset=N]; its option is cut off
- * @offsetp: where to put N, or 0 without the option
- * @errp: pointer to a NULL-initialized error object
- *
- * Returns: 0, or -1 with @errp set if N is no number of bytes
- */
-int file_parse_offset(char *filespec, uint64_t *offsetp, Error **errp);
-
-/**
- * file_start_outgoing_uri: file_start_outgoing_migration() by a URI
+ * file_start_outgoing_uri: file_transport_start_outgoing() by a URI
  * @s: the migration
  * @spec: PATH[,offset=N], the URI without its "file:"
  * @errp: pointer to a NULL-initialized error object
@@ -38,7 +28,7 @@ int file_parse_offset(char *filespec, uint64_t *offsetp, Error **errp);
 void file_start_outgoing_uri(MigrationState *s, const char *spec,
                              Error **errp);
 
-/* Likewise file_start_incoming_migration() */
+/* Likewise file_transport_start_incoming() */
 void file_start_incoming_uri(const char *spec, Error **errp);
 
 #endif

@@ -1,0 +1,24 @@
+/*
+ * What file-save.c needs of this version of QEMU
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef QEMU_MIGRATION_FILE_SAVE_COMPAT_H
+#define QEMU_MIGRATION_FILE_SAVE_COMPAT_H
+
+#include "qemu/main-loop.h"
+#include "ram.h"
+#include "system/runstate.h"
+
+static inline void file_save_compat_lock_bql(void)
+{
+    bql_lock();
+}
+
+static inline void file_save_compat_unlock_bql(void)
+{
+    bql_unlock();
+}
+
+#endif

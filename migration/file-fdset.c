@@ -1,0 +1,114 @@
+/*
+ * Which descriptor of an fdset a migration file is
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * See file-fdset.h.
+ */
+
+#include "qemu/osdep.h"
+#include "file-fdset.h"
+#include "monitor/monitor.h"
+#include "qapi/error.h"
+#include "qemu/cutils.h"
+#include "qemu/direct-io.h"
+
+#ifndef _WIN32
+/* What is looked for in a set, and what has been found on the way */
+typedef struct Search {
+    int access;
+    bool direct;
+    /* of a descriptor that could not be duplicated, or 0 */
+    int error;
+    /* those that will not do, for messages */
+    GString *others;
+} Search;
+
+static void note_other(Search *search, int fd, int flags)
+{
+    static const char *const access[] = {
+        [O_RDONLY] = "read-only", [O_WRONLY] = "write-only",
+        [O_RDWR] = "read-write", [O_ACCMODE] = "unusable",
+    };
+
+    g_string_append_printf(search->others, "%s%s %s O_DIRECT",
+                           search->others->len ? ", " : "",
+                           flags < 0 ? "closed" : access[flags & O_ACCMODE],
+                           direct_io_enabled(fd) ? "with" : "without");
+}
+
+/* Called for each descriptor of the set, until it returns a new one. */
+static int dup_if_wanted(int fd, void *opaque)
+{
+    Search *search = opaque;
+    int flags = fcntl(fd, F_GETFL);
+    int copy;
+
+    if (flags < 0 || direct_io_enabled(fd) != search->direct ||
+        ((flags & O_ACCMODE) != search->access &&
+         (flags & O_ACCMODE) != O_RDWR)) {
+        note_other(search, fd, flags);
+        return -1;
+    }
+    /* No qemu_dup_flags() here: it sets flags of the original, too. */
+    copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (copy < 0) {
+        search->error = errno;
+    }
+    return copy;
+}
+
+static int dup_from_set(int id, int access, bool direct, Error **errp)
+{
+    g_autoptr(GString) others = g_string_new(NULL);
+    Search search = {
+        .access = access, .direct = direct, .others = others,
+    };
+    int fd = monitor_fdset_dup_fd_by(id, dup_if_wanted, &search);
+
+    if (fd == -ENOENT) {
+        error_setg(errp, "the fdset does not exist, or all of its "
+                   "descriptors are closed");
+    } else if (fd < 0 && search.error) {
+        error_setg_errno(errp, search.error, "the descriptor can't be "
+                         "duplicated");
+    } else if (fd < 0) {
+        error_setg(errp, "no descriptor in the fdset is open for %s %s "
+                   "O_DIRECT; it has: %s",
+                   access == O_RDONLY ? "reading" : "writing",
+                   direct ? "with" : "without", others->str);
+    }
+    return fd;
+}
+#else
+static int dup_from_set(int id, int access, bool direct, Error **errp)
+{
+    error_setg(errp, "this host has no fdsets");
+    return -1;
+}
+#endif
+
+int file_fdset_open(const char *path, int access, bool direct, Error **errp)
+{
+    const char *number;
+    int id;
+    int fd;
+
+    if (!strstart(path, "/dev/fdset/", &number) ||
+        qemu_strtoi(number, NULL, 10, &id) < 0) {
+        error_setg(errp, "%s: not the name of an fdset, which is "
+                   "/dev/fdset/NUMBER", path);
+        return -1;
+    }
+    fd = dup_from_set(id, access, direct, errp);
+    if (fd < 0) {
+        error_prepend(errp, "%s: ", path);
+        if (direct) {
+            error_append_hint(errp, "Pass a second descriptor of the same "
+                              "file, opened with O_DIRECT, to the same fdset "
+                              "with add-fd, or set direct-io=off.\n");
+        }
+        return -1;
+    }
+    return fd;
+}

@@ -1,0 +1,131 @@
+/*
+ * Saving to a file: what the migration thread does about the file
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * See file-save.h.
+ */
+
+#include "qemu/osdep.h"
+#include "file-early-sync.h"
+#include "file-last-stage.h"
+#include "file-save.h"
+#include "file-save-compat.h"
+#include "file-transport.h"
+#include "options.h"
+#include "qapi/error.h"
+
+static const FileSaveRam *save_ram;
+
+void file_save_set_ram(const FileSaveRam *ram)
+{
+    save_ram = ram;
+}
+
+void file_save_abort(MigrationState *s)
+{
+    /* Those who write to the file and read the dirty bitmap stop first */
+    if (save_ram) {
+        save_ram->cleanup();
+    }
+    if (!file_transport_active()) {
+        return;
+    }
+    /* Whatever is still queued in the stream must not reach the file */
+    qemu_file_set_error(s->to_dst_file, -ECANCELED);
+    file_transport_discard();
+}
+
+bool file_save_begin(MigrationState *s)
+{
+    Error *err = NULL;
+    bool prepared = !save_ram || save_ram->prepare(s->to_dst_file, &err);
+
+    /* Cancelled that early, the migration need not cost the old image */
+    if (s->state == MIGRATION_STATUS_CANCELLING && file_transport_active()) {
+        error_free(err);
+        return false;
+    }
+    if (prepared && file_transport_begin(&err)) {
+        return true;
+    }
+    migrate_set_error(s, err);
+    error_free(err);
+    file_save_abort(s);
+    migrate_set_state(&s->state, MIGRATION_STATUS_SETUP,
+                      MIGRATION_STATUS_FAILED);
+    return false;
+}
+
+bool file_save_sync_early(MigrationState *s, uint64_t written,
+                          uint64_t pending)
+{
+    Error *err = NULL;
+    bool wait;
+
+    if (!file_transport_active() || !runstate_is_running()) {
+        return false;
+    }
+    wait = file_early_sync(written, pending, s->threshold_size,
+                           s->parameters.downtime_limit, &err);
+    if (err) {
+        qemu_file_set_error_obj(s->to_dst_file, -EIO, err);
+    }
+    return wait;
+}
+
+bool file_save_sync(MigrationState *s)
+{
+    Error *err = NULL;
+
+    if (file_transport_sync(&err)) {
+        return true;
+    }
+    migrate_set_error(s, err);
+    error_free(err);
+    return false;
+}
+
+void file_save_keep_error(MigrationState *s)
+{
+    Error *err = NULL;
+
+    qemu_file_get_error_obj(s->to_dst_file, &err);
+    if (err) {
+        migrate_set_error(s, err);
+        error_free(err);
+    }
+}
+
+void file_save_publish(MigrationState *s)
+{
+    if (s->state == MIGRATION_STATUS_CANCELLING) {
+        return;
+    }
+    if (s->total_time > s->setup_time) {
+        /* A save may be too short to be measured on the way */
+        s->pages_per_second = ram_get_total_transferred_pages() * 1000 /
+                              (s->total_time - s->setup_time);
+    }
+    file_transport_unlock();
+    migrate_set_state(&s->state, s->state, MIGRATION_STATUS_COMPLETED);
+    if (!migrate_background_snapshot()) {
+        runstate_set(RUN_STATE_POSTMIGRATE);
+    }
+}
+
+void file_save_fail(MigrationState *s)
+{
+    file_save_compat_lock_bql();
+    if (file_last_stage_take_guest()) {
+        migration_resume_vm(s);
+    }
+    file_save_compat_unlock_bql();
+    /* This waits for the disk, which the guest need not do */
+    file_save_abort(s);
+    file_save_compat_lock_bql();
+    if (s->state != MIGRATION_STATUS_CANCELLING) {
+        migrate_set_state(&s->state, s->state, MIGRATION_STATUS_FAILED);
+    }
+    file_save_compat_unlock_bql();
+}
