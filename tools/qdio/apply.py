@@ -14,7 +14,7 @@ import tempfile
 from .config import ROOT
 from .git import Git, GitError
 from .say import Fault, note
-from .series import Series, Versions, edited_paths
+from .series import Series
 
 TRAILER = re.compile(r'^Series-Id:[ \t]*(\S+)[ \t]*\n?', re.M)
 APPLIED = 'refs/qdio/applied'
@@ -53,18 +53,13 @@ def make_commits(series, base, directory, start, trailer=True, signoff=None):
     """Make the series' commits for `base` on top of the commit `start`, in
     the repository in `directory`; `signoff`, 'NAME <ADDRESS>', is who passes
     them on.  Returns [(slug, commit)]."""
-    edited = edited_paths(series.slugs)
-    listed = {p for slug in series.slugs for p in slug.files()}
-    versions = Versions(series.slugs, {p: series.content(p)[1]
-                                       for p in edited & listed})
-    modes = {}
     result = []
     parent = start
     with tempfile.TemporaryDirectory() as top:
         git = Git(directory, os.path.join(top, 'index'))
         git('read-tree', start)
         for slug in series.of(base):
-            _stage_slug(git, series, slug, base, versions, modes)
+            _stage_slug(git, series, slug, base)
             text = slug.message()
             if not text.strip():
                 raise Fault(f'series/{slug.name}/message is missing or empty;'
@@ -80,23 +75,12 @@ def make_commits(series, base, directory, start, trailer=True, signoff=None):
     return result
 
 
-def _stage_slug(git, series, slug, base, versions, modes):
+def _stage_slug(git, series, slug, base):
     entries = []
-
-    def stage(path, data):
-        blob = git('hash-object', '-w', '--stdin', data=data)
-        entries.append(f'{modes[path][0]} {blob}\t{modes[path][1]}')
-
     for path, where in slug.installs(base).items():
         mode, data = series.content(path)
-        modes[path] = mode, where
-        stage(path, versions.first(path, data))
-    for path, data in versions.forward(slug).items():
-        if path in modes:
-            stage(path, data)
-        elif not path.startswith('compat/'):
-            raise Fault(f"series/{slug.name}/edits.patch edits '{path}', "
-                        f'which no earlier slug adds on {base}')
+        blob = git('hash-object', '-w', '--stdin', data=data)
+        entries.append(f'{mode} {blob}\t{where}')
     if entries:
         git('update-index', '--add', '--index-info',
             data=('\n'.join(entries) + '\n').encode())

@@ -181,13 +181,9 @@ class Lint:
             hooks = re.match(r'hooks-(.+)\.patch\Z', name)
             if hooks:
                 self._hooks(slug, where, hooks.group(1))
-            elif name not in ('message', 'files', 'tests', 'edits.patch'):
+            elif name not in ('message', 'files', 'tests'):
                 self._say(f'{where}: what is that? A slug has message, files,'
-                          ' tests, edits.patch and hooks-BASE.patch')
-        for path, what in patched_paths(slug.edits()).items():
-            if what != 'edit':
-                self._say(f"series/{slug.name}/edits.patch does more to "
-                          f"'{path}' than edit it")
+                          ' tests and hooks-BASE.patch')
 
     def _hooks(self, slug, where, base):
         if base not in self.bases:

@@ -4,7 +4,7 @@
 import os
 
 from .apply import slug_of, without_trailer
-from .git import Git, patched_paths, sections, stable_diff
+from .git import Git, sections, stable_diff
 from .say import Fault
 from .series import HOUSE, Series, patch_files
 
@@ -20,8 +20,7 @@ class Commit:
         self.message = message
         self.old = old
         self.new = new
-        self.added = []         # paths in the tree
-        self.edited = []        # paths in the tree of files of ours
+        self.added = {}         # {path in the tree: mode}
         self.hooked = []        # paths of the base
 
 
@@ -61,26 +60,29 @@ def read_commits(git, base, rev=None):
 
 
 def sort_changes(git, commits):
-    """Tell for each commit what it adds, edits and hooks."""
-    ours = set()
+    """Tell for each commit what it adds and hooks."""
+    ours = {}                   # {path: the slug that adds it}
     for commit in commits:
         out = git.lines('diff-tree', '-r', '-z', '--raw', '--no-renames',
                         commit.old, commit.new)
         for info, path in zip(out[::2], out[1::2]):
             old_mode, new_mode, _, _, status = info.lstrip(':').split()
+            if path in ours:
+                raise Fault(f"{commit.name}: '{path}' is a file that the slug "
+                            f"'{ours[path]}' adds; make the edit in the "
+                            'commit of that slug, with "git rebase -i"')
             if status == 'A':
-                commit.added.append(path)
+                commit.added[path] = new_mode
+                ours[path] = commit.name
                 if new_mode not in ('100644', '100755'):
                     raise Fault(f"{commit.name}: '{path}' is no plain file; "
                                 'the series can only add plain files')
-            elif status == 'M' and (old_mode == new_mode or path in ours):
-                (commit.edited if path in ours
-                 else commit.hooked).append(path)
+            elif status == 'M' and old_mode == new_mode:
+                commit.hooked.append(path)
             else:
                 raise Fault(f"{commit.name}: '{path}' is deleted or changes "
                             'its type or mode, which a hook must not do; '
                             'take that out of the commit')
-        ours.update(commit.added)
 
 
 class Writer:
@@ -134,8 +136,7 @@ def refresh(root, base, directory, rev=None):
     order = _merged_order(series, base, [c.name for c in commits])
     homes = _homes(series, base, commits)
     _check_homes(series, homes)
-    contents = _final_contents(git, series, base, commits, homes)
-    _write(writer, git, series, base, commits, homes, contents)
+    _write(writer, git, series, base, commits, homes)
     _write_order(writer, series, order)
     return writer.changed
 
@@ -193,40 +194,7 @@ def _check_homes(series, homes):
                         'for files of the series; choose another one')
 
 
-def _final_contents(git, series, base, commits, homes):
-    """{path in the repository: (mode, bytes)}: the tip's files, plus what
-    slugs that this base doesn't have make of them."""
-    tip = commits[-1].new
-    result = {}
-    for path, home in homes.items():
-        mode = git('ls-tree', tip, '--', path).split()[0]
-        result[home] = mode, git.blob(tip, path)
-    for slug in series.slugs:
-        patch = slug.edits() if not slug.on(base) else b''
-        files = {p: result[p][1] for p in patched_paths(patch) if p in result}
-        if files:
-            try:
-                changed = patch_files(files, patch)
-            except ValueError as err:
-                raise Fault(f'series/{slug.name}/edits.patch, which is not '
-                            f'for {base}, no longer applies: {err}') from None
-            for path, data in changed.items():
-                result[path] = result[path][0], data
-    return result
-
-
-def _at_home(patch, homes):
-    """A patch with the repository's paths in place of the tree's."""
-    for path, home in homes.items():
-        if path != home:
-            for old, new in ((f'a/{path} b/{path}\n', f'a/{home} b/{home}\n'),
-                             (f'--- a/{path}\n', f'--- a/{home}\n'),
-                             (f'+++ b/{path}\n', f'+++ b/{home}\n')):
-                patch = patch.replace(old.encode(), new.encode())
-    return patch
-
-
-def _write(writer, git, series, base, commits, homes, contents):
+def _write(writer, git, series, base, commits, homes):
     still = {homes[p] for commit in commits for p in commit.added}
     for commit in commits:
         slug = series.slug(commit.name)
@@ -238,18 +206,13 @@ def _write(writer, git, series, base, commits, homes, contents):
         for path in listed:
             if path not in files and path not in still:
                 writer.remove(path)
-        for path in mine:
-            writer.write(path, contents[path][1], contents[path][0])
+        for path, mode in commit.added.items():
+            writer.write(homes[path], git.blob(commit.new, path), mode)
         writer.write(where + 'message', commit.message.encode())
-        if files:
-            writer.write(where + 'files',
+        _write_or_remove(writer, where + 'files',
                          ''.join(f'{p}\n' for p in files).encode())
-        else:
-            writer.remove(where + 'files')
         hooks = _own_hooks(git, slug, base, commit)
         _write_or_remove(writer, f'{where}hooks-{base}.patch', hooks)
-        edits = stable_diff(git, commit.old, commit.new, commit.edited)
-        _write_or_remove(writer, where + 'edits.patch', _at_home(edits, homes))
         tests = _guess_tests(commit.added)
         if tests and not os.path.exists(os.path.join(writer.root, where,
                                                      'tests')):

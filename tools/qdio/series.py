@@ -10,7 +10,6 @@ series/SLUG/ holds
                       compat/BASE/PATH is installed at PATH, and only there
     tests             what passes from this commit on (see tests())
     hooks-BASE.patch  its edits to files that BASE has
-    edits.patch       its edits to root files that an earlier slug added
 
 A base whose description says `hooks = OTHER` takes what OTHER has: the slugs
 and tests that are marked for OTHER, the files in compat/OTHER/ unless
@@ -21,8 +20,8 @@ must find their exact context, at whatever line; they are never applied with
 fuzz or merged, so the result depends on nothing but the repository and the
 base.
 
-The root file itself is always the last state; what it looked like in between
-is found by taking back the later slugs' edits."""
+A root file is what the slug that lists it adds: no later slug edits it, and
+refresh takes no such edit."""
 
 import os
 import re
@@ -30,7 +29,7 @@ import subprocess
 import tempfile
 
 from .config import lineage
-from .git import environment, patched_paths, sections
+from .git import environment, sections
 from .say import Fault
 
 # What lies at the root and is no part of the series
@@ -122,9 +121,6 @@ class Slug:
         others = self.series.lineage(base)[1:]
         return self.hooks(others[0]) if others else b''
 
-    def edits(self):
-        return _bytes(self.path('edits.patch'))
-
     def tests(self, base=None):
         """Pairs such as ('unit', 'test-direct-queue').  Kinds: unit, a
         program in tests/unit; qtest, one in tests/qtest; suite, one of
@@ -203,56 +199,7 @@ class Series:
             return mode, f.read()
 
 
-class Versions:
-    """What root files that several slugs work on look like after each of
-    them.
-
-    `contents` are those files' last states, {path: bytes}.  All slugs' edits
-    are taken back, last one first; then forward() gives them again, one slug
-    after the other, for those slugs that a base has."""
-
-    def __init__(self, slugs, contents):
-        self._files = dict(contents)
-        for slug in reversed(slugs):
-            self._patch(slug, slug.edits(), reverse=True)
-
-    def first(self, path, default):
-        return self._files.get(path, default)
-
-    def forward(self, slug):
-        """The files that `slug` edits, as they are after that."""
-        patch = slug.edits()
-        self._patch(slug, patch, reverse=False)
-        return {path: self._files[path] for path in patched_paths(patch)}
-
-    def _patch(self, slug, patch, reverse):
-        if not patch:
-            return
-        paths = list(patched_paths(patch))
-        missing = [p for p in paths if p not in self._files]
-        if missing:
-            raise Fault(f"series/{slug.name}/edits.patch edits '{missing[0]}'"
-                        ', which no slug lists; refresh from a tree')
-        try:
-            changed = patch_files({p: self._files[p] for p in paths}, patch,
-                                  reverse)
-        except ValueError as err:
-            what = 'be taken back from' if reverse else 'be made to'
-            raise Fault(f"series/{slug.name}/edits.patch can't {what} the "
-                        f'root files: {err}; make the change in the applied '
-                        'tree and refresh') from None
-        self._files.update(changed)
-
-
-def edited_paths(slugs):
-    """The root files that any of the slugs edits."""
-    result = set()
-    for slug in slugs:
-        result.update(patched_paths(slug.edits()))
-    return result
-
-
-def patch_files(files, patch, reverse=False):
+def patch_files(files, patch):
     """Applies a patch to {path: bytes}; ValueError says why it can't."""
     with tempfile.TemporaryDirectory() as top:
         for path, data in files.items():
@@ -262,8 +209,7 @@ def patch_files(files, patch, reverse=False):
                 f.write(data)
         env = environment()
         env['GIT_CEILING_DIRECTORIES'] = os.path.dirname(top)
-        done = subprocess.run(['git', 'apply', '--whitespace=nowarn',
-                               *(['-R'] if reverse else []), '-'],
+        done = subprocess.run(['git', 'apply', '--whitespace=nowarn', '-'],
                               cwd=top, env=env, input=patch,
                               capture_output=True)
         if done.returncode:

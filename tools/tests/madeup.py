@@ -112,13 +112,8 @@ class MadeUp(unittest.TestCase):
                 f'io: the {slug} change', '', 'Reasons.', '') + SIGNED)
         self.write('series/first/files', text('include/io/queue.h',
                                               'io/queue.c'))
-        self.write('io/queue.c', text('queue 1', 'queue 2', 'queue 3',
-                                      'added by last'))
+        self.write('io/queue.c', text('queue 1', 'queue 2', 'queue 3'))
         self.write('include/io/queue.h', 'header\n')
-        self.write('series/last/edits.patch', text(
-            'diff --git a/io/queue.c b/io/queue.c', '--- a/io/queue.c',
-            '+++ b/io/queue.c', '@@ -1,3 +1,4 @@', ' queue 1', ' queue 2',
-            ' queue 3', '+added by last'))
         for base in ('1.0', '2.0'):
             self.write(f'series/first/hooks-{base}.patch',
                        self.hook('io/meson.build', 10, 'queue', base))

@@ -67,7 +67,8 @@ class Deb(MadeUp):
         channel = self.read('io/channel.c', where)
         self.assertIn("Debian's 39\n", channel)
         self.assertIn('use it\n', channel)
-        self.assertIn('added by last\n', self.read('io/queue.c', where))
+        self.assertEqual(self.read('io/queue.c', where),
+                         self.read('io/queue.c'))
         self.assertRegex(self.read('debian/changelog', where),
                          r'\Amadeup \(2:1\.0\.5\+ds-3\+directio1\) none; ')
         patch = self.read('debian/patches/direct-io/'

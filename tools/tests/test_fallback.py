@@ -57,6 +57,8 @@ class Fallback(MadeUp):
         self.assertFalse(os.path.exists(self.path(own)))
 
     def test_dropped(self):
+        self.write('series/last/files', 'io/last.c\n')
+        self.write('io/last.c', 'something that stays\n')
         self.applied()
         self.amend('io/channel.c', numbered(-34, 40))
         self.refresh()

@@ -126,10 +126,6 @@ class Refuses(MadeUp):
             'series/last/hooks-1.0.patch').replace('line 20', 'line x'))
         self.says('series/last/hooks-1.0.patch does not apply')
 
-    def test_edits_that_do_not_apply(self):
-        self.write('io/queue.c', 'something else\n')
-        self.says("series/last/edits.patch can't be taken back", 2)
-
     def test_slug_that_changes_nothing(self):
         self.append('series/order', 'idle\n')
         self.append('series/README.md', '| idle | ours | ours | no |\n')

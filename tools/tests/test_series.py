@@ -24,11 +24,9 @@ class Apply(MadeUp):
         tree = self.applied()
         self.assertIn('line 10\nqueue\nline 11\n',
                       self.read('io/meson.build', tree))
-        self.assertIn('added by last', self.read('io/queue.c', tree))
+        self.assertEqual(self.read('io/queue.c', tree),
+                         self.read('io/queue.c'))
         self.assertEqual(self.read('io/late.c', tree), 'what 2.0 has\n')
-        # Before the last commit our own file is without the last one's edit
-        before = self.git('show', 'HEAD~1:io/queue.c', where=tree)
-        self.assertEqual(before, 'queue 1\nqueue 2\nqueue 3')
 
     def test_marked_slugs_and_compat_are_for_one_base(self):
         tree = self.applied('2.0')
@@ -78,11 +76,6 @@ class Apply(MadeUp):
                      says='series/last/hooks-1.0.patch does not apply to QEMU 1.0.5: .*'
                      'io/channel.c')
 
-    def test_root_file_at_odds_with_edits(self):
-        self.write('io/queue.c', 'something else\n')
-        self.refused('apply', '1.0', '--source', self.source('1.0'),
-                     says="series/last/edits.patch can't be taken back")
-
     def test_new_version_of_the_base(self):
         tree = self.applied()
         start = self.git('rev-parse', 'HEAD', where=tree)
@@ -111,18 +104,24 @@ class Refresh(MadeUp):
         tree = self.applied()
         self.write('io/channel.c', self.read('io/channel.c', tree).replace(
             'use it', 'use it well'), tree)
-        self.write('io/queue.c', self.read('io/queue.c', tree).replace(
-            'queue 2', 'queue two'), tree)
         self.git('commit', '-qam', 'fix\n\nSeries-Id: last', where=tree)
-        changed = self.refreshed()
-        self.assertIn('series/last/hooks-1.0.patch', changed)
-        self.assertIn('+use it well', self.read('series/last/hooks-1.0.patch'))
-        self.assertIn('+queue two', self.read('series/last/edits.patch'))
-        self.assertIn('queue two', self.read('io/queue.c'))
-        self.assertNotIn('series/first/hooks-1.0.patch', changed)
         # A commit on top with the slug of the one below it is part of that,
         # and the message of the first one stays
-        self.assertNotIn('series/last/message', changed)
+        self.assertEqual(self.refreshed(), ['series/last/hooks-1.0.patch'])
+        self.assertIn('+use it well', self.read('series/last/hooks-1.0.patch'))
+        self.applied()
+        self.assertEqual(self.refreshed(), [])
+
+    def test_edit_of_our_own_file_flows_back(self):
+        tree = self.applied()
+        self.git('checkout', '-q', '--detach', 'HEAD~2', where=tree)
+        self.write('io/queue.c', 'queue two\n', tree)
+        os.chmod(os.path.join(tree, 'io/queue.c'), 0o755)
+        self.git('commit', '-qam', 'fix\n\nSeries-Id: first', where=tree)
+        self.git('cherry-pick', 'series~1', 'series', where=tree)
+        self.assertEqual(self.refreshed(), ['io/queue.c'])
+        self.assertEqual(self.read('io/queue.c'), 'queue two\n')
+        self.assertTrue(os.access(self.path('io/queue.c'), os.X_OK))
         self.applied()
         self.assertEqual(self.refreshed(), [])
 
@@ -165,26 +164,22 @@ class Refresh(MadeUp):
         self.assertEqual(self.on('apply')[0], before)
 
     def test_other_bases_are_left_alone(self):
+        """What only another base has stays: a slug, a file in compat/."""
         self.write('series/order', text('first', 'only-one 1.0', 'last',
                                         'late 2.0'))
         self.write('series/late/message', 'io: late\n\nWhy.\n\n' + SIGNED)
-        self.write('series/late/edits.patch', text(
-            'diff --git a/io/queue.c b/io/queue.c', '--- a/io/queue.c',
-            '+++ b/io/queue.c', '@@ -2,3 +2,4 @@', ' queue 2', ' queue 3',
-            ' added by last', '+added by late'))
-        self.write('io/queue.c', text('queue 1', 'queue 2', 'queue 3',
-                                      'added by last', 'added by late'))
+        self.write('series/late/files', 'io/later.c\n')
+        self.write('io/later.c', 'later\n')
+        self.write('series/first/files', text(
+            'compat/2.0/io/compat.h', 'include/io/queue.h', 'io/queue.c'))
+        self.write('compat/2.0/io/compat.h', 'only 2.0\n')
         tree = self.applied()
-        self.assertNotIn('late', self.read('io/queue.c', tree))
-        self.write('io/queue.c', self.read('io/queue.c', tree).replace(
-            'queue 1\n', 'queue one\n'), tree)
-        self.git('commit', '-qam', 'fix\n\nSeries-Id: last', where=tree)
-        self.refreshed()
-        self.assertEqual(self.read('io/queue.c').splitlines(),
-                         ['queue one', 'queue 2', 'queue 3', 'added by last',
-                          'added by late'])
-        self.assertIn('added by late',
-                      self.read('io/queue.c', self.applied('2.0')))
+        for path in ('io/later.c', 'io/compat.h'):
+            self.assertFalse(os.path.exists(os.path.join(tree, path)), path)
+        self.assertEqual(self.refreshed(), [])
+        tree = self.applied('2.0')
+        self.assertEqual(self.read('io/later.c', tree), 'later\n')
+        self.assertEqual(self.read('io/compat.h', tree), 'only 2.0\n')
 
     def test_file_taken_out(self):
         tree = self.applied()
@@ -225,6 +220,20 @@ class Refresh(MadeUp):
     def test_symbolic_link(self):
         self.refuses_commit(lambda t: os.symlink('x', os.path.join(
             t, 'io/link')), "last: 'io/link' is no plain file")
+
+    def test_file_of_an_earlier_slug(self):
+        """Only the slug that adds a file edits it."""
+        says = "last: '{}' is a file that the slug '{}' adds; make the edit " \
+               'in the commit of that slug'
+        for path, slug, change in (
+                ('io/queue.c', 'first', lambda p: self.write(p, 'x\n')),
+                ('io/queue.c', 'first', lambda p: os.chmod(p, 0o755)),
+                ('include/io/queue.h', 'first', os.unlink),
+                ('io/late.c', 'only-one', lambda p: self.write(p, 'x\n'))):
+            with self.subTest(path):
+                self.refuses_commit(lambda t: change(os.path.join(t, path)),
+                                    says.format(path, slug))
+                self.on('apply', '1.0', '--discard')
 
     def test_place_of_the_house(self):
         self.refuses_commit(lambda t: self.write('run', 'x', t),
