@@ -2,11 +2,12 @@
 """From commits back to the repository: `./run refresh`."""
 
 import os
+import tempfile
 
 from .apply import slug_of, without_trailer
-from .git import Git, sections, stable_diff
+from .git import Git, GitError, sections, stable_diff
 from .say import Fault
-from .series import HOUSE, Series, patch_files
+from .series import HOUSE, Series
 
 _TESTS = (('tests/unit/test-', 'unit'), ('tests/qtest/', 'qtest'))
 
@@ -238,11 +239,16 @@ def _makes_same(git, commit, path, patch):
     """Whether a hook of another base does here what the commit does."""
     if not patch:
         return False
-    try:
-        made = patch_files({path: git.blob(commit.old, path)}, patch)
-    except ValueError:
-        return False
-    return made[path] == git.blob(commit.new, path)
+    with tempfile.TemporaryDirectory() as top:
+        index = Git(git.directory, os.path.join(top, 'index'))
+        index('update-index', '--index-info',
+              data=git.raw('ls-tree', commit.old, '--', path))
+        try:
+            index('apply', '--cached', '--whitespace=nowarn', '-', data=patch)
+        except GitError:
+            return False
+        return index('rev-parse', ':' + path) == \
+            git('rev-parse', f'{commit.new}:{path}')
 
 
 def _write_or_remove(writer, path, data):

@@ -25,11 +25,9 @@ refresh takes no such edit."""
 
 import os
 import re
-import subprocess
-import tempfile
 
 from .config import lineage
-from .git import environment, sections
+from .git import sections
 from .say import Fault
 
 # What lies at the root and is no part of the series
@@ -197,22 +195,3 @@ class Series:
         mode = '100755' if os.access(full, os.X_OK) else '100644'
         with open(full, 'rb') as f:
             return mode, f.read()
-
-
-def patch_files(files, patch):
-    """Applies a patch to {path: bytes}; ValueError says why it can't."""
-    with tempfile.TemporaryDirectory() as top:
-        for path, data in files.items():
-            full = os.path.join(top, path)
-            os.makedirs(os.path.dirname(full), exist_ok=True)
-            with open(full, 'wb') as f:
-                f.write(data)
-        env = environment()
-        env['GIT_CEILING_DIRECTORIES'] = os.path.dirname(top)
-        done = subprocess.run(['git', 'apply', '--whitespace=nowarn', '-'],
-                              cwd=top, env=env, input=patch,
-                              capture_output=True)
-        if done.returncode:
-            raise ValueError(done.stderr.decode(errors='replace')
-                             .strip().replace('\n', ' | '))
-        return {path: _bytes(os.path.join(top, path)) for path in files}
