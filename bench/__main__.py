@@ -11,7 +11,7 @@ from lab.vm import Emulator, NotQEMU
 
 from . import machine, measure, pictures, report, results
 from .emulators import probe
-from .options import check_system, parse
+from .options import check_system, parse, pieces
 from .place import Place
 from .scenarios import Setting, plan
 from .stats import Rows
@@ -63,7 +63,7 @@ def measured(args):
     try:
         setting = setting_of(args, place)
         clock = measure.Clock(args.minutes)
-        for names, changes, rounds in args.pieces:
+        for names, changes, rounds in args.pieces or pieces(setting):
             tasks = plan(names, setting.but(**changes))
             if not tasks:
                 fail('nothing is left to measure; name more --sides or '

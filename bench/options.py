@@ -104,12 +104,13 @@ def figures_files(base):
     return {'json': os.path.join(where, 'figures.json'), 'pictures': where}
 
 
-def pieces(base):
+def pieces(setting):
     """What --figures measures, one after the other: scenarios, what is
-    special there, rounds.  The last one gets the time that is left.  7.2 is
-    compared with the distribution's QEMU, others with the same version,
-    built alike."""
-    other = 'stock' if base == '7.2' else 'base'
+    special there, rounds.  The last one gets the time that is left.  Ours is
+    compared with its base, built alike, or, if that has no mapped-ram, with
+    the distribution's QEMU."""
+    base = setting.base
+    other = 'base' if base and base.has_mapped_ram else 'stock'
     return [(names, {'programs': ['ours', other, 'exec', 'fio'], **changes},
              rounds) for names, changes, rounds in PIECES]
 
@@ -157,8 +158,8 @@ def parse(argv=None):
             parser.error(f"there is no scenario '{name}'; choose from "
                          f"{', '.join(SCENARIOS)}")
     args.scenarios = list(dict.fromkeys(names))
-    args.pieces = pieces(args.base) if args.figures and not scenarios_given \
-        else \
+    # None: those of pieces()
+    args.pieces = None if args.figures and not scenarios_given else \
         [(args.scenarios, {}, args.rounds)]
     if args.append and not args.json:
         parser.error('--append needs --json, the file to add to')

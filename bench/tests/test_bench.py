@@ -326,13 +326,15 @@ class Selection(unittest.TestCase):
         self.assertTrue(measure.Clock(None).fits(1e9))
 
     def test_pieces_name_what_there_is(self):
-        for base, other in (('7.2', 'stock'), ('10.0', 'base')):
-            for names, changes, rounds in options.pieces(base):
-                tasks = scenarios.plan(
-                    names, setting(base=Emulator()).but(**changes))
+        for base, other in ((None, 'stock'), (Emulator(False), 'stock'),
+                            (Emulator(), 'base')):
+            one = setting(base=base)
+            for names, changes, rounds in options.pieces(one):
+                tasks = scenarios.plan(names, one.but(**changes))
                 self.assertTrue(tasks)
                 self.assertGreater(rounds, 0)
-            self.assertIn(other, {t.side.facts()['program'] for t in tasks})
+            found = {t.side.facts()['program'] for t in tasks}
+            self.assertEqual(found & {'stock', 'base'}, {other})
 
 
 class Options(unittest.TestCase):
@@ -358,6 +360,15 @@ class Options(unittest.TestCase):
         self.assertEqual(os.path.basename(os.path.dirname(places['10.0'])),
                          '10.0')
         self.assertNotEqual(*places.values())
+
+    def test_figures_have_pieces_of_their_own(self):
+        def pieces(*argv):
+            return options.parse(['--base', '7.2', *argv]).pieces
+
+        self.assertIsNone(pieces('--figures'))
+        self.assertEqual(pieces('--figures', 'slow', '--rounds', '2'),
+                         [(['slow'], {}, 2)])
+        self.assertEqual(pieces(), [(['random'], {}, 5)])
 
     def test_lists(self):
         args = options.parse(['slow', 'slow', '--channels', '8,1,8',
