@@ -53,8 +53,8 @@ def _parser():
         help='1 GiB, few sides, at most two minutes')
     add('--figures', action='store_true',
         help='what RESULTS.md shows, in about 20 minutes (--minutes): writes\n'
-        'figures.json and pictures to bench/results (bench/results/BASE if\n'
-        'not 7.2), and the tables into bench/RESULTS.md')
+        'figures.json and pictures to bench/results/BASE, and the tables into\n'
+        'bench/RESULTS.md')
     add('--ram', type=positive, metavar='MIB', help='default 4096')
     add('--rounds', type=positive, metavar='N', help='default 5')
     add('--minutes', type=float, metavar='N',
@@ -82,8 +82,8 @@ def _parser():
     add('--markdown', metavar='FILE', help='write the tables of RESULTS.md')
     add('--readme', metavar='FILE',
         help='put them into this page, between its marks')
-    add('--base', default='7.2', metavar='BASE',
-        help='the base that ours is built on (default: 7.2)')
+    add('--base', metavar='BASE',
+        help="the base that ours is built on (default: the demo's)")
     # What ./run adds
     for name in ('--qemu', '--stock', '--stock-lib', '--base-qemu',
                  '--firmware'):
@@ -100,7 +100,7 @@ FIGURES = {'minutes': 20, 'channels': [1, 8], 'engines': ['auto'],
 
 def figures_files(base):
     """Where the figures of a base go."""
-    where = RESULTS if base == '7.2' else os.path.join(RESULTS, base)
+    where = os.path.join(RESULTS, base)
     return {'json': os.path.join(where, 'figures.json'), 'pictures': where}
 
 
@@ -144,6 +144,9 @@ def parse(argv=None):
     """The options, with all defaults in place."""
     parser = _parser()
     args = parser.parse_args(argv)
+    if (args.figures or args.readme) and not args.base:
+        parser.error('--figures and --readme need --base, whose figures they '
+                     'are')
     if args.quick:
         _fill(args, QUICK)
     if args.figures:
@@ -168,9 +171,10 @@ def parse(argv=None):
 
 def check_system(args, fail):
     """Says what is missing before anything is measured."""
-    if not args.qemu:
-        fail('--qemu is needed, the emulator to measure; "./run bench" '
-             'knows it')
+    for option, what in (('qemu', 'the emulator to measure'),
+                         ('base', 'what the emulator is built on')):
+        if not getattr(args, option):
+            fail(f'--{option} is needed, {what}; "./run bench" knows it')
     if os.geteuid():
         fail('must be root, to drop the page cache')
     if args.figures:

@@ -355,11 +355,10 @@ class Options(unittest.TestCase):
         self.assertEqual((args.ram, args.rounds, args.minutes), (64, 3, 1.6))
 
     def test_figures_of_bases_lie_apart(self):
-        places = {base: options.parse(['--figures', '--base', base]).json
-                  for base in ('7.2', '10.0')}
-        self.assertEqual(os.path.basename(os.path.dirname(places['10.0'])),
-                         '10.0')
-        self.assertNotEqual(*places.values())
+        for base in ('1.0', '2.0'):
+            args = options.parse(['--figures', '--base', base])
+            self.assertTrue(args.pictures.endswith(f'bench/results/{base}'))
+            self.assertEqual(args.json, args.pictures + '/figures.json')
 
     def test_figures_have_pieces_of_their_own(self):
         def pieces(*argv):
@@ -384,6 +383,8 @@ class Options(unittest.TestCase):
         self.assertIn('1 to 255', self.refused('--channels', '0'))
         self.assertIn('not positive', self.refused('--ram', '0'))
         self.assertIn('--json', self.refused('--append'))
+        for argv in (['--figures'], ['--readme', 'RESULTS.md']):
+            self.assertIn('need --base', self.refused(*argv))
 
 
 class Files(unittest.TestCase):
