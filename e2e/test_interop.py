@@ -5,7 +5,7 @@ import os
 import time
 
 from lab import image
-from lab.vm import Mode
+from lab.vm import MACHINE, Mode
 
 from .checks import case, check_chain
 from .harness import Skip, test
@@ -32,7 +32,7 @@ def loaders_of(t, saver):
             not saver == name == 'stock']
 
 
-def exchange(t, saver, loaders, live, machine=None):
+def exchange(t, saver, loaders, live, machine=MACHINE):
     """One save in each mode, each restored by each of `loaders`.
 
     With --all-modes each restores it in every mode.  Else only in one, such
@@ -78,23 +78,23 @@ register_exchanges()
 
 @test('interop: the newest machine type', timeout=400)
 def test_newest_machine(t):
-    """Between emulators of one version that is later than 7.2."""
+    """Between emulators of one version, if that has a later type than the one
+    that all other tests use."""
     found = {}
     for name in WHO:
         if getattr(t.config, name):
             family = '.'.join(
                 getattr(t.config, name).version.split('.')[:2])
-            found.setdefault(family, []).append(name)
-    found.pop('7.2', None)
-    pairs = {family: names for family, names in found.items()
+            found.setdefault(f'pc-q35-{family}', []).append(name)
+    found.pop(MACHINE, None)
+    pairs = {machine: names for machine, names in found.items()
              if len(names) > 1}
     if not pairs:
-        raise Skip('no two emulators of one version later than 7.2')
-    for family, names in pairs.items():
+        raise Skip(f'no two emulators of one version later than {MACHINE}')
+    for machine, names in pairs.items():
         for saver in names:
             loaders = [n for n in names if n != saver or n != 'stock']
-            exchange(t, saver, loaders, saver == names[0],
-                     f'pc-q35-{family}')
+            exchange(t, saver, loaders, saver == names[0], machine)
 
 
 @test('guest: notices a wrong page, a stale one and a lost one', quick=True)

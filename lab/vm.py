@@ -11,6 +11,9 @@ import time
 from .qmp import QMP, QMPClosed, QMPError
 
 FINAL = ('completed', 'failed', 'cancelled')
+# The type of the machines: one that every version has, so that images go from
+# any to any other
+MACHINE = 'pc-q35-7.2'
 
 # How much longer than on an idle machine anything may take before a test
 # gives up: what happens must happen, but not soon
@@ -138,13 +141,13 @@ class VM(Console):
     incoming    whether it waits to be restored; then it does not run on its
                 own after that
     args        more arguments
-    machine     its type; by default one that every version has
+    machine     its type
     patience    how many seconds it may take to start
     """
 
     def __init__(self, emulator, directory, name, ram=128, firmware=None,
                  incoming=False, args=(), rlimit_fsize=None, wrapper=(),
-                 machine=None, patience=30):
+                 machine=MACHINE, patience=30):
         self.emulator = emulator
         self.name = name
         self.ram = ram
@@ -155,7 +158,7 @@ class VM(Console):
         self._dump = prefix + '.ram'
         open(self.serial_path, 'w').close()
         argv = [*wrapper, *emulator.argv(),
-                '-machine', machine or 'pc-q35-7.2', '-accel', 'tcg',
+                '-machine', machine, '-accel', 'tcg',
                 '-m', str(ram),
                 '-nodefaults', '-no-user-config', '-display', 'none',
                 '-vga', 'none', '-name', name,

@@ -9,7 +9,7 @@ import subprocess
 import time
 import uuid
 
-from lab.vm import Console, Hung, die_with_parent
+from lab.vm import MACHINE, Console, Hung, die_with_parent
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -155,7 +155,7 @@ class Domain(Console):
     prealloc    whether its memory is allocated when it starts"""
 
     def __init__(self, libvirt, emulator, name='guest', ram=128, rom=None,
-                 linux=None, machine='pc-q35-7.2', prealloc=False):
+                 linux=None, prealloc=False):
         self.libvirt = libvirt
         self.name = name
         self.uuid = str(uuid.uuid4())
@@ -164,7 +164,7 @@ class Domain(Console):
         self.serial_path = prefix + '.serial'
         open(self.serial_path, 'w').close()
         self._values = {
-            'name': name, 'uuid': self.uuid, 'ram': ram, 'machine': machine,
+            'name': name, 'uuid': self.uuid, 'ram': ram, 'machine': MACHINE,
             'serial': self.serial_path,
             'memory': '<memoryBacking><allocation mode="immediate"/>'
                       '</memoryBacking>' if prealloc else '',
