@@ -8,7 +8,6 @@ buffered and a direct one, as libvirt passes them."""
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -108,8 +107,8 @@ class Demo:
 
     def __init__(self, emulator_path, firmware, libraries, directory, image,
                  verbose=False):
-        self.VM, emulator, self.Mode, build_initramfs, self.meter, \
-            self.errors = _library()
+        self.VM, emulator, self.Mode, build_initramfs, self.meter, _ = \
+            _library()
         self.directory = directory
         self.verbose = verbose
         self.emulator = emulator('demo', emulator_path, firmware, libraries)
