@@ -35,8 +35,8 @@ class Host:
     KEYS = ('release', 'extra', 'sources', 'demo', 'packages', 'at_least',
             'stock', 'firmware', 'kernel', 'busybox', 'libvirt', 'system')
 
-    def __init__(self, name, root=ROOT):
-        values = read_conf(root, f'tools/hosts/{name}.conf', self.KEYS)
+    def __init__(self, name):
+        values = read_conf(ROOT, f'tools/hosts/{name}.conf', self.KEYS)
         self.name = name
         self.release = values['release']
         self.demo = values['demo']
@@ -57,8 +57,8 @@ class Host:
         return f'{system.capitalize()} {version}'
 
 
-def host_names(root=ROOT):
-    found = glob.glob(os.path.join(root, 'tools', 'hosts', '*-*.conf'))
+def host_names():
+    found = glob.glob(os.path.join(ROOT, 'tools', 'hosts', '*-*.conf'))
     return sorted(os.path.basename(p)[:-len('.conf')] for p in found)
 
 
@@ -125,14 +125,14 @@ def _succeeds(argv, text=None):
         return False
 
 
-def needed(root=ROOT):
+def needed():
     """{kind: names} of what builds need."""
-    values = read_conf(root, 'tools/hosts/needed.conf',
+    values = read_conf(ROOT, 'tools/hosts/needed.conf',
                        ('programs', 'modules', 'headers', 'python'))
     return {kind: names.split() for kind, names in values.items()}
 
 
-def missing(root=ROOT):
+def missing():
     """{kind: names} of what builds need and is not here."""
     tests = {
         'programs': lambda x: shutil.which(x, path=_search_path()),
@@ -141,7 +141,7 @@ def missing(root=ROOT):
                                        f'#include <{x}>\n'),
         'python': lambda x: _succeeds(['python3', '-c', f'import {x}'])}
     found = {kind: [x for x in names if not tests[kind](x)]
-             for kind, names in needed(root).items()}
+             for kind, names in needed().items()}
     return {kind: names for kind, names in found.items() if names}
 
 
@@ -149,9 +149,9 @@ KINDS = {'programs': 'programs', 'modules': 'pkg-config modules',
          'headers': 'C headers', 'python': 'Python modules'}
 
 
-def check_needed(root=ROOT):
+def check_needed():
     """A Fault that names everything that is missing at once."""
-    lacking = missing(root)
+    lacking = missing()
     if lacking:
         text = '; '.join(f"{KINDS[kind]} {', '.join(names)}"
                          for kind, names in lacking.items())
