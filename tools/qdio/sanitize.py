@@ -38,7 +38,7 @@ def _variant(tree, kind, name, options, compiler='gcc'):
                  label=f'{tree.base.name} with {name}')
 
 
-def address(tree, series, tests, report):
+def address(tree, tests, report):
     """All of the series' unit tests and qtests with ASan and UBSan."""
     build = built_from(_variant(tree, 'asan', 'ASan and UBSan', ASAN_OPTIONS),
                        [EMULATOR, *_targets(tests)])
@@ -48,7 +48,7 @@ def address(tree, series, tests, report):
         env = {'ASAN_OPTIONS': f'log_path={said}',
                'UBSAN_OPTIONS': f'log_path={said}:halt_on_error=1:'
                                 'print_stacktrace=1'}
-        run_unit_tests(build, series, tests, report, env, filesystems=False)
+        run_unit_tests(build, tests, report, env, filesystems=False)
         for kind, name in tests:
             if kind == 'qtest':
                 run_qtest(build, name, report, variables=env)
@@ -79,7 +79,7 @@ def thread(tree, series, report):
              for test in series.slug(name).tests(tree.base.name)]
     build = built_from(_variant(tree, 'tsan', 'TSan', ['--enable-tsan']),
                        _targets(tests))
-    run_unit_tests(build, series, tests, report, TSAN, filesystems=False)
+    run_unit_tests(build, tests, report, TSAN, filesystems=False)
 
 
 def _targets(tests):

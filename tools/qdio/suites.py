@@ -78,8 +78,7 @@ def unit_tests(tests):
     return [name for kind, name in tests if kind == 'unit']
 
 
-def run_unit_tests(build, series, tests, report, variables=None,
-                   filesystems=True):
+def run_unit_tests(build, tests, report, variables=None, filesystems=True):
     env = dict(
         building.environment(), **(variables or {}),
         G_TEST_BUILDDIR=os.path.join(build.directory, 'tests', 'unit'),
@@ -93,8 +92,8 @@ def run_unit_tests(build, series, tests, report, variables=None,
                     cwd=build.directory, filesystems=filesystems)
 
 
-def run_qtest(build, name, report, timeout=2400, filesystems=False,
-              variables=None, options=()):
+def run_qtest(build, name, report, filesystems=False, variables=None,
+              options=()):
     """One program of tests/qtest with the built emulator."""
     env = dict(building.environment(), QTEST_QEMU_BINARY=build.emulator,
                **(variables or {}))
@@ -102,7 +101,7 @@ def run_qtest(build, name, report, timeout=2400, filesystems=False,
                 [os.path.join(build.directory, 'tests', 'qtest', name),
                  *options, '--tap', '-k'],
                 log_path(f'qtest-{build.name}-{name}'), report, env=env,
-                cwd=build.directory, timeout=timeout, filesystems=filesystems)
+                cwd=build.directory, timeout=2400, filesystems=filesystems)
 
 
 # Programs that the iotests need beside the emulator

@@ -217,7 +217,7 @@ class Tests:
 
     def part_unit(self, trees):
         def action(build, tests):
-            run_unit_tests(build, self.series, tests, self.report)
+            run_unit_tests(build, tests, self.report)
 
         self._on_builds('unit tests', trees, action,
                         lambda tree: self._tests(tree, ('unit',)))
@@ -248,7 +248,7 @@ class Tests:
         for tree in trees:
             if tree.base.sanitize:
                 tests = self._tests(tree, ('unit', 'qtest'))
-                sanitize.address(tree, self.series, tests, self.report)
+                sanitize.address(tree, tests, self.report)
                 sanitize.thread(tree, self.series, self.report)
                 sanitize.fuzz(tree, self.report)
 

@@ -77,7 +77,7 @@ def walk_builds(series, base, tree, report, only=None):
         build.ninja([EMULATOR, *targets_of(build, tests)],
                     f'build {slug.name} on')
         report(True, f'build {base.name} at {slug.name}')
-        run_unit_tests(build, series, tests, report)
+        run_unit_tests(build, tests, report)
         for kind, name in tests:
             if kind == 'suite':
                 run_suite(build, name, report)
