@@ -141,9 +141,9 @@ def apply(series, base, tree, edits='refuse'):
     return commits
 
 
-def applied_tree(tree, edits='refuse'):
+def applied_tree(tree):
     """The tree, fetched if needed, with this checkout's series on it."""
     with tree.locked():
         tree.ensure()
-        apply(Series(ROOT), tree.base.name, tree, edits)
+        apply(Series(ROOT), tree.base.name, tree)
     return tree

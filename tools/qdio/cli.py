@@ -142,7 +142,7 @@ def _series():
     return Series(config.ROOT)
 
 
-def _ready(args):
+def _ready():
     """What every command that builds or fetches needs."""
     from .apt import install_needed
     config.check_space()
@@ -217,7 +217,7 @@ def cmd_emit(args):
 
 def cmd_release(args):
     from .release import release
-    _ready(args)
+    _ready()
     print(release(_series(), args.version, args.output))
 
 
@@ -229,7 +229,7 @@ def cmd_walk(args):
         if not series.slug(name):
             raise Fault(f"there is no slug '{name}'; series/order names them")
     if not args.no_build:
-        _ready(args)
+        _ready()
     tree = _tree_of(args)
     report = Report()
     with tree.locked():
@@ -271,7 +271,7 @@ def cmd_canary(args):
 def cmd_build(args):
     from .apply import applied_tree
     from .build import EMULATOR, built, pristine
-    _ready(args)
+    _ready()
     tree = _tree_of(args)
     if args.pristine:
         with tree.locked():
@@ -297,7 +297,7 @@ def cmd_install(args):
         raise Fault('install where? --prefix DIR names the directory that '
                     'gets bin/ and share/, such as /opt/qemu-direct-io')
     where = writable(args.prefix, args.destdir)
-    _ready(args)
+    _ready()
     applied_tree(tree)
     with tree.locked():
         print(install(tree, where))
@@ -320,7 +320,7 @@ def cmd_deb(args):
 
 def cmd_fetch(args):
     from . import fetch
-    _ready(args)
+    _ready()
     print(getattr(fetch, args.what)())
 
 
