@@ -66,9 +66,9 @@ class Report:
         for name in names:
             self._parts[name] = Part(name)
 
-    def _part(self, name=None):
-        """The part of this name, or the one that the thread is at."""
-        name = name or getattr(self._lane, 'name', 'start')
+    def _part(self):
+        """The part that the thread is at."""
+        name = getattr(self._lane, 'name', 'start')
         return self._parts.setdefault(name, Part(name))
 
     def __call__(self, ok, name, count=None, log=None, remarks=()):

@@ -127,10 +127,10 @@ def tail(path, lines=25):
         return str(err)
 
 
-def _end(process, patience=30):
+def _end(process):
     """End a program and all that it started.  It may clean up first: tests
     have file systems to unmount."""
-    for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 5)):
+    for number, seconds in ((signal.SIGTERM, 30), (signal.SIGKILL, 5)):
         try:
             os.killpg(process.pid, number)
             process.wait(seconds)
