@@ -64,10 +64,9 @@ class Slug:
 
     def __init__(self, series, name, bases):
         self.series = series
-        self.root = root = series.root
         self.name = name
         self.bases = bases              # empty: all of them
-        self.directory = os.path.join(root, 'series', name)
+        self.directory = os.path.join(series.root, 'series', name)
 
     def on(self, base):
         return not self.bases or \
