@@ -49,6 +49,8 @@ typedef struct LazyBlock {
     /* the host's page size */
     size_t page_size;
     bool can_zero;
+    /* but this is atomic: false after the kernel has refused */
+    bool can_move;
     unsigned long *present;
     unsigned long extent_pages;
     unsigned long extents;
@@ -73,6 +75,7 @@ typedef struct LazySlot {
     bool fault;
     /* zeroed while there are no queues, after an error */
     MappedRamWorker worker;
+    /* NULL after its pages have been moved away, until it is needed again */
     uint8_t *buf;
     /* what is being read: this many pages of @block from @first on */
     LazyBlock *block;
@@ -127,7 +130,7 @@ struct MappedRamLazy {
     GArray *parked;
 
     uint64_t total, length;
-    uint64_t fault_pages, background_pages;
+    uint64_t fault_pages, background_pages, moved_pages;
     uint64_t faults, zero_faults;
     uint64_t times[TIME_CLASSES];
     uint64_t slowest_us, slowest_offset;
@@ -139,8 +142,14 @@ struct MappedRamLazy {
 /* Makes the queues and the buffer.  False with @errp set on failure. */
 bool lazy_slot_init(MappedRamLazy *l, LazySlot *slot, Error **errp);
 
-/* Frees them, waiting for what is in flight.  Fine on a zeroed @slot. */
+/*
+ * Frees the queues, waiting for what is in flight.  Fine on a zeroed @slot, as
+ * the next one.
+ */
 void lazy_slot_destroy(MappedRamLazy *l, LazySlot *slot);
+
+/* Frees the buffer. */
+void lazy_slot_free_buf(LazySlot *slot);
 
 /*
  * Begins to read what the file has of the slot's pages, and is not placed.  For

@@ -10,7 +10,7 @@
 #include "qapi/error.h"
 #include "qemu/cutils.h"
 #include "qemu/lockable.h"
-#include "qemu/memalign.h"
+#include "qemu/madvise.h"
 #include "mapped-ram-lazy-int.h"
 #include "trace.h"
 
@@ -20,6 +20,32 @@
  * to touch it next.
  */
 #define FAULT_WINDOW (64 * KiB)
+
+/*
+ * Memory that can be moved: a mapping of its own, in huge pages, which no child
+ * shares.  A window for a fault is copied, and needs no huge page.
+ */
+static bool alloc_buf(LazySlot *slot, Error **errp)
+{
+    slot->buf = qemu_anon_ram_alloc(MAPPED_RAM_LAZY_EXTENT, NULL, false, false);
+    if (!slot->buf) {
+        error_setg_errno(errp, errno, "unable to allocate a buffer");
+        return false;
+    }
+    qemu_madvise(slot->buf, MAPPED_RAM_LAZY_EXTENT, QEMU_MADV_DONTFORK);
+    if (!slot->fault) {
+        qemu_madvise(slot->buf, MAPPED_RAM_LAZY_EXTENT, QEMU_MADV_HUGEPAGE);
+    }
+    return true;
+}
+
+void lazy_slot_free_buf(LazySlot *slot)
+{
+    if (slot->buf) {
+        qemu_anon_ram_free(slot->buf, MAPPED_RAM_LAZY_EXTENT);
+        slot->buf = NULL;
+    }
+}
 
 bool lazy_slot_init(MappedRamLazy *l, LazySlot *slot, Error **errp)
 {
@@ -32,9 +58,8 @@ bool lazy_slot_init(MappedRamLazy *l, LazySlot *slot, Error **errp)
         config.engine = DIRECT_IO_ENGINE_SYNC;
         config.depth = 1;
     }
-    if (!slot->buf) {
-        slot->buf = qemu_memalign(MAPPED_RAM_LAZY_EXTENT,
-                                  MAPPED_RAM_LAZY_EXTENT);
+    if (!slot->buf && !alloc_buf(slot, errp)) {
+        return false;
     }
     if (!mapped_ram_worker_init(&worker, &config, errp)) {
         mapped_ram_worker_destroy(&worker);
@@ -60,12 +85,16 @@ void lazy_slot_destroy(MappedRamLazy *l, LazySlot *slot)
     mapped_ram_worker_destroy(&worker);
 }
 
+static bool is_done(LazyBlock *b, unsigned long page)
+{
+    return qatomic_read(&b->done[BIT_WORD(page)]) & BIT_MASK(page);
+}
+
 /* Returns whether the file has one of @pages pages that is not placed. */
 static bool is_wanted(LazyBlock *b, unsigned long first, unsigned long pages)
 {
     for (unsigned long i = first; i < first + pages; i++) {
-        if (test_bit(i, b->present) &&
-            !(qatomic_read(&b->done[BIT_WORD(i)]) & BIT_MASK(i))) {
+        if (test_bit(i, b->present) && !is_done(b, i)) {
             return true;
         }
     }
@@ -108,6 +137,9 @@ bool lazy_slot_begin(MappedRamLazy *l, LazySlot *slot, Error **errp)
     find_wanted(slot);
     if (bitmap_empty(slot->wanted, slot->pages)) {
         return true;
+    }
+    if (!slot->buf && !alloc_buf(slot, errp)) {
+        return false;
     }
     slot->view = (MappedRamBlock) {
         .name = b->name,
@@ -210,11 +242,88 @@ static unsigned long next_run(LazySlot *slot, unsigned long page,
     return start;
 }
 
-bool lazy_slot_finish(MappedRamLazy *l, LazySlot *slot, unsigned long urgent,
-                      uint64_t *placed, Error **errp)
+/* Returns whether the slot's pages are all that a huge page has. */
+static bool is_whole(LazySlot *slot)
+{
+    LazyBlock *b = slot->block;
+    size_t page_size = b->layout.page_size;
+
+    if (slot->pages * page_size != MAPPED_RAM_LAZY_EXTENT ||
+        !QEMU_PTR_IS_ALIGNED(b->host + slot->first * page_size,
+                             MAPPED_RAM_LAZY_EXTENT) ||
+        !bitmap_full(slot->wanted, slot->pages)) {
+        return false;
+    }
+    for (unsigned long i = 0; i < slot->pages; i++) {
+        if (is_done(b, slot->first + i)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/*
+ * Moves the slot's pages to their place, and leaves those that are still to be
+ * copied: all if they are no huge page or the kernel can't, some if a page is
+ * there by now.  @used: set to whether the buffer is to be given back: what is
+ * left of it may never be huge again.  Returns how many pages were placed.
+ *
+ * The next buffer is a new huge page, which the kernel clears.  That costs less
+ * than the copy if the memory is at hand, and two or three times as much in a
+ * virtual machine whose host has taken it back, as with an eager restore.  But
+ * later on random reads take two thirds of the time.  The figures are in
+ * docs/devel/migration/direct-io.rst.
+ */
+static uint64_t move(MappedRamLazy *l, LazySlot *slot, bool *used)
+{
+    LazyBlock *b = slot->block;
+    size_t page_size = b->layout.page_size;
+    unsigned long pages;
+    ssize_t ret;
+
+    *used = qatomic_read(&b->can_move) && is_whole(slot);
+    if (!*used) {
+        return 0;
+    }
+    ret = mapped_ram_uffd_move(l->uffd, b->host + slot->first * page_size,
+                               slot->buf, MAPPED_RAM_LAZY_EXTENT);
+    if (ret < 0) {
+        if (ret != -EEXIST && ret != -EBUSY && ret != -ENOMEM) {
+            qatomic_set(&b->can_move, false);
+        }
+        return 0;
+    }
+    pages = ret / page_size;
+    bitmap_clear(slot->wanted, 0, pages);
+    WITH_QEMU_LOCK_GUARD(&l->lock) {
+        l->moved_pages += pages;
+    }
+    return mark_done(b, slot->first, pages);
+}
+
+/* Copies the slot's pages to their place, first the run that has @urgent. */
+static bool copy(MappedRamLazy *l, LazySlot *slot, unsigned long urgent,
+                 uint64_t *placed, Error **errp)
 {
     unsigned long start, end;
     bool ok = true;
+
+    if (urgent - slot->first < slot->pages) {
+        start = next_run(slot, urgent - slot->first, &end);
+        ok = start >= slot->pages ||
+             place(l, slot, start, end - start, placed, errp);
+    }
+    for (start = next_run(slot, 0, &end); ok && start < slot->pages;
+         start = next_run(slot, end, &end)) {
+        ok = place(l, slot, start, end - start, placed, errp);
+    }
+    return ok;
+}
+
+bool lazy_slot_finish(MappedRamLazy *l, LazySlot *slot, unsigned long urgent,
+                      uint64_t *placed, Error **errp)
+{
+    bool ok, used;
 
     *placed = 0;
     if (bitmap_empty(slot->wanted, slot->pages)) {
@@ -224,14 +333,10 @@ bool lazy_slot_finish(MappedRamLazy *l, LazySlot *slot, unsigned long urgent,
         say_where(slot, errp);
         return false;
     }
-    if (urgent - slot->first < slot->pages) {
-        start = next_run(slot, urgent - slot->first, &end);
-        ok = start >= slot->pages ||
-             place(l, slot, start, end - start, placed, errp);
-    }
-    for (start = next_run(slot, 0, &end); ok && start < slot->pages;
-         start = next_run(slot, end, &end)) {
-        ok = place(l, slot, start, end - start, placed, errp);
+    *placed = move(l, slot, &used);
+    ok = copy(l, slot, urgent, placed, errp);
+    if (used) {
+        lazy_slot_free_buf(slot);
     }
     if (!ok) {
         say_where(slot, errp);

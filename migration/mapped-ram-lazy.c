@@ -9,7 +9,6 @@
 #include "qemu/osdep.h"
 #include "qapi/error.h"
 #include "qemu/lockable.h"
-#include "qemu/memalign.h"
 #include "mapped-ram-lazy-int.h"
 #include "trace.h"
 
@@ -390,6 +389,8 @@ static LazyBlock *lazy_block_new(const MappedRamBlock *block, size_t page_size)
     b->layout = block->layout;
     b->page_size = page_size;
     b->unit = MAX(page_size / block->layout.page_size, 1);
+    b->can_move = page_size == qemu_real_host_page_size() &&
+                  !mapped_ram_uffd_has_policy(b->host);
     b->extent_pages = MIN(MAPPED_RAM_LAZY_EXTENT / block->layout.page_size,
                           MAPPED_RAM_EXTENT_PAGES);
     b->extents = DIV_ROUND_UP(pages, b->extent_pages);
@@ -507,6 +508,7 @@ void mapped_ram_lazy_info(MappedRamLazy *l, MappedRamLazyInfo *info)
         .total = l->total,
         .fault_bytes = l->fault_pages * l->page_size,
         .background_bytes = l->background_pages * l->page_size,
+        .moved_bytes = l->moved_pages * l->page_size,
         .faults = l->faults,
         .zero_faults = l->zero_faults,
         .median_us = MIN(fault_time(l, 0.5), l->slowest_us),
@@ -595,7 +597,7 @@ static void free_thread(MappedRamLazy *l, LazyThread *t)
 {
     for (unsigned i = 0; i < t->slots; i++) {
         mapped_ram_worker_destroy(&t->slot[i].worker);
-        qemu_vfree(t->slot[i].buf);
+        lazy_slot_free_buf(&t->slot[i]);
     }
     g_free(t->name);
 }

@@ -11,6 +11,7 @@
 #include "qapi/error.h"
 
 #ifdef CONFIG_LINUX
+#include <linux/mempolicy.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <sys/ioctl.h>
@@ -18,6 +19,16 @@
 
 /* Older headers lack it: linux/userfaultfd.h of 6.1 */
 #define UFFD_DEVICE_NEW _IO(0xAA, 0x00)
+
+/* The same, of what Linux 6.8 has brought */
+#define FEATURE_MOVE (1 << 16)
+
+typedef struct Move {
+    uint64_t dst, src, len, mode;
+    int64_t move;
+} Move;
+
+#define IOCTL_MOVE _IOWR(0xAA, 0x05, Move)
 
 /* The device grants by its mode what the system call needs a privilege for. */
 static int uffd_new(int flags)
@@ -42,7 +53,11 @@ static bool uffd_start(int fd, uint64_t features)
 int mapped_ram_uffd_open(Error **errp)
 {
     /* A descriptor can be started only once, so first try all that is nice. */
-    const uint64_t features[] = { UFFD_FEATURE_THREAD_ID, 0 };
+    const uint64_t features[] = {
+        UFFD_FEATURE_THREAD_ID | FEATURE_MOVE,
+        UFFD_FEATURE_THREAD_ID,
+        0,
+    };
 
     for (unsigned i = 0; i < ARRAY_SIZE(features); i++) {
         int fd = uffd_new(O_CLOEXEC | O_NONBLOCK);
@@ -134,7 +149,34 @@ ssize_t mapped_ram_uffd_copy(int fd, void *host, const void *buf, size_t len)
     };
     int ret = ioctl(fd, UFFDIO_COPY, &copy);
 
+    if (ret < 0 && errno == EFAULT) {
+        /*
+         * Linux before 6.11 says that, if a huge page appears meanwhile.  It is
+         * there the second time.
+         */
+        ret = ioctl(fd, UFFDIO_COPY, &copy);
+    }
     return placed(ret, copy.copy);
+}
+
+ssize_t mapped_ram_uffd_move(int fd, void *host, void *buf, size_t len)
+{
+    Move move = {
+        .dst = (uintptr_t)host,
+        .src = (uintptr_t)buf,
+        .len = len,
+    };
+    int ret = ioctl(fd, IOCTL_MOVE, &move);
+
+    return placed(ret, move.move);
+}
+
+bool mapped_ram_uffd_has_policy(void *host)
+{
+    int mode;
+
+    return syscall(__NR_get_mempolicy, &mode, NULL, 0, host, MPOL_F_ADDR) == 0
+           && mode != MPOL_DEFAULT;
 }
 
 ssize_t mapped_ram_uffd_zero(int fd, void *host, size_t len)
@@ -194,6 +236,16 @@ void mapped_ram_uffd_unregister(int fd, void *host, size_t len)
 }
 
 ssize_t mapped_ram_uffd_copy(int fd, void *host, const void *buf, size_t len)
+{
+    g_assert_not_reached();
+}
+
+ssize_t mapped_ram_uffd_move(int fd, void *host, void *buf, size_t len)
+{
+    g_assert_not_reached();
+}
+
+bool mapped_ram_uffd_has_policy(void *host)
 {
     g_assert_not_reached();
 }

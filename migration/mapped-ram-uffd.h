@@ -80,7 +80,34 @@ void mapped_ram_uffd_unregister(int fd, void *host, size_t len);
  */
 ssize_t mapped_ram_uffd_copy(int fd, void *host, const void *buf, size_t len);
 
-/* The same with zeros. */
+/**
+ * mapped_ram_uffd_move:
+ * @fd: from mapped_ram_uffd_open()
+ * @host: a range of registered memory, of whole pages
+ * @buf: what its pages shall hold; private anonymous memory, written to before
+ * @len: bytes of the range
+ *
+ * Gives pages the memory that is behind @buf, which is without memory then, and
+ * wakes the threads that wait for them.  Nothing is copied, and what is aligned
+ * like a huge page stays one.  A page that has memory stays as it is.
+ *
+ * Returns: how many bytes have been placed, which may be fewer than @len; or
+ *          -EEXIST if the first page has memory, -EBUSY if the memory behind
+ *          @buf is shared or pinned, or another negative errno, such as -EINVAL
+ *          where the kernel or this kind of memory cannot do that
+ */
+ssize_t mapped_ram_uffd_move(int fd, void *host, void *buf, size_t len);
+
+/**
+ * mapped_ram_uffd_has_policy:
+ * @host: an address in memory
+ *
+ * Returns: whether this memory has a NUMA policy of its own, which the kernel
+ *          follows when it copies a page to it, but not when it moves one
+ */
+bool mapped_ram_uffd_has_policy(void *host);
+
+/* Like mapped_ram_uffd_copy(), with zeros. */
 ssize_t mapped_ram_uffd_zero(int fd, void *host, size_t len);
 
 /**

@@ -23,6 +23,10 @@
  * that the guest wrote is ever overwritten.  Nobody may discard memory of a
  * block while it is loaded.
  *
+ * A copy is made of small pages.  So 2 MiB that are loaded as a whole are moved
+ * instead, where the kernel can do that: the buffer's huge page becomes the
+ * block's.
+ *
  * Errors: a page that cannot be read stays missing, and threads that touch it
  * wait.  Before mapped_ram_lazy_start() nothing can go on without it: the
  * object then gives out zeros, and mapped_ram_lazy_start() fails.  After it,
@@ -70,6 +74,7 @@ typedef struct MappedRamLazyConfig {
  * @missing: bytes of these that are not loaded yet
  * @fault_bytes: bytes that were loaded because of a fault
  * @background_bytes: bytes that were loaded in the background
+ * @moved_bytes: bytes that were moved to their place, not copied
  * @faults: how many faults were served by reading the file
  * @zero_faults: how many touched a page that the file does not have
  * @median_us: how long faults took, from when a fault thread knows of one until
@@ -85,6 +90,7 @@ typedef struct MappedRamLazyInfo {
     uint64_t missing;
     uint64_t fault_bytes;
     uint64_t background_bytes;
+    uint64_t moved_bytes;
     uint64_t faults;
     uint64_t zero_faults;
     uint64_t median_us;

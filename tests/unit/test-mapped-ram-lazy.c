@@ -10,7 +10,13 @@
 #include "qemu/osdep.h"
 #include <glib/gstdio.h>
 #ifdef CONFIG_LINUX
+#include <linux/filter.h>
+#include <linux/mempolicy.h>
+#include <linux/seccomp.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #endif
 #include "migration/mapped-ram-lazy.h"
 #include "qapi/error.h"
@@ -26,7 +32,11 @@
 /* Pages that each thread touches in test_unregister() */
 #define TOUCHED 64
 
+/* What moves pages; see mapped-ram-uffd.c */
+#define IOCTL_MOVE _IOWR(0xAA, 0x05, uint64_t[5])
+
 typedef enum Memory {
+    /* as guest RAM is */
     ANONYMOUS,
     SHARED,
     HUGE,
@@ -37,6 +47,7 @@ typedef struct Fixture {
     int fd;
     int direct_fd;
     MappedRamBlock block;
+    Memory memory;
     unsigned long pages;
     size_t page_size;
     MappedRamLazy *lazy;
@@ -79,11 +90,23 @@ static bool is_present(unsigned long page)
 static void *map_memory(Memory memory, size_t len)
 {
     int flags = memory == SHARED ? MAP_SHARED | MAP_ANONYMOUS :
-                memory == HUGE ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB :
-                MAP_PRIVATE | MAP_ANONYMOUS;
-    void *p = mmap(NULL, len, PROT_READ | PROT_WRITE, flags, -1, 0);
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB;
+    void *p;
 
+    if (memory == ANONYMOUS) {
+        return qemu_anon_ram_alloc(len, NULL, false, false);
+    }
+    p = mmap(NULL, len, PROT_READ | PROT_WRITE, flags, -1, 0);
     return p == MAP_FAILED ? NULL : p;
+}
+
+static void unmap_memory(Memory memory, void *p, size_t len)
+{
+    if (memory == ANONYMOUS) {
+        qemu_anon_ram_free(p, len);
+    } else {
+        munmap(p, len);
+    }
 }
 
 static void write_file(Fixture *f)
@@ -104,7 +127,7 @@ static void write_file(Fixture *f)
 
 static bool fixture_init(Fixture *f, Memory memory, unsigned long pages)
 {
-    *f = (Fixture) { .pages = pages, .direct_fd = -1 };
+    *f = (Fixture) { .memory = memory, .pages = pages, .direct_fd = -1 };
     f->page_size = memory == HUGE ? 2 * MiB : PAGE;
     f->block.host = map_memory(memory, pages * PAGE);
     if (!f->block.host) {
@@ -131,7 +154,7 @@ static bool fixture_init(Fixture *f, Memory memory, unsigned long pages)
 static void fixture_destroy(Fixture *f)
 {
     mapped_ram_lazy_free(f->lazy);
-    munmap(f->block.host, f->pages * PAGE);
+    unmap_memory(f->memory, f->block.host, f->pages * PAGE);
     g_free(f->block.present);
     close(f->fd);
     g_unlink(f->path);
@@ -634,7 +657,7 @@ static void test_unregister(void)
         qemu_sem_destroy(&t->go);
         qemu_sem_destroy(&t->done);
     }
-    munmap(host, ARRAY_SIZE(touchers) * TOUCHED * PAGE);
+    unmap_memory(ANONYMOUS, host, ARRAY_SIZE(touchers) * TOUCHED * PAGE);
     close(fd);
 }
 
@@ -678,6 +701,231 @@ static void test_refused(void)
     fixture_destroy(&f);
 }
 
+/* --- moving ----------------------------------------------------------- */
+
+#define HUGE_PAGES (MAPPED_RAM_LAZY_EXTENT / PAGE)
+
+/* Two huge pages, the first one registered, and the second one to be moved. */
+static uint8_t *map_pair(int fd)
+{
+    uint8_t *host = map_memory(ANONYMOUS, 2 * MAPPED_RAM_LAZY_EXTENT);
+    bool can_zero;
+
+    g_assert_nonnull(host);
+    g_assert_true(mapped_ram_uffd_register(fd, host, MAPPED_RAM_LAZY_EXTENT,
+                                           &can_zero, &error_abort));
+    memset(host + MAPPED_RAM_LAZY_EXTENT, 1, MAPPED_RAM_LAZY_EXTENT);
+    return host;
+}
+
+static void unmap_pair(int fd, uint8_t *host)
+{
+    mapped_ram_uffd_unregister(fd, host, MAPPED_RAM_LAZY_EXTENT);
+    unmap_memory(ANONYMOUS, host, 2 * MAPPED_RAM_LAZY_EXTENT);
+}
+
+/* Returns whether 2 MiB of guest RAM can be moved here; if not, skips. */
+static bool can_move(void)
+{
+    int fd = usable() ? mapped_ram_uffd_open(&error_abort) : -1;
+    uint8_t *host;
+    ssize_t ret;
+
+    if (fd < 0) {
+        return false;
+    }
+    host = map_pair(fd);
+    ret = mapped_ram_uffd_move(fd, host, host + MAPPED_RAM_LAZY_EXTENT,
+                               MAPPED_RAM_LAZY_EXTENT);
+    if (ret < 0 || !QEMU_PTR_IS_ALIGNED(host, MAPPED_RAM_LAZY_EXTENT)) {
+        g_test_skip("the kernel cannot move pages, or RAM is not aligned");
+        ret = -1;
+    } else {
+        g_assert_cmpint(ret, ==, MAPPED_RAM_LAZY_EXTENT);
+        g_assert_cmpint(host[0], ==, 1);
+        g_assert_cmpint(host[MAPPED_RAM_LAZY_EXTENT - 1], ==, 1);
+    }
+    unmap_pair(fd, host);
+    close(fd);
+    return ret >= 0;
+}
+
+/* A page that is there stays, and ends the move. */
+static void test_move_present(void)
+{
+    const size_t at = 10 * PAGE;
+    uint8_t *host, *buf;
+    int fd;
+
+    if (!can_move()) {
+        return;
+    }
+    fd = mapped_ram_uffd_open(&error_abort);
+    host = map_pair(fd);
+    buf = host + MAPPED_RAM_LAZY_EXTENT;
+    g_assert_cmpint(mapped_ram_uffd_copy(fd, host + at, buf, PAGE), ==, PAGE);
+    host[at] = 2;
+    g_assert_cmpint(mapped_ram_uffd_move(fd, host, buf, MAPPED_RAM_LAZY_EXTENT),
+                    ==, at);
+    g_assert_cmpint(mapped_ram_uffd_move(fd, host + at, buf + at,
+                                         MAPPED_RAM_LAZY_EXTENT - at),
+                    ==, -EEXIST);
+    g_assert_cmpint(host[0], ==, 1);
+    g_assert_cmpint(host[at], ==, 2);
+    /* What has not been moved is still in the buffer. */
+    g_assert_cmpint(buf[0], ==, 0);
+    g_assert_cmpint(buf[at], ==, 1);
+    unmap_pair(fd, host);
+    close(fd);
+}
+
+/* A block of which the file has all */
+static bool init_whole(Fixture *f, Memory memory, unsigned long pages)
+{
+    if (!fixture_init(f, memory, pages)) {
+        return false;
+    }
+    bitmap_fill(f->block.present, pages);
+    write_file(f);
+    return true;
+}
+
+static void load(Fixture *f)
+{
+    g_assert_true(mapped_ram_lazy_start(f->lazy, &error_abort));
+    qemu_sem_wait(&f->ended);
+}
+
+/*
+ * Checks what was loaded, and how many pages were moved; ULONG_MAX: any number.
+ * Pages that direct I/O has read may be pinned a little longer, and are copied
+ * then, so the number is known only of reads from the page cache.
+ */
+static void check_moved(Fixture *f, unsigned long moved)
+{
+    MappedRamLazyInfo info;
+
+    mapped_ram_lazy_info(f->lazy, &info);
+    if (moved != ULONG_MAX) {
+        g_assert_cmpuint(info.moved_bytes, ==, moved * PAGE);
+    }
+    g_assert_cmpuint(info.moved_bytes, <=, info.background_bytes);
+    check_counts(f);
+    g_clear_pointer(&f->lazy, mapped_ram_lazy_free);
+    check_all(f);
+    fixture_destroy(f);
+}
+
+/* What is loaded as a whole is moved, but not the end, which is no 2 MiB. */
+static void test_move(const void *opaque)
+{
+    unsigned align = GPOINTER_TO_UINT(opaque);
+    Fixture f;
+
+    if (!can_move() || !init_whole(&f, ANONYMOUS, 8 * HUGE_PAGES + 100)) {
+        return;
+    }
+    new_lazy(&f, DIRECT_IO_ENGINE_AUTO, align);
+    add_block(&f);
+    load(&f);
+    check_moved(&f, align ? ULONG_MAX : 8 * HUGE_PAGES);
+}
+
+/* What has a page that was touched, or one that the file lacks, is copied. */
+static void test_move_touched(void)
+{
+    MappedRamLazyInfo info;
+    uint64_t *page;
+    Fixture f;
+
+    if (!can_move() || !init_whole(&f, ANONYMOUS, 8 * HUGE_PAGES)) {
+        return;
+    }
+    clear_bit(5 * HUGE_PAGES + 7, f.block.present);
+    new_lazy(&f, DIRECT_IO_ENGINE_AUTO, 0);
+    add_block(&f);
+    check_page(&f, 2 * HUGE_PAGES + 300);
+    /* Its neighbours come after it, and then the fault is counted */
+    do {
+        mapped_ram_lazy_info(f.lazy, &info);
+    } while (!info.fault_bytes);
+    page = (void *)(f.block.host + (2 * HUGE_PAGES + 301) * PAGE);
+    page[0]++;
+    load(&f);
+    /* What was written is still there. */
+    page[0]--;
+    check_moved(&f, 6 * HUGE_PAGES);
+}
+
+/* Memory that is not private, or has its place in the host, is not moved. */
+static void test_move_other(void)
+{
+    Fixture f;
+
+    if (!usable() || !init_whole(&f, SHARED, 4 * HUGE_PAGES)) {
+        return;
+    }
+    new_lazy(&f, DIRECT_IO_ENGINE_AUTO, 0);
+    add_block(&f);
+    load(&f);
+    check_moved(&f, 0);
+    if (!init_whole(&f, ANONYMOUS, 4 * HUGE_PAGES)) {
+        return;
+    }
+    if (syscall(__NR_mbind, f.block.host, f.pages * PAGE, MPOL_PREFERRED, NULL,
+                0, 0) < 0) {
+        g_test_skip("this host has no NUMA policies");
+        fixture_destroy(&f);
+        return;
+    }
+    new_lazy(&f, DIRECT_IO_ENGINE_AUTO, 0);
+    add_block(&f);
+    load(&f);
+    check_moved(&f, 0);
+}
+
+/* Makes moving fail with @err in this process from now on. */
+static bool forbid_move(int err)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_ioctl, 0, 3),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
+                 offsetof(struct seccomp_data, args[1]) + 4 * HOST_BIG_ENDIAN),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, IOCTL_MOVE, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | err),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = { ARRAY_SIZE(code), code };
+
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+           prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+/* Where the kernel cannot move, or not now, all is copied. */
+static void test_move_refused(const void *opaque)
+{
+    int err = GPOINTER_TO_INT(opaque);
+    Fixture f;
+
+    if (!usable()) {
+        return;
+    }
+    if (!g_test_subprocess()) {
+        g_test_trap_subprocess(NULL, 0, 0);
+        g_test_trap_assert_passed();
+        return;
+    }
+    if (!forbid_move(err) ||
+        !init_whole(&f, ANONYMOUS, 8 * HUGE_PAGES)) {
+        return;
+    }
+    new_lazy(&f, DIRECT_IO_ENGINE_AUTO, 0);
+    add_block(&f);
+    load(&f);
+    check_moved(&f, 0);
+}
+
 #endif /* CONFIG_LINUX */
 
 int main(int argc, char **argv)
@@ -701,6 +949,17 @@ int main(int argc, char **argv)
     g_test_add_func("/mapped-ram-lazy/empty", test_empty);
     g_test_add_func("/mapped-ram-lazy/unregister", test_unregister);
     g_test_add_func("/mapped-ram-lazy/refused", test_refused);
+    g_test_add_func("/mapped-ram-lazy/move/present", test_move_present);
+    g_test_add_data_func("/mapped-ram-lazy/move/cached", NULL, test_move);
+    g_test_add_data_func("/mapped-ram-lazy/move/direct",
+                         GUINT_TO_POINTER(PAGE), test_move);
+    g_test_add_func("/mapped-ram-lazy/move/touched", test_move_touched);
+    g_test_add_func("/mapped-ram-lazy/move/other-memory", test_move_other);
+    /* What a kernel says that is too old, and what it says of pinned pages */
+    g_test_add_data_func("/mapped-ram-lazy/move/refused",
+                         GINT_TO_POINTER(EINVAL), test_move_refused);
+    g_test_add_data_func("/mapped-ram-lazy/move/busy", GINT_TO_POINTER(EBUSY),
+                         test_move_refused);
 #endif
     return g_test_run();
 }
