@@ -70,9 +70,13 @@ class Libvirt:
 
     def _wait(self):
         deadline = time.monotonic() + 60
-        while self.virsh('uri', check=False)[0]:
+        while True:
+            code, said = self.virsh('uri', check=False)
+            if not code:
+                return
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise Hung(f'libvirtd does not start: {self.said()}')
+                raise Hung(f'libvirtd does not start: {self.said()}; virsh '
+                           f'says: {said}')
             time.sleep(0.1)
 
     def said(self):
@@ -87,7 +91,9 @@ class Libvirt:
 
     def start_virsh(self, *args):
         """virsh, with its output in pipes."""
-        libs = os.path.join(self.root, 'usr', 'lib', 'x86_64-linux-gnu')
+        # Before /usr was merged some libraries lay in /lib
+        libs = ':'.join(os.path.join(self.root, d, 'x86_64-linux-gnu')
+                        for d in ('usr/lib', 'lib'))
         env = dict(os.environ, LD_LIBRARY_PATH=libs, LC_ALL='C')
         socket = os.path.join(self.directory, 'libvirt-sock')
         return subprocess.Popen(
