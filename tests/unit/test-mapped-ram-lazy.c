@@ -22,6 +22,7 @@
 #include "qapi/error.h"
 #include "qemu/cutils.h"
 #include "qemu/memalign.h"
+#include "qemu/processor.h"
 #include "qemu/thread.h"
 #include "../../migration/mapped-ram-uffd.h"
 
@@ -615,8 +616,8 @@ static void unregister_touched(int fd, Toucher *touchers, int n, int delay)
     for (int i = 0; i < n; i++) {
         qemu_sem_post(&touchers[i].go);
     }
-    for (volatile int i = 0; i < delay; i++) {
-        /* nothing */
+    for (int i = 0; i < delay; i++) {
+        cpu_relax();
     }
     mapped_ram_uffd_unregister(fd, host, len);
     for (int i = 0; i < n; i++) {
@@ -646,7 +647,7 @@ static void test_unregister(void)
                            QEMU_THREAD_JOINABLE);
     }
     for (int i = 0; i < 5000; i++) {
-        unregister_touched(fd, touchers, ARRAY_SIZE(touchers), i % 64 * 50);
+        unregister_touched(fd, touchers, ARRAY_SIZE(touchers), i % 64);
     }
     for (int i = 0; i < ARRAY_SIZE(touchers); i++) {
         Toucher *t = &touchers[i];
