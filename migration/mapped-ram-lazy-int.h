@@ -69,14 +69,23 @@ typedef struct LazyParked {
     int64_t due;
 } LazyParked;
 
+/* What a huge page costs that could be moved, or copied */
+typedef struct LazyCosts {
+    /* microseconds; 0 until they are known */
+    uint64_t buffer_us, copy_us;
+    /* how many there were */
+    unsigned pages;
+} LazyCosts;
+
 /* A buffer, and the way to fill it */
 typedef struct LazySlot {
     /* whether it serves faults */
     bool fault;
     /* zeroed while there are no queues, after an error */
     MappedRamWorker worker;
-    /* NULL after its pages have been moved away, until it is needed again */
+    /* NULL until it is needed, and after its pages have been moved away */
     uint8_t *buf;
+    LazyCosts costs;
     /* what is being read: this many pages of @block from @first on */
     LazyBlock *block;
     unsigned long first, pages;
@@ -139,7 +148,10 @@ struct MappedRamLazy {
     MappedRamStats stats;
 };
 
-/* Makes the queues and the buffer.  False with @errp set on failure. */
+/*
+ * Makes the queues, and the buffer that a fault needs at once.  False with
+ * @errp set on failure.
+ */
 bool lazy_slot_init(MappedRamLazy *l, LazySlot *slot, Error **errp);
 
 /*
@@ -150,6 +162,15 @@ void lazy_slot_destroy(MappedRamLazy *l, LazySlot *slot);
 
 /* Frees the buffer. */
 void lazy_slot_free_buf(LazySlot *slot);
+
+/*
+ * Decides for one more huge page, and counts it.  Moving costs the next buffer,
+ * which the kernel clears: on most hosts less than a copy, but several times as
+ * much in a virtual machine whose host has taken free memory back.  So it does
+ * what costs less, and what costs more now and then, ever more seldom, as that
+ * may change.  Pure but for @costs.
+ */
+bool lazy_should_move(LazyCosts *costs);
 
 /*
  * Begins to read what the file has of the slot's pages, and is not placed.  For

@@ -21,12 +21,29 @@
  */
 #define FAULT_WINDOW (64 * KiB)
 
+/* The mean of what was found before and what is found now */
+static void note_cost(uint64_t *us, int64_t start)
+{
+    uint64_t now = MAX(g_get_monotonic_time() - start, 1);
+
+    *us = *us ? (*us + now) / 2 : now;
+}
+
+bool lazy_should_move(LazyCosts *costs)
+{
+    bool cheaper = costs->buffer_us <= costs->copy_us || !costs->copy_us;
+
+    return is_power_of_2(costs->pages++) ? !cheaper : cheaper;
+}
+
 /*
  * Memory that can be moved: a mapping of its own, in huge pages, which no child
  * shares.  A window for a fault is copied, and needs no huge page.
  */
 static bool alloc_buf(LazySlot *slot, Error **errp)
 {
+    int64_t start = g_get_monotonic_time();
+
     slot->buf = qemu_anon_ram_alloc(MAPPED_RAM_LAZY_EXTENT, NULL, false, false);
     if (!slot->buf) {
         error_setg_errno(errp, errno, "unable to allocate a buffer");
@@ -35,6 +52,12 @@ static bool alloc_buf(LazySlot *slot, Error **errp)
     qemu_madvise(slot->buf, MAPPED_RAM_LAZY_EXTENT, QEMU_MADV_DONTFORK);
     if (!slot->fault) {
         qemu_madvise(slot->buf, MAPPED_RAM_LAZY_EXTENT, QEMU_MADV_HUGEPAGE);
+        /* The read would do this, but here it can be measured. */
+        for (size_t i = 0; i < MAPPED_RAM_LAZY_EXTENT;
+             i += qemu_real_host_page_size()) {
+            slot->buf[i] = 0;
+        }
+        note_cost(&slot->costs.buffer_us, start);
     }
     return true;
 }
@@ -58,7 +81,7 @@ bool lazy_slot_init(MappedRamLazy *l, LazySlot *slot, Error **errp)
         config.engine = DIRECT_IO_ENGINE_SYNC;
         config.depth = 1;
     }
-    if (!slot->buf && !alloc_buf(slot, errp)) {
+    if (slot->fault && !slot->buf && !alloc_buf(slot, errp)) {
         return false;
     }
     if (!mapped_ram_worker_init(&worker, &config, errp)) {
@@ -265,26 +288,18 @@ static bool is_whole(LazySlot *slot)
 /*
  * Moves the slot's pages to their place, and leaves those that are still to be
  * copied: all if they are no huge page or the kernel can't, some if a page is
- * there by now.  @used: set to whether the buffer is to be given back: what is
- * left of it may never be huge again.  Returns how many pages were placed.
+ * there by now.  Returns how many pages were placed.
  *
- * The next buffer is a new huge page, which the kernel clears.  That costs less
- * than the copy if the memory is at hand, and two or three times as much in a
- * virtual machine whose host has taken it back, as with an eager restore.  But
- * later on random reads take two thirds of the time.  The figures are in
- * docs/devel/migration/direct-io.rst.
+ * Random reads in huge pages take two thirds of the time that they take in
+ * small ones; the figures are in docs/devel/migration/direct-io.rst.
  */
-static uint64_t move(MappedRamLazy *l, LazySlot *slot, bool *used)
+static uint64_t move(MappedRamLazy *l, LazySlot *slot)
 {
     LazyBlock *b = slot->block;
     size_t page_size = b->layout.page_size;
     unsigned long pages;
     ssize_t ret;
 
-    *used = qatomic_read(&b->can_move) && is_whole(slot);
-    if (!*used) {
-        return 0;
-    }
     ret = mapped_ram_uffd_move(l->uffd, b->host + slot->first * page_size,
                                slot->buf, MAPPED_RAM_LAZY_EXTENT);
     if (ret < 0) {
@@ -320,10 +335,30 @@ static bool copy(MappedRamLazy *l, LazySlot *slot, unsigned long urgent,
     return ok;
 }
 
+/* The same for a whole huge page, in whichever way costs less. */
+static bool place_huge_page(MappedRamLazy *l, LazySlot *slot,
+                            uint64_t *placed, Error **errp)
+{
+    int64_t start;
+    bool ok;
+
+    if (!lazy_should_move(&slot->costs)) {
+        start = g_get_monotonic_time();
+        ok = copy(l, slot, ULONG_MAX, placed, errp);
+        note_cost(&slot->costs.copy_us, start);
+        return ok;
+    }
+    *placed += move(l, slot);
+    ok = copy(l, slot, ULONG_MAX, placed, errp);
+    /* What is left of it may never be huge again. */
+    lazy_slot_free_buf(slot);
+    return ok;
+}
+
 bool lazy_slot_finish(MappedRamLazy *l, LazySlot *slot, unsigned long urgent,
                       uint64_t *placed, Error **errp)
 {
-    bool ok, used;
+    bool ok;
 
     *placed = 0;
     if (bitmap_empty(slot->wanted, slot->pages)) {
@@ -333,11 +368,9 @@ bool lazy_slot_finish(MappedRamLazy *l, LazySlot *slot, unsigned long urgent,
         say_where(slot, errp);
         return false;
     }
-    *placed = move(l, slot, &used);
-    ok = copy(l, slot, urgent, placed, errp);
-    if (used) {
-        lazy_slot_free_buf(slot);
-    }
+    ok = qatomic_read(&slot->block->can_move) && is_whole(slot) ?
+         place_huge_page(l, slot, placed, errp) :
+         copy(l, slot, urgent, placed, errp);
     if (!ok) {
         say_where(slot, errp);
     }
