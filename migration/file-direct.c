@@ -19,11 +19,6 @@
 /* MAPPED_RAM_EXTENT_ALIGN_MAX of the smallest pages there are, of 4 KiB. */
 #define DIRECT_ALIGN_MAX (32 * 4096)
 
-static int direct_fd = -1;
-/* A duplicate, to be closed when all of RAM is written, or -1 */
-static int direct_close_fd = -1;
-static DirectIOLimits direct_limits;
-
 const char *file_direct_reason(void)
 {
     if (!migrate_direct_io()) {
@@ -63,12 +58,12 @@ unsigned file_direct_depth(unsigned channels)
 }
 
 /* Makes a queue, as each channel will, to see if that works. */
-static bool try_engine(const char *path, Error **errp)
+static bool try_engine(const FileDirect *d, const char *path, Error **errp)
 {
     DirectQueueConfig config = {
-        .fd = direct_fd,
+        .fd = d->fd,
         .name = path,
-        .limits = direct_limits,
+        .limits = d->limits,
         .engine = migrate_direct_io_engine(),
         .depth = file_direct_depth(migrate_multifd_channels()),
     };
@@ -82,11 +77,12 @@ static bool try_engine(const char *path, Error **errp)
     return q != NULL;
 }
 
-bool file_direct_open(const char *path, int fd, int access, Error **errp)
+bool file_direct_open(FileDirect *d, const char *path, int fd, int access,
+                      Error **errp)
 {
     const char *reason = file_direct_reason();
 
-    assert(direct_fd == -1);
+    assert(d->fd == -1);
     if (reason) {
         if (migrate_direct_io()) {
             warn_report("direct-io has no effect on %s, because %s: "
@@ -95,52 +91,44 @@ bool file_direct_open(const char *path, int fd, int access, Error **errp)
         return true;
     }
 
-    direct_fd = open_second(path, fd, access, errp);
-    if (direct_fd < 0) {
+    d->fd = open_second(path, fd, access, errp);
+    if (d->fd < 0) {
         return false;
     }
-    if (!direct_io_probe(direct_fd, path, &direct_limits, errp)) {
-        file_direct_close();
+    if (!direct_io_probe(d->fd, path, &d->limits, errp)) {
+        file_direct_close(d);
         return false;
     }
-    if (MAX(direct_limits.mem_align, direct_limits.offset_align) >
+    if (MAX(d->limits.mem_align, d->limits.offset_align) >
         DIRECT_ALIGN_MAX) {
         error_setg(errp, "%s: its device wants direct I/O in units of %" PRIu32
                    " bytes, and QEMU can do up to %d; set direct-io=off", path,
-                   MAX(direct_limits.mem_align, direct_limits.offset_align),
+                   MAX(d->limits.mem_align, d->limits.offset_align),
                    DIRECT_ALIGN_MAX);
-        file_direct_close();
+        file_direct_close(d);
         return false;
     }
-    if (!try_engine(path, errp)) {
-        file_direct_close();
+    if (!try_engine(d, path, errp)) {
+        file_direct_close(d);
         return false;
     }
-    direct_close_fd = qemu_dup(direct_fd);
-    if (direct_close_fd < 0) {
+    d->close_fd = qemu_dup(d->fd);
+    if (d->close_fd < 0) {
         error_setg_errno(errp, errno, "%s: unable to duplicate the descriptor "
                          "with O_DIRECT", path);
-        file_direct_close();
+        file_direct_close(d);
         return false;
     }
-    trace_migration_file_direct(path, fd, direct_fd,
-                                direct_limits.offset_align);
+    trace_migration_file_direct(path, fd, d->fd,
+                                d->limits.offset_align);
     return true;
 }
 
-int file_direct_fd(DirectIOLimits *limits)
+bool file_direct_check_close(FileDirect *d, const char *path, Error **errp)
 {
-    if (direct_fd >= 0 && limits) {
-        *limits = direct_limits;
-    }
-    return direct_fd;
-}
+    int fd = d->close_fd;
 
-bool file_direct_check_close(const char *path, Error **errp)
-{
-    int fd = direct_close_fd;
-
-    direct_close_fd = -1;
+    d->close_fd = -1;
     if (fd >= 0 && close(fd) < 0) {
         error_setg_errno(errp, errno, "Unable to finish writing '%s', through "
                          "its descriptor with O_DIRECT", path);
@@ -149,14 +137,14 @@ bool file_direct_check_close(const char *path, Error **errp)
     return true;
 }
 
-void file_direct_close(void)
+void file_direct_close(FileDirect *d)
 {
-    if (direct_close_fd >= 0) {
-        close(direct_close_fd);
-        direct_close_fd = -1;
+    if (d->close_fd >= 0) {
+        close(d->close_fd);
+        d->close_fd = -1;
     }
-    if (direct_fd >= 0) {
-        qemu_close(direct_fd);
-        direct_fd = -1;
+    if (d->fd >= 0) {
+        qemu_close(d->fd);
+        d->fd = -1;
     }
 }

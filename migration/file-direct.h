@@ -8,8 +8,8 @@
  * the capabilities mapped-ram and multifd let it, the file is open a second
  * time with O_DIRECT, for guest RAM.
  *
- * There is at most one such descriptor.  All functions are to be called with
- * the BQL held, or by the thread that migrates.
+ * All functions are to be called with the BQL held, or by the thread that
+ * migrates.
  */
 
 #ifndef QEMU_MIGRATION_FILE_DIRECT_H
@@ -17,8 +17,21 @@
 
 #include "io/direct-queue.h"
 
+/* The second descriptor of a file, if it has one */
+typedef struct FileDirect {
+    /* or -1 */
+    int fd;
+    /* A duplicate, to be closed when all of RAM is written, or -1 */
+    int close_fd;
+    /* what transfers on it must obey */
+    DirectIOLimits limits;
+} FileDirect;
+
+#define FILE_DIRECT_NONE { .fd = -1, .close_fd = -1 }
+
 /**
  * file_direct_open:
+ * @d: what has none yet
  * @path: the name of the file, as the user gave it
  * @fd: the descriptor of the main stream
  * @access: O_RDONLY or O_WRONLY, what the migration needs
@@ -34,15 +47,8 @@
  * Returns: true also when no second descriptor is wanted; false with @errp
  *          set when it is and can't be had.
  */
-bool file_direct_open(const char *path, int fd, int access, Error **errp);
-
-/**
- * file_direct_fd:
- * @limits: where to put what the descriptor needs, when there is one; or NULL
- *
- * Returns: the second descriptor, which stays this module's, or -1.
- */
-int file_direct_fd(DirectIOLimits *limits);
+bool file_direct_open(FileDirect *d, const char *path, int fd, int access,
+                      Error **errp);
 
 /**
  * file_direct_reason:
@@ -61,6 +67,7 @@ unsigned file_direct_depth(unsigned channels);
 
 /**
  * file_direct_check_close:
+ * @d: the second descriptor, or none
  * @path: the file's name for messages
  * @errp: pointer to a NULL-initialized error object
  *
@@ -70,9 +77,9 @@ unsigned file_direct_depth(unsigned channels);
  *
  * Returns: false with @errp set if there was such an error
  */
-bool file_direct_check_close(const char *path, Error **errp);
+bool file_direct_check_close(FileDirect *d, const char *path, Error **errp);
 
 /* Closes the second descriptor, if there is one. */
-void file_direct_close(void);
+void file_direct_close(FileDirect *d);
 
 #endif

@@ -11,14 +11,6 @@
 #include "qemu/timer.h"
 #include "trace.h"
 
-/* Only for the migration thread while there is one */
-static FileEarlySync early;
-
-void file_early_sync_reset(void)
-{
-    early = (FileEarlySync) {};
-}
-
 /* How long @bytes take to be synced if they take as long as the last ones */
 static double sync_ms(const FileEarlySync *e, uint64_t bytes)
 {
@@ -44,23 +36,23 @@ bool file_early_sync_wanted(const FileEarlySync *e, uint64_t written,
     return ms > downtime_ms;
 }
 
-bool file_early_sync(uint64_t written, uint64_t pending, uint64_t threshold,
-                     uint64_t downtime_ms, Error **errp)
+bool file_early_sync(FileEarlySync *e, uint64_t written, uint64_t pending,
+                     uint64_t threshold, uint64_t downtime_ms, Error **errp)
 {
     int64_t start = qemu_clock_get_us(QEMU_CLOCK_REALTIME);
     bool ok;
 
     if (!migrate_file_sync() ||
-        !file_early_sync_wanted(&early, written, pending, threshold,
+        !file_early_sync_wanted(e, written, pending, threshold,
                                 downtime_ms)) {
         return false;
     }
     ok = file_transport_sync_early(errp);
-    early.us = qemu_clock_get_us(QEMU_CLOCK_REALTIME) - start;
-    early.bytes = written - early.synced;
-    early.synced = written;
-    early.waits++;
-    trace_migration_file_early_sync(file_transport_name(), early.bytes,
-                                    early.us, ok);
+    e->us = qemu_clock_get_us(QEMU_CLOCK_REALTIME) - start;
+    e->bytes = written - e->synced;
+    e->synced = written;
+    e->waits++;
+    trace_migration_file_early_sync(file_transport_name(), e->bytes,
+                                    e->us, ok);
     return true;
 }

@@ -14,7 +14,10 @@
 /* How often at most a save waits with its last stage for an early sync. */
 #define FILE_EARLY_SYNC_MAX 8
 
-/* What is known of the file; all zero when a save begins. */
+/*
+ * What is known of the file; all zero when a save begins.  Only for the
+ * migration thread.
+ */
 typedef struct FileEarlySync {
     /* how many bytes had been written when the last sync began */
     uint64_t synced;
@@ -46,6 +49,7 @@ bool file_early_sync_wanted(const FileEarlySync *e, uint64_t written,
 
 /**
  * file_early_sync: before the guest is stopped for the last stage
+ * @e: what is known
  * @written: bytes written since the save began
  * @pending: bytes that remain to be written
  * @threshold: bytes that can be written within the downtime limit
@@ -58,10 +62,7 @@ bool file_early_sync_wanted(const FileEarlySync *e, uint64_t written,
  * Returns: true if the last stage must not begin yet, as the guest went on
  *          meanwhile; also on errors, with @errp set
  */
-bool file_early_sync(uint64_t written, uint64_t pending, uint64_t threshold,
-                     uint64_t downtime_ms, Error **errp);
-
-/* A save begins, or has ended. */
-void file_early_sync_reset(void);
+bool file_early_sync(FileEarlySync *e, uint64_t written, uint64_t pending,
+                     uint64_t threshold, uint64_t downtime_ms, Error **errp);
 
 #endif /* QEMU_MIGRATION_FILE_EARLY_SYNC_H */

@@ -7,19 +7,20 @@
 #include "qemu/osdep.h"
 #include "file-last-stage.h"
 #include "file-queue.h"
-#include "file-transport.h"
+#include "file-transport-int.h"
 #include "options.h"
 #include "qapi/error.h"
 #include "trace.h"
 
-/* Whether the save has the guest, stopped; protected by the BQL */
-static bool has_guest;
-
 void file_last_stage_begin(QEMUFile *f)
 {
-    has_guest = file_transport_active();
-    if (has_guest && migrate_mapped_ram()) {
-        file_queue_begin(qemu_file_get_ioc(f));
+    FileTransport *t = file_transport_get();
+
+    if (t) {
+        t->has_guest = true;
+        if (migrate_mapped_ram()) {
+            file_queue_begin(qemu_file_get_ioc(f));
+        }
     }
 }
 
@@ -36,17 +37,12 @@ void file_last_stage_flush(QEMUFile *f)
 
 bool file_last_stage_take_guest(void)
 {
-    bool taken = has_guest;
+    FileTransport *t = file_transport_get();
 
-    has_guest = false;
-    if (taken) {
-        trace_migration_file_resume(file_transport_name());
+    if (!t || !t->has_guest) {
+        return false;
     }
-    return taken;
-}
-
-void file_last_stage_end(void)
-{
-    has_guest = false;
-    file_queue_drop();
+    t->has_guest = false;
+    trace_migration_file_resume(t->name);
+    return true;
 }

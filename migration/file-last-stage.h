@@ -42,7 +42,4 @@ void file_last_stage_flush(QEMUFile *f);
  */
 bool file_last_stage_take_guest(void);
 
-/* The migration has ended, one way or another.  BQL held. */
-void file_last_stage_end(void);
-
 #endif /* QEMU_MIGRATION_FILE_LAST_STAGE_H */

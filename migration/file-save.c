@@ -7,11 +7,10 @@
  */
 
 #include "qemu/osdep.h"
-#include "file-early-sync.h"
 #include "file-last-stage.h"
 #include "file-save.h"
 #include "file-save-compat.h"
-#include "file-transport.h"
+#include "file-transport-int.h"
 #include "options.h"
 #include "qapi/error.h"
 
@@ -60,13 +59,14 @@ bool file_save_begin(MigrationState *s)
 bool file_save_sync_early(MigrationState *s, uint64_t written,
                           uint64_t pending)
 {
+    FileTransport *t = file_transport_get();
     Error *err = NULL;
     bool wait;
 
-    if (!file_transport_active() || !runstate_is_running()) {
+    if (!t || !runstate_is_running()) {
         return false;
     }
-    wait = file_early_sync(written, pending, s->threshold_size,
+    wait = file_early_sync(&t->early, written, pending, s->threshold_size,
                            s->parameters.downtime_limit, &err);
     if (err) {
         qemu_file_set_error_obj(s->to_dst_file, -EIO, err);

@@ -15,6 +15,7 @@
 
 #include "file.h"
 #include "io/channel.h"
+#include "qemu/direct-io.h"
 #include "qapi/qapi-types-direct-io.h"
 
 /**
@@ -189,7 +190,7 @@ void file_transport_set_phase(MigrationFilePhase phase);
  * file_transport_phase: what the migration is at
  * @phase: where to put it
  *
- * May be called from any thread, and does not wait for the disk.
+ * Does not wait for the disk. BQL held, or the migration thread.
  *
  * Returns: true if a migration to or from a file is running
  */
@@ -217,5 +218,13 @@ const char *file_transport_name(void);
  * file_transport_offset: where in the file the image starts, in bytes
  */
 uint64_t file_transport_offset(void);
+
+/**
+ * file_transport_direct_fd: the descriptor for guest RAM
+ * @limits: where to put what transfers on it must obey, if there is one
+ *
+ * Returns: a descriptor with O_DIRECT, which stays the transport's, or -1
+ */
+int file_transport_direct_fd(DirectIOLimits *limits);
 
 #endif

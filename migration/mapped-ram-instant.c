@@ -252,7 +252,7 @@ static bool check_machine(Error **errp)
 static bool take_descriptors(Instant *i, QEMUFile *f, DirectIOLimits *limits,
                              Error **errp)
 {
-    int direct_fd = file_direct_fd(limits);
+    int direct_fd = file_transport_direct_fd(limits);
 
     i->fd = qemu_dup(mapped_ram_stream_fd(f));
     i->direct_fd = direct_fd < 0 ? -1 : qemu_dup(direct_fd);

@@ -108,7 +108,7 @@ MappedRam *mapped_ram_new(QEMUFile *f, bool load, Error **errp)
         return NULL;
     }
     config.depth = file_direct_depth(config.workers);
-    config.direct_fd = file_direct_fd(&config.direct_limits);
+    config.direct_fd = file_transport_direct_fd(&config.direct_limits);
     pool = mapped_ram_pool_new(&config, errp);
     if (!pool) {
         return NULL;

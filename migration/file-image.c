@@ -1,0 +1,240 @@
+/*
+ * Migration to a file: what makes it an image, or keeps it from being one
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * See file-transport.h.
+ */
+
+#include "qemu/osdep.h"
+#include "file-transport-int.h"
+#include "migration.h"
+#include "options.h"
+#include "qapi/error.h"
+#include "qemu-file.h"
+#include "qemu/error-report.h"
+#include "savevm.h"
+#include "trace.h"
+
+/* What is overwritten to invalidate an image that cannot be cut off */
+#define FILE_INVALIDATE_SIZE 4096
+
+bool file_transport_begin(Error **errp)
+{
+    FileTransport *t = file_transport_get();
+
+    if (!t || !t->outgoing) {
+        return true;
+    }
+    trace_migration_file_begin(t->name, t->offset);
+    t->cut = true;
+    if (t->regular && !t->adopted &&
+        ftruncate(t->fd, t->offset) < 0) {
+        error_setg_errno(errp, errno, "Unable to set the size of '%s' to %"
+                         PRIu64 " bytes", t->name, t->offset);
+        return false;
+    }
+    t->begun = true;
+    if (!migrate_mapped_ram()) {
+        file_transport_set_phase(MIGRATION_FILE_PHASE_STREAM);
+    }
+    return true;
+}
+
+/* As fdatasync() or, if the file is new and @all is needed, fsync() */
+static int file_sync_fd(int fd, bool all)
+{
+    int ret;
+
+    do {
+#ifdef _WIN32
+        ret = qemu_fdatasync(fd);
+#else
+        ret = all ? fsync(fd) : qemu_fdatasync(fd);
+#endif
+    } while (ret < 0 && errno == EINTR);
+    return ret;
+}
+
+static bool file_sync_to_storage(FileTransport *t, Error **errp)
+{
+    bool created = t->dir_fd >= 0;
+    int direct_fd = t->direct.fd;
+
+    /* A server may know of errors only by the descriptor that was written */
+    if (direct_fd >= 0 && file_sync_fd(direct_fd, false) < 0) {
+        error_setg_errno(errp, errno, "Unable to bring '%s' to stable storage, "
+                         "through its descriptor with O_DIRECT",
+                         t->name);
+        return false;
+    }
+    if (file_sync_fd(t->fd, created) < 0) {
+        error_setg_errno(errp, errno, "Unable to bring '%s' to stable storage",
+                         t->name);
+        return false;
+    }
+    /* Some file systems do not know how to sync a directory: EINVAL */
+    if (created && file_sync_fd(t->dir_fd, true) < 0 &&
+        errno != EINVAL) {
+        error_setg_errno(errp, errno, "Unable to bring the directory of '%s' "
+                         "to stable storage", t->name);
+        return false;
+    }
+    return true;
+}
+
+bool file_transport_sync_early(Error **errp)
+{
+    FileTransport *t = file_transport_get();
+    MigrationFilePhase phase;
+    bool had_phase = file_transport_phase(&phase);
+    bool ok;
+
+    if (!t || !t->begun) {
+        return true;
+    }
+    file_transport_set_phase(MIGRATION_FILE_PHASE_SYNC);
+    ok = file_sync_to_storage(t, errp);
+    if (had_phase) {
+        file_transport_set_phase(phase);
+    }
+    return ok;
+}
+
+/* The magic number is what qemu_savevm_state_header() puts there */
+static bool file_write_magic(FileTransport *t, uint32_t magic, Error **errp)
+{
+    uint32_t value = cpu_to_be32(magic);
+
+    return qio_channel_pwrite_all(QIO_CHANNEL(t->ioc), (char *)&value,
+                                  sizeof(value), t->offset, errp) == 0;
+}
+
+bool file_transport_invalidate(Error **errp)
+{
+    FileTransport *t = file_transport_get();
+
+    if (!t || !t->begun) {
+        return true;
+    }
+    if (!file_write_magic(t, 0, errp)) {
+        error_prepend(errp, "'%s': ", t->name);
+        return false;
+    }
+    t->held = true;
+    /* Where an old image has not been cut off, it must be gone before pages */
+    return (t->regular && !t->adopted) ||
+           file_sync_to_storage(t, errp);
+}
+
+/* Makes the file an image, which it is not before all else is stored */
+static bool file_release(FileTransport *t, Error **errp)
+{
+    if (!t->held) {
+        return true;
+    }
+    /* The guest may run already, so the image must not become one */
+    if (migrate_get_current()->state == MIGRATION_STATUS_CANCELLING) {
+        error_setg(errp, "'%s': the save was cancelled", t->name);
+        return false;
+    }
+    if (!file_write_magic(t, QEMU_VM_FILE_MAGIC, errp)) {
+        error_prepend(errp, "'%s': ", t->name);
+        return false;
+    }
+    t->held = false;
+    return true;
+}
+
+/*
+ * Network and FUSE file systems may report errors of earlier writes when a
+ * descriptor is closed, any descriptor. When the channel closes its own it
+ * is too late to fail, so ask with one that is there to be closed.
+ */
+static bool file_check_close(FileTransport *t, Error **errp)
+{
+    int fd = t->close_fd;
+
+    t->close_fd = -1;
+    if (fd >= 0 && close(fd) < 0) {
+        error_setg_errno(errp, errno, "Unable to finish writing '%s'",
+                         t->name);
+        return false;
+    }
+    return true;
+}
+
+bool file_transport_sync(Error **errp)
+{
+    FileTransport *t = file_transport_get();
+    int64_t start = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
+    bool sync = migrate_file_sync();
+    bool ok;
+
+    if (!t || !t->begun) {
+        return true;
+    }
+    if (sync) {
+        file_transport_set_phase(MIGRATION_FILE_PHASE_SYNC);
+    }
+    /* Two syncs, since the second must not overtake the first */
+    ok = file_direct_check_close(&t->direct, t->name, errp) &&
+         (!sync || !t->held || file_sync_to_storage(t, errp)) &&
+         file_release(t, errp) && (!sync || file_sync_to_storage(t, errp)) &&
+         file_check_close(t, errp);
+    trace_migration_file_sync(t->name, sync, ok,
+                              qemu_clock_get_ms(QEMU_CLOCK_REALTIME) - start);
+    return ok;
+}
+
+/* Give back what lies behind the offset, but never make the file longer */
+static bool file_cut(FileTransport *t)
+{
+    struct stat st;
+
+    if (!t->regular || t->adopted ||
+        fstat(t->fd, &st) < 0) {
+        return false;
+    }
+    return st.st_size <= t->offset ||
+           ftruncate(t->fd, t->offset) == 0;
+}
+
+static bool file_invalidate(FileTransport *t)
+{
+    g_autofree char *zeroes = g_malloc0(FILE_INVALIDATE_SIZE);
+
+    return qio_channel_pwrite_all(QIO_CHANNEL(t->ioc), zeroes,
+                                  FILE_INVALIDATE_SIZE, t->offset,
+                                  NULL) == 0;
+}
+
+void file_image_remove_unused(FileTransport *t)
+{
+    if (t->created && !t->cut) {
+        file_transport_remove(t->name, t->fd);
+    }
+    t->created = false;
+}
+
+void file_transport_discard(void)
+{
+    FileTransport *t = file_transport_get();
+
+    if (!t) {
+        return;
+    }
+    if (!t->begun) {
+        file_image_remove_unused(t);
+        return;
+    }
+    t->begun = false;
+    qatomic_set(&t->phase, FILE_NO_PHASE);
+    trace_migration_file_discard(t->name, t->offset);
+
+    if (!file_cut(t) && !file_invalidate(t)) {
+        warn_report("Unable to discard the incomplete image in '%s', "
+                    "do not use it", t->name);
+    }
+    file_transport_release_lock(t);
+}
