@@ -196,7 +196,8 @@ static bool guess_align(int fd, const char *name, const struct stat *st,
 }
 
 /* A file system that stripes tells so by a large st_blksize. */
-static uint32_t opt_transfer(const struct stat *st, const DirectIOLimits *limits)
+static uint32_t opt_transfer(const struct stat *st,
+                             const DirectIOLimits *limits)
 {
     uint64_t size = BEST_SIZE_DEFAULT;
 
