@@ -19,7 +19,7 @@ class Instant(Guest):
 
     instant     whether it runs while its RAM is loaded, or after that
 
-    The guest knows no more than 1 GiB.  Larger machines have RAM that is filled
+    The guest knows no more than 2 GiB.  Larger machines have RAM that is filled
     from outside, and no guest that runs: how soon one may run is measured, and
     when all is loaded.
 
@@ -27,7 +27,7 @@ class Instant(Guest):
     the guest says anything, until it has checked all of its RAM, and until all is
     loaded."""
 
-    LARGEST = 1024                  # MiB of the guest
+    LARGEST = 2048                  # MiB of the guest
 
     def __init__(self, program, emulator, channels, instant):
         super().__init__(program, emulator, channels, True, memory='fresh')
