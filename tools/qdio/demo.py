@@ -77,11 +77,11 @@ def moved(info):
     ram = info.get('ram', {})
     direct = info.get('direct-io', {})
     phase = direct.get('phase') or info.get('status', 'none')
+    total = ram.get('total', 0)
+    if phase == 'setup':                # what is counted is of the last one
+        return phase, 0, total
     if direct.get('load-total'):
         return phase, direct.get('load-done', 0), direct['load-total']
-    total = ram.get('total', 0)
-    if phase == 'setup':                # what it counts is the last save's
-        return phase, 0, total
     left = ram.get('remaining', total)
     return phase, max(total - left, 0), total
 

@@ -73,6 +73,11 @@ class Moved(unittest.TestCase):
     def test_setup_counts_nothing(self):
         self.assertEqual(moved({'status': 'setup', 'ram': {
             'total': 10, 'remaining': 0}}), ('setup', 0, 10))
+        # A guest that was restored is saved again
+        self.assertEqual(moved({'status': 'setup', 'ram': {'total': 10},
+                                'direct-io': {'load-total': 8,
+                                              'load-done': 8}}),
+                         ('setup', 0, 10))
 
     def test_stock_restore(self):
         self.assertEqual(moved({'status': 'active'}), ('active', 0, 0))
