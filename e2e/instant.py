@@ -88,3 +88,16 @@ def check_complete(t, vm, want=None):
     if want:
         assert vm.ram_hash() == want, 'restored RAM is not what was saved'
     return found
+
+
+def follows(t, uri, mode, want, descriptors=(), **kwargs):
+    """RAM follows the guest, and is right."""
+    vm = t.vm(incoming=True, ram=RAM, **kwargs)
+    vm.add_fds(3, *descriptors)
+    begin(vm, uri, mode)
+    found = check_complete(t, vm, want)
+    assert 'reason' not in found, found
+    vm.command('cont')
+    vm.ticks_on()
+    vm.wait_guest('sweep')
+    vm.kill()

@@ -9,11 +9,11 @@ import time
 from lab.qmp import QMPError
 from lab.vm import Mode
 
-from .checks import expect_error
+from .checks import case, expect_error
 from .faults import check_engine, each_engine, faulty, with_engine
 from .harness import test
 from .instant import DIRECT, HELD, RAM, begin, check_complete, figures, \
-    instant, restore, saved, wait_runstate
+    follows, instant, restore, saved, wait_runstate
 
 MODES = [Mode(0), Mode(1, True), Mode(4, True), Mode(2)]
 DIRTY = {'dirty': 32}
@@ -25,14 +25,7 @@ def test_same(t):
     for mode in MODES:
         path = t.path('image')
         want = saved(t, path, mode)
-        vm = t.vm(incoming=True, ram=RAM)
-        begin(vm, f'file:{path}', mode)
-        found = check_complete(t, vm, want)
-        assert 'reason' not in found, found
-        vm.command('cont')
-        vm.ticks_on()
-        vm.wait_guest('sweep')
-        vm.kill()
+        follows(t, f'file:{path}', mode, want)
         t.restores(f'file:{path}', want, mode, ram=RAM).kill()
         os.unlink(path)
 
@@ -290,15 +283,9 @@ def test_memory(t):
                         'prealloc=on',
     }
     for name, backend in backends.items():
-        vm = t.vm(incoming=True, ram=RAM, args=(
-            '-object', backend, '-machine', 'memory-backend=pc.ram'))
-        begin(vm, f'file:{path}', DIRECT)
-        found = check_complete(t, vm, want)
-        assert 'reason' not in found, (name, found)
-        vm.command('cont')
-        vm.ticks_on()
-        vm.wait_guest('sweep')
-        vm.kill()
+        with case(name):
+            follows(t, f'file:{path}', DIRECT, want, args=(
+                '-object', backend, '-machine', 'memory-backend=pc.ram'))
 
 
 @test('instant: not for a source, and not with shared RAM left out',

@@ -10,23 +10,11 @@ from lab.vm import VM, Mode
 
 from .checks import case, check_chain, each
 from .harness import Skip, test
-from .instant import DIRECT, HELD, RAM, begin, check_complete, restore, saved
+from .instant import DIRECT, HELD, RAM, begin, check_complete, follows, \
+    restore, saved
 
 MIB = 1 << 20
 MODES = [Mode(0), Mode(1), DIRECT]
-
-
-def follows(t, uri, mode, want, descriptors=(), **kwargs):
-    """RAM follows the guest, and is right."""
-    vm = t.vm(incoming=True, ram=RAM, **kwargs)
-    vm.add_fds(3, *descriptors)
-    begin(vm, uri, mode)
-    found = check_complete(t, vm, want)
-    assert 'reason' not in found, found
-    vm.command('cont')
-    vm.ticks_on()
-    vm.wait_guest('sweep')
-    vm.kill()
 
 
 @test('instant: from an fdset, and at an offset', quick=True)

@@ -24,8 +24,8 @@
  * block while it is loaded.
  *
  * A copy is made of small pages.  So 2 MiB that are loaded as a whole are moved
- * instead, where the kernel can do that: the buffer's huge page becomes the
- * block's.
+ * instead, where the kernel can do that and it costs no more than a copy: the
+ * buffer's huge page becomes the block's.
  *
  * Errors: a page that cannot be read stays missing, and threads that touch it
  * wait.  Before mapped_ram_lazy_start() nothing can go on without it: the
