@@ -58,16 +58,6 @@ static inline bool mapped_ram_compat_rate_exceeded(QEMUFile *f,
 #define mapped_ram_compat_sync_precopy(rs, last) \
     migration_bitmap_sync_precopy(last)
 
-static inline void mapped_ram_compat_lock_bql(void)
-{
-    bql_lock();
-}
-
-static inline void mapped_ram_compat_unlock_bql(void)
-{
-    bql_unlock();
-}
-
 /* The setup stage is called with the BQL held. */
 static inline void mapped_ram_compat_setup_lock(void)
 {

@@ -57,16 +57,6 @@ static inline bool mapped_ram_compat_rate_exceeded(QEMUFile *f,
 #define mapped_ram_compat_sync_precopy(rs, last) \
     migration_bitmap_sync_precopy(rs)
 
-static inline void mapped_ram_compat_lock_bql(void)
-{
-    qemu_mutex_lock_iothread();
-}
-
-static inline void mapped_ram_compat_unlock_bql(void)
-{
-    qemu_mutex_unlock_iothread();
-}
-
 /* The setup stage is called without the BQL. */
 static inline void mapped_ram_compat_setup_lock(void)
 {
