@@ -22,7 +22,8 @@ def fail(text):
 
 
 def setting_of(args, place):
-    """The emulators, asked what they can, and what else sides depend on."""
+    """The emulators with their features, and the other settings of the
+    sides."""
     def emulator(name, path, libs=''):
         return probe(Emulator(name, path, args.firmware, libs),
                      place.sockets) if path else None
@@ -30,7 +31,7 @@ def setting_of(args, place):
     ours = emulator('ours', args.qemu)
     if not ours.has_mapped_ram:
         fail(f'{args.qemu} has no mapped-ram')
-    # None stands for: it chooses
+    # None: the emulator chooses
     engines = args.engines or ['auto', *ours.engines]
     wanted = [e for e in engines if e == 'auto' or e in ours.engines]
     for engine in set(engines) - set(wanted):
@@ -78,7 +79,7 @@ def measured(args):
 
 
 def write(args, rows, figures):
-    """What is wanted besides the report on the terminal."""
+    """Writes all requested output besides the report on the terminal."""
     if args.pictures:
         pictures.write(rows, args.pictures)
     if args.markdown:
@@ -97,7 +98,7 @@ def write(args, rows, figures):
 
 def main():
     args = parse()
-    # Being ended leaves no images, mounts and loop devices behind, either
+    # SIGTERM must not leave images, mounts and loop devices behind, either
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sessions = results.load(args.source) if args.source else \

@@ -10,9 +10,9 @@ ENGINES = ('io_uring', 'linux-aio', 'sync')
 
 
 def probe(emulator, directory):
-    """Asks an emulator, and notes in it `has_mapped_ram`,
-    `detects_in_channels`, whether it can be told where to look for zero
-    pages, and `engines`, those that it can be told to use."""
+    """Queries an emulator, and sets its attributes `has_mapped_ram`,
+    `detects_in_channels` (whether the place of zero page detection can be
+    selected), and `engines` (those that can be selected)."""
     vm = VM(emulator, directory, 'probe', ram=32, args=('-S',))
     try:
         known = [c['capability']

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""On what it was measured: nothing that names the machine itself."""
+"""Describes the machine, without anything that identifies it."""
 
 import os
 import platform
@@ -33,7 +33,7 @@ def mount_of(directory, mounts):
 
 
 def disk_kind(name):
-    """What sort of disk has a name like sda1."""
+    """The kind of disk for a name like sda1."""
     for prefix, kind in (('vd', 'virtio'), ('nvme', 'NVMe'), ('sd', 'SCSI'),
                          ('loop', 'loop'), ('md', 'RAID'), ('dm-', 'mapped')):
         if name.startswith(prefix):
@@ -62,7 +62,7 @@ def describe(directory):
 
 
 def sentence(machine):
-    """The same for readers."""
+    """The same as a sentence."""
     return (f"{machine['cpus']} CPUs ({machine['cpu']}), "
             f"{machine['memory'] / (1 << 30):.0f} GiB of memory, "
             f"{machine['filesystem']} on a {machine['disk']['kind']} disk, "

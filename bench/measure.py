@@ -11,8 +11,8 @@ from lab.meter import field
 from .scenarios import order
 
 GIB = 1 << 30
-ROOM = 2 * GIB              # what is to stay free, of memory and of the disk
-# More of the CPUs' time than this, taken by others, makes a run worthless
+ROOM = 2 * GIB              # how much memory and disk space must stay free
+# If others use more of the CPU time than this, a run is worthless
 BUSY = 0.25
 ATTEMPTS = 3
 
@@ -22,7 +22,7 @@ def say(text):
 
 
 def lacks(task, directory, available=None, free=None):
-    """Why a task can't be done here, or None."""
+    """Why a task cannot run here, or None."""
     if available is None:
         with open('/proc/meminfo') as f:
             available = field(f.read(), 'MemAvailable')
@@ -45,8 +45,8 @@ def record(task, number, result):
 
 
 def busiest(result, cpus):
-    """What part of the CPUs' time something else took, in the worst phase.
-    Some of it is the kernel working for us."""
+    """The share of the CPU time that something else used, in the worst phase.
+    Part of it is kernel work for our own I/O."""
     return max((max(f['machine_cpu'] - f['cpu'], 0) / (f['seconds'] * cpus)
                 for f in result.values()
                 if {'machine_cpu', 'cpu'} <= f.keys() and f['seconds']),
@@ -54,8 +54,8 @@ def busiest(result, cpus):
 
 
 def undisturbed(task, place, cpus):
-    """The result of a run during which the machine had little else to do, or
-    None if it stayed busy."""
+    """The result of a run during which the machine was otherwise nearly idle,
+    or None if it stayed busy."""
     for attempt in range(ATTEMPTS):
         result = task.side.run(place, task.content)
         busy = busiest(result, cpus) if task.side.works_alone else 0
@@ -67,7 +67,7 @@ def undisturbed(task, place, cpus):
 
 
 class Clock:
-    """Whether more fits into `minutes`; None: anything does."""
+    """Whether another run fits into `minutes`; None: no limit."""
 
     def __init__(self, minutes, now=time.monotonic):
         self.now = now
@@ -78,9 +78,8 @@ class Clock:
 
 
 def run(tasks, place, rounds, clock, runs, done=lambda: None):
-    """Runs all tasks `rounds` times, but begins no round that is likely to
-    end late, except for the first one; adds to `runs`, and calls done() after
-    each."""
+    """Runs all tasks `rounds` times, but starts no round that is likely to end
+    late, except the first one; adds to `runs`, and calls done() after each."""
     longest = 0
     for number in range(rounds):
         if number and not clock.fits(longest):

@@ -52,39 +52,39 @@ def _parser():
     add('--quick', action='store_true',
         help='1 GiB, few sides, at most two minutes')
     add('--figures', action='store_true',
-        help='what RESULTS.md shows, in about 20 minutes (--minutes): writes\n'
-        'figures.json and pictures to bench/results/BASE, and the tables into\n'
-        'bench/RESULTS.md')
+        help='measure the figures in RESULTS.md, in about 20 minutes\n'
+        '(--minutes): writes figures.json and pictures to\n'
+        'bench/results/BASE, and the tables to bench/RESULTS.md')
     add('--ram', type=positive, metavar='MIB', help='default 4096')
     add('--rounds', type=positive, metavar='N', help='default 5')
     add('--minutes', type=float, metavar='N',
-        help='begin no round that would end later')
+        help='start no round that would end later')
     add('--channels', type=number_list, metavar='LIST', help='default 1,2,4,8')
     add('--engines', type=choice_list(('auto',) + ENGINES), metavar='LIST',
         help='of ' + ', '.join(('auto',) + ENGINES) + '\ndefault: auto, and '
-        'each one that the emulator can be told')
+        'each one that can be selected in the emulator')
     add('--modes', type=choice_list(('direct', 'buffered')), metavar='LIST',
         help='default direct,buffered')
     add('--sides', type=choice_list(PROGRAMS), metavar='LIST',
         help='only these, of ' + ', '.join(PROGRAMS))
     add('--skip', type=re.compile, metavar='REGEXP',
-        help="leave out what has such a name, as 'buffered, 8 ch'")
+        help="skip sides whose names match, such as 'buffered, 8 ch'")
     add('--dir', default=os.getcwd(), metavar='DIR',
-        help='where to save: this measures its disk (default: here)')
+        help='directory to save to, whose disk is measured (default: here)')
     add('--images', metavar='DIR',
         help='keep the images that are restored, for another run')
     add('--json', metavar='FILE', help='write all figures')
     add('--append', action='store_true',
-        help='add to the figures in that file, and report on all of them')
+        help='add to the figures in that file, and report all of them')
     add('--from', dest='source', metavar='FILE',
-        help='measure nothing, report on the figures in a file')
-    add('--pictures', metavar='DIR', help='draw into this directory')
+        help='measure nothing, report the figures in a file')
+    add('--pictures', metavar='DIR', help='write pictures to this directory')
     add('--markdown', metavar='FILE', help='write the tables of RESULTS.md')
     add('--readme', metavar='FILE',
-        help='put them into this page, between its marks')
+        help='insert the tables into this page, between its marks')
     add('--base', metavar='BASE',
         help="the base that ours is built on (default: the demo's)")
-    # What ./run adds
+    # Added by ./run
     for name in ('--qemu', '--stock', '--stock-lib', '--base-qemu',
                  '--firmware'):
         add(name, default='', help=argparse.SUPPRESS)
@@ -99,16 +99,16 @@ FIGURES = {'minutes': 20, 'channels': [1, 8], 'engines': ['auto'],
 
 
 def figures_files(base):
-    """Where the figures of a base go."""
+    """The output files for the figures of a base."""
     where = os.path.join(RESULTS, base)
     return {'json': os.path.join(where, 'figures.json'), 'pictures': where}
 
 
 def pieces(setting):
-    """What --figures measures, one after the other: scenarios, what is
-    special there, rounds.  The last one gets the time that is left.  Ours is
-    compared with its base, built alike, or, if that has no mapped-ram, with
-    the distribution's QEMU."""
+    """What --figures measures, in order: scenarios, special settings, rounds.
+    The last one gets the remaining time.  Ours is compared with its base,
+    built with the same options, or, if the base has no mapped-ram, with the
+    distribution's QEMU."""
     base = setting.base
     other = 'base' if base and base.has_mapped_ram else 'stock'
     return [(names, {'programs': ['ours', other, 'exec', 'fio'], **changes},
@@ -170,7 +170,7 @@ def parse(argv=None):
 
 
 def check_system(args, fail):
-    """Says what is missing before anything is measured."""
+    """Reports what is missing before anything is measured."""
     for option, what in (('qemu', 'the emulator to measure'),
                          ('base', 'what the emulator is built on')):
         if not getattr(args, option):

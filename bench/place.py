@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where things are saved to, and the images that are restored from there."""
+"""The directory for saves, and the images that are restored from it."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ MIB = 1 << 20
 
 
 class Place:
-    """A directory on the file system that is measured.
+    """A directory on the file system under test.
 
     images      where to keep images for a later run, or None to keep them
                 in a directory of this run"""
@@ -22,7 +22,7 @@ class Place:
     def __init__(self, parent, images=None):
         self.directory = tempfile.mkdtemp(prefix='bench.', dir=parent)
         self._images = images or self.directory
-        # Names of sockets must be short
+        # Paths of sockets must be short
         self.sockets = tempfile.mkdtemp(prefix='bench.')
 
     def close(self):
@@ -50,7 +50,8 @@ class Place:
 
     @contextlib.contextmanager
     def fresh(self, name='fresh'):
-        """The path of a file that is not there yet, and is not afterwards."""
+        """The path of a file that does not exist yet, and is removed
+        afterwards."""
         path = self.path(name)
         try:
             yield path
@@ -60,7 +61,7 @@ class Place:
 
     @contextlib.contextmanager
     def on_slow_disk(self, size, **model):
-        """A Place on a file system of its own, on an emulated disk."""
+        """A Place on a separate file system on an emulated disk."""
         with contextlib.ExitStack() as stack:
             disk = stack.enter_context(
                 SlowDisk(self.path('disk'), size, **model))

@@ -8,7 +8,7 @@ VERSION = 1
 
 
 class Unusable(Exception):
-    """A file is none of results."""
+    """The file is not a file of results."""
 
 
 def load(path):
@@ -25,14 +25,14 @@ def load(path):
 
 
 def save(path, sessions):
-    """Writes the file anew; not half, if interrupted."""
+    """Rewrites the file atomically."""
     with open(path + '.new', 'w', encoding='utf-8') as f:
         f.write(dump(sessions))
     os.replace(path + '.new', path)
 
 
 def dump(sessions):
-    """JSON with a line for each run, so that differences can be read."""
+    """JSON with one line for each run, so that diffs are readable."""
     parts = []
     for session in sessions:
         head = json.dumps({k: v for k, v in session.items() if k != 'runs'},
@@ -45,7 +45,7 @@ def dump(sessions):
 
 
 def _rounded(value):
-    """Figures have no more than four digits behind the point."""
+    """Rounds figures to four decimal places."""
     if isinstance(value, float):
         return round(value, 4)
     if isinstance(value, dict):

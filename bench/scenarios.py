@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is measured: each scenario is a list of tasks, a task is one side with
-one content.  All tasks of all chosen scenarios take turns in each round, so
-that what else the machine does hits them alike."""
+"""The scenarios: each is a list of tasks, and a task is one side with one
+content.  All tasks of all chosen scenarios take turns in each round, so that
+other load on the machine affects them equally."""
 
 import collections
 import copy
@@ -14,7 +14,7 @@ from .sides import Fio, Guest, Live, OnEmulatedDisk, OnTmpfs, Pipe, \
 
 Task = collections.namedtuple('Task', 'scenario side content')
 
-# An emulated disk of 7200 rotations in a minute: bytes per second, seconds
+# An emulated disk with 7200 rpm: bytes per second, seconds
 ROTATING = {'rate': 120e6, 'seek': 0.004, 'turn': 60 / 7200}
 STALLS_FOR = 4
 LIMIT = 100 * 1000 * 1000           # bytes per second, for max-bandwidth
@@ -25,7 +25,7 @@ TOP = 16384                         # MiB of the all-zero guest
 
 
 class Setting:
-    """What scenarios are made from.
+    """The settings from which scenarios are created.
 
     ours, stock, base   emulators; all but ours may be None
     engines     to force, by name; empty: ours chooses
@@ -49,7 +49,7 @@ class Setting:
         self.skip = skip
 
     def but(self, **changes):
-        """The same, with some things changed."""
+        """A copy with some settings changed."""
         other = copy.copy(self)
         vars(other).update(changes)
         return other
@@ -58,7 +58,7 @@ class Setting:
         return not self.programs or program in self.programs
 
     def others(self):
-        """(name, emulator) of what has mapped-ram besides ours."""
+        """(name, emulator) of the others that have mapped-ram."""
         return [(name, emulator) for name, emulator in
                 (('stock', self.stock), ('base', self.base))
                 if emulator and self.wants(name) and emulator.has_mapped_ram]
@@ -68,7 +68,7 @@ class Setting:
         return ours + self.others()
 
     def ends(self):
-        """The least and the largest number of channels."""
+        """The smallest and the largest number of channels."""
         return sorted({min(self.channels), max(self.channels)})
 
 
@@ -76,7 +76,7 @@ def _guests(setting, channels, direct):
     """Ours with each engine, and the others."""
     sides = []
     if setting.wants('ours'):
-        # A buffered descriptor has no use for engines
+        # Buffered I/O does not use engines
         engines = setting.engines if direct else [None]
         sides += [Guest('ours', setting.ours, channels, direct, engine)
                   for engine in engines or [None]]
@@ -103,7 +103,7 @@ def random(setting):
 
 
 def fresh(setting):
-    """What users get: restores into memory that nobody has touched."""
+    """What users get: restores into untouched memory."""
     content = Content('random', min(setting.ram, 2048))
     sides = [Fio(huge=True), Populate()] if setting.wants('fio') else []
     return [Task('fresh', side, content) for side in sides] + \
@@ -124,7 +124,7 @@ def backends(setting):
 
 
 def tmpfs(setting):
-    """No disk in the way."""
+    """No disk involved."""
     content = Content('random', min(setting.ram, 2048))
     return [Task('tmpfs', OnTmpfs(name, emulator, channels, True), content)
             for channels in setting.ends()
@@ -132,7 +132,8 @@ def tmpfs(setting):
 
 
 def live(setting):
-    """Guests that run on, and how long they stand still in the end."""
+    """Guests that run during the save, and how long they are stopped at its
+    end."""
     content = Content('random', min(setting.ram, 1024))
     return [Task('live', Live(name, emulator, channels, True, rate=rate),
                  content)
@@ -142,7 +143,7 @@ def live(setting):
 
 
 def instant(setting):
-    """How soon a guest runs; the same however large it is?"""
+    """How soon a guest runs, and whether that depends on its size."""
     return [Task('instant', Instant(name, emulator, 1, way),
                  Content('random', size << 10))
             for size in INSTANT_SIZES if size << 10 <= 4 * setting.ram
@@ -172,7 +173,7 @@ def zero(setting):
 
 
 def sizes(setting):
-    """Ours alone: does a GiB cost the same in small and large guests?"""
+    """Ours only: is the cost per GiB the same in small and large guests?"""
     return [Task('sizes', Guest('ours', setting.ours, max(setting.channels),
                                 True), Content('random', size << 10))
             for size in SIZES]
@@ -187,8 +188,9 @@ def bandwidth(setting):
 
 
 def slow(setting):
-    """Fragmented RAM to a rotating disk; stock also in the way that suits it
-    there.  Stock gets less of it, or nobody would wait for the end."""
+    """Fragmented RAM to a rotating disk; stock also with the setting that
+    suits it there.  Stock gets less RAM, because it would take too long
+    otherwise."""
     def content(name):
         return Content('half-zero-64k', min(setting.ram, 512
                                             if name == 'ours' else 64))
@@ -202,7 +204,7 @@ def slow(setting):
 
 
 def stall(setting):
-    """A disk that does nothing for seconds in the middle of a save."""
+    """A disk that stalls for seconds in the middle of a save."""
     content = Content('random', min(setting.ram, 256))
     model = {'stall': (content.ram << 19, STALLS_FOR)}
     return [Task('stall', OnEmulatedDisk(name, emulator, channels, True,
@@ -228,7 +230,7 @@ SCENARIOS = {'fresh': fresh, 'random': random, 'backends': backends,
 
 
 def plan(names, setting):
-    """The tasks of some scenarios, without those to skip."""
+    """The tasks of the given scenarios, without those to skip."""
     tasks = []
     for name in names:
         tasks += SCENARIOS[name](setting)
@@ -237,8 +239,7 @@ def plan(names, setting):
 
 
 def order(tasks, number):
-    """The tasks in the order of round `number`: not always the same
-    neighbours."""
+    """The tasks in the order of round `number`, so that neighbours vary."""
     if not tasks:
         return tasks
     shift = number * max(len(tasks) // 3, 1) % len(tasks)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The things that are compared.  Each measures saves and restores of the same
-contents, and knows nothing of the others.
+"""The sides that are compared.  Each measures saves and restores of the same
+contents, independently of the others.
 
-run(place, content) gives figures by phase, {'save': {...}, 'restore': {...}},
-as Meter.stop() makes them; facts() tells what the side is."""
+run(place, content) returns figures by phase, {'save': {...}, 'restore':
+{...}}, as from Meter.stop(); facts() describes the side."""
 
 import contextlib
 import ctypes
@@ -27,7 +27,7 @@ ENGINE = 'x-direct-io-engine'
 UNLIMITED = 1 << 40
 
 
-# Kinds of memory of a guest, as arguments of the object
+# Kinds of guest memory, as arguments of the memory object
 MEMORY = {
     # anonymous, and touched before: its first use costs nothing later
     'touched': 'memory-backend-ram,prealloc=on,'
@@ -38,13 +38,14 @@ MEMORY = {
     'hugetlb': 'memory-backend-memfd,hugetlb=on,hugetlbsize=2M',
 }
 # The host of a virtual machine may take free memory back after some seconds,
-# and then its next use costs more.  Wait, so that all sides meet the same.
+# and the next use of that memory then costs more.  Wait, so that all sides
+# have the same conditions.
 RECLAIM_SECONDS = 6
 
 
 def start(emulator, place, content, incoming=False, name='bench',
           memory='touched'):
-    """A paused guest with a kind of memory."""
+    """Starts a paused guest with the given kind of memory."""
     ram = content.ram
     if memory != 'touched':
         drop_caches()
@@ -64,8 +65,8 @@ def completed(side, what, info):
 
 
 def sync(path):
-    """Stock reports "completed" before the data is on the disk; ours after,
-    and has nothing left to do here."""
+    """Stock reports "completed" before the data is on the disk; ours reports
+    it afterwards and has nothing left to do here."""
     fd = os.open(path, os.O_WRONLY)
     try:
         os.fdatasync(fd)
@@ -74,14 +75,14 @@ def sync(path):
 
 
 def told(info):
-    """What query-migrate tells of the I/O, of what is worth keeping."""
+    """The I/O statistics of query-migrate that are worth keeping."""
     direct = info.get('direct-io', {})
     return {key: direct[key] for key in ('engine', 'requests', 'depth')
             if key in direct}
 
 
 class Side:
-    """What all sides have in common.
+    """The common base of all sides.
 
     works_alone     whether nothing but the measured process has work to do,
                     so that other use of the CPUs is a disturbance"""
@@ -91,8 +92,7 @@ class Side:
 
 class Migration(Side):
     """A QEMU that is restored from an image, the same for all sides, and then
-    saves to a fresh file.  What is derived from it has `emulator`, `name`,
-    and
+    saves to a fresh file.  Subclasses have `emulator`, `name`, and
 
     image               the kind of images, see Place.image()
     memory              the kind of memory it is restored into, see MEMORY
@@ -194,8 +194,8 @@ class Guest(Migration):
 
 
 class Pipe(Migration):
-    """A QEMU that saves through a pipe to a program that writes directly, as
-    libvirt 9 does it."""
+    """A QEMU that saves through a pipe to a program that uses direct I/O, as
+    libvirt 9 does."""
 
     image = 'stream'
     SAVE = 'exec:exec dd of={} oflag=direct bs=1M iflag=fullblock ' \
@@ -240,8 +240,8 @@ def children(pid):
 
 
 class Fio(Side):
-    """What the disk can do: sequential direct I/O of 1 MiB, 16 in flight, of
-    as many bytes as the guest has data.
+    """The performance of the disk: sequential direct I/O of 1 MiB, 16 in
+    flight, for as many bytes as the guest has data.
 
     final       whether the file has its size before it is written; else each
                 write makes it longer
@@ -263,7 +263,7 @@ class Fio(Side):
                 'runs': self.runs}
 
     def amount(self, rw, content):
-        """The options that say how much is written or read, and where."""
+        """The options that define how much is written or read, and where."""
         size = content.data_bytes()
         if not self.runs:
             return [f'--rw={rw}', '--bs=1M', f'--size={size}', '--iodepth=16']
@@ -298,8 +298,8 @@ class Fio(Side):
 
 
 class Scan(Side):
-    """Reading zeros from memory: what looking for zero pages costs at least,
-    with so many channels, though with no more threads than there are CPUs."""
+    """Reads zeros from memory: the minimum cost of zero page detection with
+    this number of channels, but with no more threads than CPUs."""
 
     def __init__(self, channels):
         self.channels = channels
@@ -314,7 +314,7 @@ class Scan(Side):
         libc = ctypes.CDLL(None)
         libc.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p,
                                 ctypes.c_size_t]
-        # Of hundreds of MiB, again and again: far more than caches hold
+        # Hundreds of MiB, repeatedly: far more than the CPU caches hold
         part = min(size, 512 * MIB)
         with mmap.mmap(-1, part, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as m:
             m.madvise(mmap.MADV_HUGEPAGE)
@@ -343,8 +343,8 @@ class Scan(Side):
 
 
 class Populate(Side):
-    """First use of as much memory as the guest has, by a thread for each CPU:
-    what a restore into fresh memory costs at least."""
+    """First use of as much memory as the guest has, by one thread for each
+    CPU: the minimum cost of a restore into fresh memory."""
 
     threads = os.cpu_count() or 1
     POPULATE_WRITE = 23                 # MADV_POPULATE_WRITE
@@ -368,7 +368,7 @@ class Populate(Side):
             at = ctypes.addressof(buffer)
             part = size // self.threads & -4096
 
-            # Populating keeps new threads from getting a stack
+            # No new thread gets a stack while memory is being populated
             together = threading.Barrier(self.threads + 1)
 
             def populate(number):
@@ -391,8 +391,8 @@ class Populate(Side):
 
 
 class OnTmpfs(Guest):
-    """A save to memory and the restore from there: what the engine can do at
-    most."""
+    """A save to memory and the restore from it: the upper limit of the
+    engine."""
 
     def run(self, place, content):
         where = place.path('tmpfs')
@@ -405,7 +405,7 @@ class OnTmpfs(Guest):
 
 
 class Live(Guest):
-    """A save of a guest that runs, and rewrites random pages of its memory.
+    """A save of a running guest that rewrites random pages of its memory.
 
     rate        how much it rewrites, in bytes per second, about"""
 
@@ -439,7 +439,7 @@ class Live(Guest):
         return rounds * self.DIRTY * 4096 / (time.monotonic() - begin)
 
     def pause(self, place, content):
-        """Found out once for a rate, by halving the interval."""
+        """Determined once for each rate, by bisection."""
         low, high = 0, 1 << 24
         while self.rate not in self.PAUSES and high - low > high // 16 + 64:
             middle = (low + high) // 2
@@ -460,7 +460,7 @@ class Live(Guest):
             with place.fresh() as path:
                 save = self.save(vm, path)
             info = vm.migration()
-            # The CPU time is the guest's, too
+            # The CPU time includes the guest's
             save.pop('cpu')
             return {'save': {**save, 'dirtied': rate,
                              'downtime': info['downtime'] / 1000,
@@ -470,8 +470,8 @@ class Live(Guest):
 
 
 class OnEmulatedDisk(Guest):
-    """A save on an emulated disk, of a guest that was filled in memory, and
-    the restore from there.
+    """A save to an emulated disk of a guest that was filled in memory, and the
+    restore from the disk.
 
     model       of the disk, see SlowDisk"""
 
@@ -505,8 +505,8 @@ class OnEmulatedDisk(Guest):
 
 
 class Socket(Guest):
-    """A migration over TCP, by multifd: as fast as the base must it be.  It is
-    never direct, so it does not claim to work alone."""
+    """A migration over TCP with multifd, which must be as fast as on the
+    base.  It never uses direct I/O, so it does not set `works_alone`."""
 
     def setup_socket(self, vm):
         vm.command('migrate-set-capabilities', {'capabilities': [

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An emulated disk with one head, above a platter that rotates: a FUSE file
-system that is a single file.
+"""An emulated disk with one head above a rotating platter: a FUSE file system
+that consists of a single file.
 
-It is fast in sequence and slow elsewhere.  It has no cache for writes: when it
-says that data is written, it is on the platter.  So whoever waits for each
-write before the next one finds that the place for it has just passed by, and
-loses a rotation; who has the next one queued does not.  Reading goes ahead, as
-disks do, and loses nothing.  Of the requests that wait, the nearest ahead is
-served first.  A disk may also stall once, for seconds.
+Sequential access is fast, other access is slow.  The disk has no write cache:
+when it reports a write as complete, the data is on the platter.  So a program
+that waits for each write before it sends the next one loses a rotation,
+because the position has just passed the head; a program that keeps the next
+write queued does not.  The disk reads ahead, so reads lose nothing.  Of the
+waiting requests, the nearest ahead is served first.  A disk may also stall
+once, for seconds.
 
-The file is made into a loop device; so that needs neither device-mapper nor
-another program.  `python3 -m bench.slowdisk` is the disk itself.
+The file becomes a loop device, which needs neither device-mapper nor another
+program.  `python3 -m bench.slowdisk` is the disk itself.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import time
 
-# Of the kernel's include/uapi/linux/fuse.h
+# From the kernel's include/uapi/linux/fuse.h
 GETATTR, OPEN, READ, WRITE, STATFS, RELEASE, FSYNC, FLUSH, INIT, DESTROY = \
     3, 14, 15, 16, 17, 18, 20, 25, 26, 38
 FORGET, BATCH_FORGET, INTERRUPT = 2, 42, 36
@@ -39,14 +40,14 @@ SECTOR = 512
 
 
 class Model:
-    """What requests cost.  All in bytes and seconds.
+    """The cost of requests, in bytes and seconds.
 
     rate    bytes in a second, in sequence; 0: nothing costs time
     seek    seconds to move the head elsewhere, without what the platter then
             still has to rotate
     turn    seconds for one rotation"""
 
-    SLACK = 1e-5            # what rounding may make of no time at all
+    SLACK = 1e-5            # tolerance for rounding errors
 
     def __init__(self, rate, seek, turn):
         self.rate = rate
@@ -58,14 +59,14 @@ class Model:
         self.requests = 0
 
     def serve(self, offset, size, arrived, write):
-        """Serves a request that came at the time `arrived`; returns the time
-        at which it is done."""
+        """Serves a request that arrived at the time `arrived`; returns the
+        time at which it is done."""
         self.requests += 1
         begin = max(arrived, self.free_at)
         if not self.rate:
             self.free_at = begin
         elif not write and self._ahead(offset) < self.turn:
-            # What is read ahead waits in the disk's memory
+            # Data that was read ahead is in the disk's memory
             self.free_at = begin + self._ahead(offset) + size / self.rate
         else:
             self.free_at = self._reach(offset, begin) + size / self.rate
@@ -73,13 +74,14 @@ class Model:
         return self.free_at
 
     def _ahead(self, offset):
-        """How long until `offset` passes, if nothing is to move; infinite if
-        it lies behind."""
+        """The time until `offset` passes the head without a seek; infinite if
+        the offset lies behind."""
         gap = offset - self.head
         return gap / self.rate if gap >= 0 else float('inf')
 
     def _reach(self, offset, begin):
-        """When the head is over `offset`, if it may move from `begin` on."""
+        """The time at which the head is over `offset`, if it may move from the
+        time `begin` on."""
         begun = begin - self.free_at
         if self._ahead(offset) < self.turn:
             wait = self._ahead(offset) - begun
@@ -91,14 +93,14 @@ class Model:
         return begin + (0 if wait > self.turn - self.SLACK else wait)
 
     def nearest(self, offsets):
-        """Which of the requests at `offsets` to serve next: the nearest one
+        """The index of the request in `offsets` to serve next: the nearest one
         ahead, or else the one furthest back."""
         return min(range(len(offsets)),
                    key=lambda i: (offsets[i] < self.head, offsets[i]))
 
 
 class Server:
-    """Answers the kernel.  `path` holds the disk's bytes."""
+    """Answers the kernel's requests.  `path` holds the disk's bytes."""
 
     def __init__(self, path, target, model, stall):
         self.size = os.path.getsize(path)
@@ -106,7 +108,7 @@ class Server:
         self.fuse = os.open('/dev/fuse', os.O_RDWR)
         self.model = model
         self.stall_at, self.stall_for = stall
-        self.begun = False              # before that all is fast
+        self.begun = False              # before that everything is fast
         self.written = 0
         options = f'fd={self.fuse},rootmode=100000,user_id=0,group_id=0'
         libc = ctypes.CDLL(None, use_errno=True)
@@ -150,8 +152,8 @@ class Server:
             self.transfer(opcode, unique, offset, data)
 
     def receive(self, waiting, seconds):
-        """Takes the requests that come within so many seconds, at least until
-        the first one; returns False at the end."""
+        """Receives the requests that arrive within this many seconds, but
+        waits for at least one; returns False at the end."""
         while select.select([self.fuse], [], [], seconds)[0]:
             try:
                 request = os.read(self.fuse, LARGEST + 4096)
@@ -169,7 +171,7 @@ class Server:
             data = body[RW.size:RW.size + size] if opcode == WRITE else size
             waiting.append((opcode, unique, offset, data, time.monotonic()))
         elif opcode in (FORGET, BATCH_FORGET, INTERRUPT):
-            pass                        # these get no answer
+            pass                        # these requests get no reply
         else:
             self.control(opcode, unique)
 
@@ -201,8 +203,8 @@ class Server:
 
 
 class SlowDisk:
-    """The disk, as a context manager: `path` is a file of `size` bytes with
-    an ext4 on it, that behaves like the disk after begin()."""
+    """The disk as a context manager: `path` is a file of `size` bytes with an
+    ext4 file system, which behaves like the disk after begin()."""
 
     def __init__(self, backing, size, rate=0, seek=0, turn=0,
                  stall=(0, 0)):
@@ -231,11 +233,11 @@ class SlowDisk:
         return self
 
     def begin(self):
-        """From now on requests cost time, and are counted anew."""
+        """From now on requests cost time; resets the counters."""
         self.process.send_signal(signal.SIGUSR1)
 
     def counts(self):
-        """How many seeks and requests there were since begin()."""
+        """The number of seeks and requests since begin()."""
         self.process.send_signal(signal.SIGUSR2)
         return json.loads(self.process.stdout.readline())
 

@@ -62,8 +62,8 @@ class Rows:
                 and row.is_(**facts) and (not phase or row.has(phase))]
 
     def ours(self, scenario, phase, **facts):
-        """Ours with direct I/O and the engine that it chooses; where that was
-        not measured, the first that was."""
+        """Ours with direct I/O and the engine that it chooses or, if that was
+        not measured, the first engine that was."""
         rows = self.of(scenario, phase, program='ours', direct=True, **facts)
         engines = [row.facts.get('engine') for row in rows]
         first = None if None in engines else engines[0] if engines else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Emulators and disks whose I/O goes wrong, and what is seen of that."""
+"""Emulators and disks with I/O faults, and how to observe these."""
 
 import contextlib
 import os
@@ -18,8 +18,8 @@ ENGINES = {'io_uring': '', 'linux-aio': 'aio', 'sync': 'sync'}
 
 
 def faulty(t, file, *faults, emulator=None, engine=''):
-    """Our emulator, in which I/O on files whose names end with `file` goes
-    wrong: see lab/faultfd.c.  With an `engine`, those preferred to it are
+    """Our emulator, with faults in the I/O on files whose names end with
+    `file`: see lab/faultfd.c.  With an `engine`, those preferred to it are
     hidden."""
     if not shutil.which('gcc'):
         raise Skip("there is no 'gcc' here, to build faultfd.c")
@@ -32,7 +32,7 @@ def faulty(t, file, *faults, emulator=None, engine=''):
 
 
 def stalls(t):
-    """What lab/faultfd.c noted about stalls."""
+    """The stalls that lab/faultfd.c has recorded."""
     try:
         with open(t.path('fault-log')) as f:
             return f.read().split()
@@ -47,19 +47,19 @@ def wait_stall(t):
 
 
 def open_gate(t):
-    """Lets go of what is held."""
+    """Releases held calls."""
     open(t.path('fault-gate'), 'w').close()
 
 
 def forget_holds(t):
-    """Makes ready for the next stall or hold."""
+    """Prepares for the next stall or hold."""
     for name in ('fault-log', 'fault-gate'):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(t.path(name))
 
 
 class HeldRestore:
-    """A restore of which one read of RAM does not end until release()."""
+    """A restore in which one read of RAM does not complete until release()."""
 
     def __init__(self, t, mode):
         self.t = t
@@ -98,7 +98,7 @@ def with_engine(t, engine):
     """Our emulator, with no engine better than this one."""
     emulator = faulty(t, 'no-such-file', engine=ENGINES[engine])
     if engine == 'io_uring':
-        # On FUSE it is not what is found automatically
+        # On FUSE it is not selected automatically
         emulator.params = {'x-direct-io-engine': engine}
     return emulator
 

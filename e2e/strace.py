@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an emulator asks of the kernel."""
+"""Traces the system calls of an emulator."""
 
 import os
 import shutil

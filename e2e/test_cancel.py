@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Saves that are cancelled: the guest goes on, and what is left restores
-nowhere."""
+"""Saves that are cancelled: the guest continues, and the remains cannot be
+restored."""
 
 import random
 import time
@@ -15,7 +15,7 @@ from .harness import test
 def cancel_often(t, mode, count):
     """One QEMU, many saves, each cancelled at a random moment."""
     rng = random.Random(mode.channels)
-    # with less RAM, what stock QEMU does wrong here hardly ever shows
+    # with less RAM, stock QEMU's faults rarely show here
     vm = t.source(ram=256, guest={'dirty': 128})
     path = t.path('image')
     uri = f'file:{path}'
@@ -44,7 +44,7 @@ def cancel_often(t, mode, count):
     now = vm.open_descriptors()
     assert now <= descriptors, \
         f'{now - descriptors} descriptors leaked'
-    # and what is left of a cancelled save restores nowhere
+    # and the remains of a cancelled save cannot be restored
     while True:
         vm.start_save(uri)
         vm.command('migrate_cancel')

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is there after a crash, of QEMU or of the host: completed means whole
-and on the disk, and what was not completed does not restore."""
+"""The state after a crash of QEMU or of the host: a completed image is whole
+and on the disk, and an incomplete one cannot be restored."""
 
 import contextlib
 import fcntl
@@ -40,8 +40,8 @@ def saved(t, path, mode=Mode(4, True)):
 
 
 def restored(t, path, mode=Mode(2, True)):
-    """The SHA-256 of RAM as restored from `path`, after the guest has found
-    all of it right; None if it is refused."""
+    """The SHA-256 of RAM as restored from `path`, after the guest has checked
+    all of it; None if the image is refused."""
     dst = t.vm(incoming=True, ram=RAM)
     try:
         if dst.try_load(f'file:{path}', mode) is not None:
@@ -62,15 +62,15 @@ def file_hash(path):
 # QEMU is killed
 
 def said_completed(vm):
-    """Whether QEMU, which is dead, said `completed` before it died."""
+    """Whether QEMU reported `completed` before it died."""
     return any(event['event'] == 'MIGRATION' and
                event['data']['status'] == 'completed'
                for event in vm.qmp.last_events())
 
 
 class Place:
-    """Where saves go that do not come to their end: over the previous image,
-    to a new file next to it, or over the one on a block device."""
+    """The target of interrupted saves: the file with the previous image, a new
+    file next to it, or a block device with the previous image."""
 
     def __init__(self, t, kind):
         self.kind = kind
@@ -83,7 +83,7 @@ class Place:
             self.target = t.loop(t.path('disk'), 128 * MIB)
 
     def renew(self):
-        """As it was before the save that was killed."""
+        """Restores the state before the save that was killed."""
         if self.kind == 'over':
             shutil.copy(self.kept, self.target)
         elif self.kind == 'device':
@@ -93,8 +93,8 @@ class Place:
             os.unlink(self.target)
 
     def check(self, completed):
-        """What is there is right, given whether QEMU said `completed`.
-        Returns what is there: 'nothing', 'previous' or 'new'."""
+        """Checks the target, given whether QEMU reported `completed`.  Returns
+        what it contains: 'nothing', 'previous' or 'new'."""
         if self.kind == 'new' and file_hash(self.kept) != self.digest:
             raise AssertionError('the previous image has changed')
         have = None
@@ -109,8 +109,8 @@ class Place:
 
 @test('killed: at random moments of a save', quick=True, timeout=500)
 def test_kill(t):
-    """What restores afterwards is the previous image; or the new one, if it
-    was completed, or was whole and just about to be."""
+    """Afterwards the previous image can be restored; or the new one, if it was
+    completed, or was whole and about to be completed."""
     rng = random.Random(7)
     found = {}
     for kind in ('over', 'new', 'device'):
@@ -141,12 +141,12 @@ def test_kill(t):
 
 @test('killed: at the last writes and at the syncs', quick=True, timeout=400)
 def test_kill_steps(t):
-    """The image becomes one with its last write, between two syncs, and not
-    before."""
+    """The file becomes a valid image with its last write, between two syncs,
+    and not before."""
     place = Place(t, 'new')
     for mode in MODES[:2]:
         syncs = kills(t, place, mode, 'sync:', range(1, 10))
-        # killed at one before the last write, or at those behind it
+        # killed at a write before the last one, or after the last one
         before = syncs.count('nothing')
         assert 0 < before < len(syncs) and \
             set(syncs[:before]) == {'nothing'} and \
@@ -159,8 +159,8 @@ def test_kill_steps(t):
 
 
 def kills(t, place, mode, what, numbers):
-    """Kills QEMU at the n-th call of a kind, for all `numbers` up to one that
-    never comes.  Returns what is there after each."""
+    """Kills QEMU at the n-th call of a kind, for all `numbers` until no such
+    call occurs.  Returns the state after each."""
     found = []
     for nth in numbers:
         place.renew()
@@ -180,22 +180,22 @@ def kills(t, place, mode, what, numbers):
     raise AssertionError(f'{mode}: still killed at {what}{numbers[-1]}')
 
 
-# The host loses its power
+# Power failures of the host
 
 SHUTDOWN = 0x8004587d       # EXT4_IOC_SHUTDOWN, XFS_IOC_GOINGDOWN
 FICLONE = 0x40049409
 
 
 def device_of(directory):
-    """What is mounted there."""
+    """The device that is mounted there."""
     with open('/proc/mounts') as f:
         return next(line.split()[0] for line in f
                     if line.split()[1] == directory)
 
 
 def shut_down(t, kind, mode, **kwargs):
-    """Saves to the file system `kind`, shuts it down the moment the save has
-    completed, with what it has not written, and mounts it again.  Returns the
+    """Saves to the file system `kind`, shuts it down as soon as the save has
+    completed, dropping unwritten data, and mounts it again.  Returns the
     SHA-256 of RAM, and the image's path."""
     target = t.filesystem(kind, 320 * MIB,
                           name=f'{kind}{mode.channels}{len(os.listdir(t.dir))}')
@@ -238,9 +238,9 @@ def test_shutdown_without_sync(t):
 
 
 class Disk:
-    """A file system on a disk that can be looked at as it would be if the
-    power failed now: its backing file is on XFS, which makes a copy in one
-    moment.  What the kernel has not yet given to the disk is not in it."""
+    """A file system on a disk whose state after a power failure can be
+    inspected: its backing file is on XFS, which copies it atomically.  Data
+    that the kernel has not yet sent to the disk is not in the copy."""
 
     def __init__(self, t, kind):
         self.t = t
@@ -259,13 +259,13 @@ class Disk:
         os.sync()
 
     def unmount(self):
-        """So that copies of it can be mounted."""
+        """Unmounts it, so that copies of it can be mounted."""
         fs.unmount(self.root)
         self.t.stack.callback(fs.run, 'mount', '-t', self.kind, self.device,
                               self.root)
 
     def copy(self):
-        """Keeps the disk as it is at this moment."""
+        """Copies the current state of the disk."""
         path = os.path.join(self.below, f'copy{len(self.copies)}')
         with open(self.backing, 'rb') as old, open(path, 'xb') as new:
             try:
@@ -276,7 +276,7 @@ class Disk:
 
     @contextlib.contextmanager
     def as_copied(self, number):
-        """Mounts a copy, where the disk itself no longer may be."""
+        """Mounts a copy, while the disk itself is not mounted."""
         with fs.loop(self.copies[number]) as device:
             fs.run('mount', '-t', self.kind, device, self.root)
             try:
@@ -286,8 +286,9 @@ class Disk:
 
 
 def copies_of_a_save(t, kind, mode, **kwargs):
-    """A save, with the disk copied all the time.  Returns the disk, the hash
-    of RAM, and for each copy whether it is from after `completed`."""
+    """A save during which the disk is copied repeatedly.  Returns the disk,
+    the hash of RAM, and for each copy whether it was made after
+    `completed`."""
     rng = random.Random(len(kind))
     disk = Disk(t, kind)
     os.mkdir(os.path.join(disk.root, 'saves'))
@@ -302,7 +303,7 @@ def copies_of_a_save(t, kind, mode, **kwargs):
         done = vm.migration()['status'] == 'completed'
         after.append(done)
         if done:
-            # The last one is the only one that is surely from after it
+            # Only the last copy was certainly made after it
             disk.copy()
             after.append(True)
             after[-2] = None
@@ -334,7 +335,7 @@ def test_power(t):
 
 
 def state(t, disk, root, want, completed):
-    """What is there is right; returns it."""
+    """Checks the content of the disk and returns it."""
     if file_hash(os.path.join(root, 'previous')) != disk.previous:
         raise AssertionError(f'{disk.kind}: the previous image is lost')
     path = os.path.join(root, 'saves', 'image')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What went through which descriptor, and that none is left behind."""
+"""Which data uses which descriptor, and that no descriptor is leaked."""
 
 import os
 import re
@@ -83,8 +83,8 @@ class Trace:
 
 
 def check_split(trace, blocks, reading=False):
-    """RAM through the direct descriptor, everything else through the other
-    one."""
+    """Checks that RAM uses the direct descriptor, and everything else the
+    other one."""
     regions = [(b.pages_offset, b.pages_offset + b.length) for b in blocks]
 
     def inside(start, end):
@@ -154,7 +154,7 @@ def sync_engine(t):
 @test('descriptors: the page cache holds no RAM after a direct save',
       quick=True)
 def test_page_cache(t):
-    """Whatever the engine: what was written directly is not in memory."""
+    """With any engine, data written directly is not in the page cache."""
     path = t.path('image')
     vm = t.source()
     for direct in (False, True):
@@ -173,7 +173,8 @@ def test_page_cache(t):
 
 @test('descriptors: a new image is for its owner only', quick=True)
 def test_mode(t):
-    """It has all that the guest knows; whatever the umask is."""
+    """The image contains all of the guest's memory, so its mode must not
+    depend on the umask."""
     before = os.umask(0)
     try:
         vm = t.source(ram=32)
@@ -205,8 +206,8 @@ def opened(vm, path):
 
 
 def disk_in_fdset(vm, path, fdset, access, direct):
-    """Opens a disk that is passed as descriptors; returns the one that it
-    uses, or None if it is refused."""
+    """Opens a disk that is passed as descriptors; returns the descriptor that
+    QEMU uses, or None if QEMU refuses them."""
     fds = [os.open(path, ACCESS[have] | (os.O_DIRECT if has_direct else 0))
            for have, has_direct in fdset]
     vm.add_fds(4, *fds)
@@ -231,8 +232,8 @@ def disk_in_fdset(vm, path, fdset, access, direct):
 @test('descriptors: disks in fdsets get what they get without the series',
       quick=True)
 def test_disks(t):
-    """QEMU 7.2 takes a descriptor with the access that a disk asks for, and
-    gives it or takes from it O_DIRECT; 10.0 takes one that has both."""
+    """QEMU 7.2 uses a descriptor with the access mode that a disk requests,
+    and sets or clears its O_DIRECT; 10.0 uses one that matches in both."""
     path = t.path('disk')
     with open(path, 'wb') as f:
         f.truncate(MIB)
@@ -253,7 +254,7 @@ def test_disks(t):
 
 @test('descriptors: none is left open', quick=True)
 def test_leaks(t):
-    """Saves, failures, refusals and cancels, and at the end as many
+    """After saves, failures, refusals and cancels, there are as many
     descriptors as after the first round."""
     path = t.path('image')
     small = t.filesystem('tmpfs', 8 * MIB)

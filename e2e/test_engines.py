@@ -23,7 +23,7 @@ def test_busy_guest(t):
         rewritten = 0
         vm = t.source(ram=RAM, guest=BUSY, emulator=emulator)
         for mode in (Mode(1, True), Mode(4, True)):
-            # slow enough for the guest to get at what has been written
+            # slow enough for the guest to modify pages that have been written
             vm.setup(mode, max_bandwidth=32 << 20)
             vm.start_save(uri)
             info = vm.wait_migration()
@@ -45,7 +45,8 @@ def test_busy_guest(t):
 
 @test('engines: all of them work here', quick=True)
 def test_engines(t):
-    """Else the tests of each engine would test one of them three times."""
+    """Otherwise the tests of each engine would test one of them three
+    times."""
     found = []
     for engine in ENGINES:
         vm = t.source(ram=RAM, emulator=with_engine(t, engine))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Saves and restores whose I/O fails, is short, or hangs: the guest goes on,
-the error is clear, nothing is called completed that is not."""
+"""Saves and restores whose I/O fails, is short, or hangs: the guest continues,
+the error is clear, and no incomplete save is reported as completed."""
 
 import errno
 import os
@@ -32,7 +32,7 @@ def test_write_error(t):
                 t, 'image', f'write:{nth}:{number}', engine=engine))
             info = vm.try_save(f'file:{path}', mode)
             if info['status'] == 'completed' and nth in ('d40+', 'b4', 'b5+'):
-                vm.command('cont')          # there were not so many writes
+                vm.command('cont')          # there were fewer writes
             else:
                 with case(f'write {nth}', engine):
                     check_error(info, path, cause(number))
@@ -46,8 +46,8 @@ def test_write_error(t):
 
 @test('errors: the disk fails at the last writes', timeout=180)
 def test_late_write_error(t):
-    """Somewhere in the device state and what follows it: the guest is
-    stopped by then, and must run again."""
+    """An error in the device state or after it: the guest is stopped by then,
+    and must resume."""
     def one(mode):
         log = t.path('count')
         for back in range(0, 4):
@@ -68,7 +68,7 @@ def test_late_write_error(t):
 
 
 def count_writes(t, mode, log):
-    """How many writes a save makes."""
+    """The number of writes of a save."""
     need_strace()
     vm = t.source()
     tracer = strace(vm, log, 'write,pwrite64,writev,pwritev,pwritev2')
@@ -126,8 +126,8 @@ def test_sync_error(t):
 
 @test('errors: close fails', quick=True)
 def test_close_error(t):
-    """Whether the save completes or fails, QEMU lives, and completed means
-    completed."""
+    """Whether the save completes or fails, QEMU survives, and a completed
+    image can be restored."""
     def one(mode):
         for number in (errno.EIO, errno.ENOSPC):
             path = t.path('image')
@@ -148,8 +148,8 @@ def test_close_error(t):
 
 
 def save_with_hold(t, fault):
-    """A save of which one call does not end for a while: QMP answers, and
-    the save is not completed before."""
+    """A save in which one call hangs for a while: QMP answers, and the save
+    does not complete before the call does."""
     vm = t.source(guest=DIRTY, emulator=faulty(t, 'image', fault + ':hold'))
     vm.setup(Mode(2, True))
     vm.start_save(f'file:{t.path("image")}')
@@ -195,7 +195,7 @@ def test_read_error(t):
             said = dst.try_load(f'file:{path}', mode, timeout=60)
             dst.kill()
             if said is None and nth in ('9', '30', 'd20', 'b5'):
-                continue                # there were not so many reads
+                continue                # there were fewer reads
             with case(mode, f'read {nth}', engine):
                 assert said, 'it failed, but all was restored'
                 check_says(said, path, os.strerror(5))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Saves to, and restores from, a file system that fails, is short, or is
-slow: errors as the kernel reports them, for each engine."""
+"""Saves to, and restores from, a file system that returns errors or short
+counts, or is slow: errors as the kernel reports them, for each engine."""
 
 import errno
 import os
@@ -38,8 +38,8 @@ def check_failed_save(t, fs, mode, number, emulator=None):
 
 @test('broken disk: writes fail', quick=True, timeout=300)
 def test_write_errors(t):
-    """The first, one in the middle, all from one on; the first error behind
-    many that come back later."""
+    """The first write fails, one in the middle fails, or all from one on fail;
+    also the first error while many others are still in flight."""
     def one(engine):
         emulator = with_engine(t, engine)
         for faults in (
@@ -63,7 +63,7 @@ def test_sync_errors(t):
     for mode in (Mode(0), Mode(4), DIRECT):
         check_failed_save(t, broken(t, ('sync', ALL, errno.EIO)), mode,
                           errno.EIO)
-    # The kernel takes all that is written, and learns of the error later
+    # The kernel accepts all writes, and detects the error later
     for mode in (Mode(0), Mode(4)):
         fs = broken(t, ('write', range(3, 5), errno.EIO), writeback=True)
         check_failed_save(t, fs, mode, errno.EIO)
@@ -71,14 +71,14 @@ def test_sync_errors(t):
 
 @test('broken disk: short writes', quick=True, timeout=240)
 def test_short(t):
-    """Not with io_uring: there the kernel goes on after them, and wrongly on
-    FUSE; so it must not be what is found automatically."""
+    """Not with io_uring: the kernel continues short writes there, and does so
+    wrongly on FUSE; so io_uring must not be selected automatically."""
     for emulator, engine in ((None, 'linux-aio'),
                              (with_engine(t, 'sync'), 'sync')):
         fs = broken(t, ('write', ALL, 'short'))
         uri = f'file:{fs.mount}/image'
         vm = source(t, emulator=emulator)
-        # Slow as this disk is, a busy guest might never be through
+        # With a disk this slow, the save of a busy guest might never end
         info = vm.save(uri, DIRECT, downtime_limit=100000)
         check_engine(info, engine)
         said = info['direct-io']['engine-reason']
@@ -94,7 +94,7 @@ def test_short(t):
 @test('broken disk: answers that are late, and in any order', quick=True,
       timeout=240)
 def test_late(t):
-    """Every third answer is late, so that the others overtake it."""
+    """Every third reply is late, so that the others overtake it."""
     def one(engine):
         emulator = with_engine(t, engine)
         fs = broken(t, *[(kind, range(1, 1 << 30, 3), 0.03)

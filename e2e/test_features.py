@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Features of QEMU that have to do with RAM, beside saving it to files."""
+"""Other features of QEMU that affect RAM, combined with saving to files."""
 
 import os
 import re
@@ -22,7 +22,7 @@ def hmp(vm, line):
 
 
 def used_length(vm, block):
-    """Of a RAM block, as it is now."""
+    """The current used length of a RAM block."""
     found = re.search(rf'{re.escape(block)} .*?0x[0-9a-f]+ (0x[0-9a-f]+)',
                       hmp(vm, 'info ramblock'))
     assert found, f'there is no RAM block {block}'
@@ -38,7 +38,7 @@ def setup(vm, mode):
 
 
 def tables(t, count):
-    """Arguments for so many ACPI tables more."""
+    """Arguments for this number of additional ACPI tables."""
     path = t.path('table')
     if not os.path.exists(path):
         with open(path, 'wb') as f:
@@ -74,7 +74,7 @@ def test_resizable(t):
                 after = used_length(dst, block)
                 assert after == size, f'{before} became {after}, not {size}'
                 assert dst.ram_hash() == want, 'restored RAM differs'
-                # Stock QEMU leaves what was there where zeros should be
+                # Stock QEMU leaves old content where zeros should be
                 if mode and emulator is not t.config.stock:
                     check_saved_again(t, dst, path)
                 dst.kill()
@@ -82,12 +82,12 @@ def test_resizable(t):
 
 
 def others(t):
-    """Who restores it."""
+    """The emulators that restore it."""
     return [t.config.ours] + [e for e in (t.config.other, t.config.stock) if e]
 
 
 def check_saved_again(t, vm, path):
-    """All of its RAM blocks are those of the image."""
+    """Checks that all of its RAM blocks equal those of the image."""
     again = t.path('again')
     vm.save(f'file:{again}', Mode(1))
     code, found = image.tool('compare', path, again)
@@ -97,13 +97,14 @@ def check_saved_again(t, vm, path):
 
 @test('features: shared memory is left out with x-ignore-shared', quick=True)
 def test_ignore_shared(t):
-    """It stays in its file, and is not in the image."""
+    """Shared RAM stays in its file, and is not in the image."""
     memory = t.path('memory')
     args = ('-object', f'memory-backend-file,id=ram0,size=128M,share=on,'
             f'mem-path={memory}', '-machine', 'memory-backend=ram0')
     path = t.path('image')
     for mode in (None, Mode(0), Mode(2, True)):
-        # Stock QEMU 10.0 has the two capabilities write what does not restore
+        # With both capabilities, stock QEMU 10.0 writes an image that cannot
+        # be restored
         for emulator in [t.config.ours] + [e for e in (t.config.other,) if e]:
             want = shared_save(t, args, mode, path)
             dst = t.vm(incoming=True, emulator=emulator, args=args)
@@ -117,7 +118,7 @@ def test_ignore_shared(t):
 
 
 def shared_save(t, args, mode, path):
-    """Returns what RAM was."""
+    """Returns the content of RAM."""
     src = t.source(args=args)
     setup(src, mode)
     allow(src, 'x-ignore-shared')
@@ -151,7 +152,8 @@ def goes_on(vm):
 
 @test('features: a background snapshot to a file', quick=True)
 def test_background_snapshot(t):
-    """RAM is as it was at the beginning, though the guest goes on."""
+    """RAM in the image is from the start of the snapshot, although the guest
+    runs."""
     path = t.path('image')
     src = t.source(guest={'dirty': 32})
     setup(src, None)
@@ -253,7 +255,7 @@ def test_throttle_sync(t):
     vm.setup(Mode(2, True), max_bandwidth=1 << 40)
     vm.command('migrate-set-capabilities', {'capabilities': [
         {'capability': 'auto-converge', 'state': True}]})
-    # Not to reach the last stage
+    # So that the last stage is not reached
     vm.command('migrate-set-parameters', {'downtime-limit': 1})
     path = t.path('image')
     vm.start_save(f'file:{path}')

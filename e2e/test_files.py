@@ -17,7 +17,7 @@ MIB = 1 << 20
 @test('files: two virtual machines save to one file',
       quick=True, stock='both saves completed')
 def test_two_savers(t):
-    """At most one completes, and then the file has its RAM."""
+    """At most one completes, and then the file contains that guest's RAM."""
     path = t.path('image')
 
     def one(mode):
@@ -94,7 +94,8 @@ def test_previous_image(t):
 
 @test('files: renamed or unlinked during the save', quick=True)
 def test_renamed(t):
-    """The second descriptor is the same file even if the name has gone."""
+    """The second descriptor is the same file even if the name no longer
+    exists."""
     path, other = t.path('image'), t.path('other')
     for mode in (Mode(2, True), Mode(0)):
         vm = t.source(guest=DIRTY)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Targets that are full: the error says so, the guest goes on, and with space
-again a save works again."""
+"""Targets that are full: the error says so, the guest continues, and once
+there is space again a save succeeds."""
 
 import errno
 import os
@@ -82,13 +82,13 @@ def test_full(t):
 @test('full: RAM that does not fit is refused before it is written',
       quick=True, timeout=200)
 def test_does_not_fit(t):
-    """While the guest runs.  What is zero needs no room."""
+    """The check happens while the guest runs.  Zero pages need no space."""
     for kind, size in (('tmpfs', 200 * MIB), ('ext4', 300 * MIB),
                        ('xfs', 400 * MIB)):
         # The firmware's is the only memory that is not zero
         small = t.vm(guest=False, ram=256)
         for mode in (Mode(4, True), Mode(0)):
-            # Anew, since file systems give space back when it suits them
+            # Created again, because file systems may free space late
             target = t.filesystem(kind, size, f'{kind}{mode.channels}')
             path = os.path.join(target, 'image')
             fill(target, 24 * MIB)
@@ -108,7 +108,7 @@ def test_does_not_fit(t):
 
 
 def check_early(vm, info, kind):
-    """Nothing was written for nothing, and the guest has not noticed."""
+    """Checks that nothing was written, and that the guest was not affected."""
     never_stopped(vm)
     written = sum(info['direct-io'][kind]
                   for kind in ('direct-bytes', 'buffered-bytes'))
@@ -162,8 +162,9 @@ def test_may_fit(t):
 
 @test('full: the target fills up and has space again', timeout=300)
 def test_full_and_not(t):
-    """Writes come back short when space ends inside them, and the next ones
-    succeed; only what is really in the file may be called completed."""
+    """Writes are short when space runs out within them, and the next ones
+    succeed; the save may be reported as completed only if all data is in the
+    file."""
     for kind, size in (('tmpfs', 160 * MIB), ('btrfs', 320 * MIB)):
         target = t.filesystem(kind, size)
         path = os.path.join(target, 'image')
@@ -230,7 +231,7 @@ def test_rlimit(t):
 @test('full: a retry at once after a failure',
       quick=True, stock='duplicate yank instance|was killed by SIG')
 def test_retry(t):
-    """As soon as a failure is told, the next save may begin."""
+    """As soon as a failure is reported, the next save may begin."""
     bad = t.filesystem('tmpfs', 24 * MIB)
     refusing = t.filesystem('ramfs', MIB)
     good = t.path('good')

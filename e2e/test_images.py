@@ -19,7 +19,7 @@ LOADS = [Mode(0), Mode(4, True)]
 
 
 class Checker:
-    """Restores many variants of one image and collects what is wrong."""
+    """Restores many variants of one image and collects failures."""
 
     def __init__(self, t, path, offset=0):
         self.t = t
@@ -33,7 +33,7 @@ class Checker:
         vm.kill()
 
     def check(self, what, mode, must_fail=False, ram=RAM, timeout=30):
-        """Restores the file as it is now."""
+        """Restores the file in its current state."""
         dst = self.t.vm(incoming=True, ram=ram)
         try:
             said = dst.try_load(self.uri, mode, timeout=timeout)
@@ -67,7 +67,7 @@ class Checker:
 
 @contextlib.contextmanager
 def patched(path, *patches):
-    """The file with some bytes changed, for a while."""
+    """Temporarily changes some bytes of the file."""
     undo = []
     with open(path, 'r+b') as f:
         for at, data in patches:
@@ -143,7 +143,7 @@ def bad_headers(path, blocks, block):
                      right + 4096, right - 4096, right + MIB, right - MIB,
                      size, size + MIB, 1 << 40, 1 << 62, (1 << 63) - MIB,
                      1 << 63, -MIB, -4096, -1)
-    # this header comes next again: for ever
+    # this header follows itself: endless loop
     yield ('a header that comes after itself', True,
            (at + image.FIELDS['pages_offset'][0],
             u64(block.name_at - block.length)))
@@ -204,7 +204,7 @@ def field_patch(name, value):
     return patch
 
 
-# What stock QEMU does not check; test_headers has many more for ours
+# Fields that stock QEMU does not check; test_headers has many more for ours
 one_field('page_size 0', 'SIGFPE',
           field_patch('page_size', lambda blocks, ram: 0))
 one_field('page_size of 64 KiB', 'restored',
@@ -254,8 +254,8 @@ def test_totals(t):
 
 @test('images: random bytes changed in headers and device state')
 def test_fuzz(t):
-    """Whatever the damage, no crash and no hang; device state has no
-    checksum, so a restore of something else may be accepted."""
+    """No damage causes a crash or a hang.  Device state has no checksum, so
+    QEMU may accept damaged state."""
     path = t.path('image')
     checker = Checker(t, path)
     blocks = image.blocks(path)

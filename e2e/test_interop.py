@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Images go from any emulator to any other, saved and restored in any way."""
+"""Images are exchanged between all emulators, saved and restored in all
+modes."""
 
 import os
 import time
@@ -26,8 +27,8 @@ def emulator(t, name):
 
 
 def loaders_of(t, saver):
-    """Who restores what `saver` saved: all that are there, but stock does not
-    for itself."""
+    """The emulators that restore images of `saver`: all that are available,
+    except stock for its own images."""
     return [name for name in WHO if getattr(t.config, name) and
             not saver == name == 'stock']
 
@@ -99,8 +100,8 @@ def test_newest_machine(t):
 
 @test('guest: notices a wrong page, a stale one and a lost one', quick=True)
 def test_guest_notices(t):
-    """The self-checking guest can fail: without this, its silence would mean
-    nothing."""
+    """The self-checking guest can fail; otherwise the lack of errors would
+    prove nothing."""
     path = t.path('image')
     # One that rewrites nothing before it checks it
     src = t.source()

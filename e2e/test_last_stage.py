@@ -29,8 +29,8 @@ def wait_for(vm, what, condition):
 
 
 def at_switchover(t, fs, mode=DIRECT):
-    """A save that has stopped its guest, and waits for being told to go on
-    with the last stage, in which the disk's faults are due."""
+    """A save that has stopped its guest and waits for the command to continue
+    with the last stage, in which the disk's faults occur."""
     vm = t.source(ram=RAM, guest=GUEST)
     vm.setup(mode)
     vm.command('migrate-set-capabilities', {'capabilities': [
@@ -59,7 +59,8 @@ def hung(t, *faults):
 
 
 def check_runs(t, fs, vm):
-    """The guest goes on although the disk hangs, and no new save begins."""
+    """Checks that the guest continues although the disk hangs, and that no new
+    save begins."""
     while vm.command('query-status')['status'] != 'running':
         vm.raise_if_dead()
         time.sleep(0.01)

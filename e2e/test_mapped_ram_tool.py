@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""scripts/mapped-ram.py with images that real emulators have saved: what it
-says of them, and the memory that it takes out of them, are right."""
+"""scripts/mapped-ram.py with images saved by real emulators: its reports, and
+the memory that it extracts, are correct."""
 
 import hashlib
 import os
@@ -15,12 +15,12 @@ from .harness import test
 
 MIB = 1 << 20
 RAM = 32
-# The machine's RAM below this is what pc.ram holds; ROMs cover the next part
+# The machine's RAM below this is in pc.ram; ROMs cover the next part
 LOW = 0xa0000
 
 
 def present(t):
-    """The emulators that there are."""
+    """The available emulators."""
     return [who for who in ('ours', 'other', 'stock')
             if getattr(t.config, who)]
 
@@ -42,7 +42,7 @@ def saved(t, who, mode, live, offset=0, header=b''):
 
 
 def without_roms(path):
-    """The digest of guest RAM without what lies behind ROMs."""
+    """The digest of guest RAM without the part that is covered by ROMs."""
     digest = hashlib.sha256()
     with open(path, 'rb') as f:
         digest.update(f.read(LOW))
@@ -53,7 +53,7 @@ def without_roms(path):
 
 
 def check_good(t, spec, memory):
-    """The tool finds nothing wrong, and the right memory."""
+    """Checks that the tool reports no error and extracts the right memory."""
     code, found = image.tool('verify', spec)
     assert code == 0 and not found['problems'] and not found['notes'], found
     assert found['machine'] == MACHINE, found['machine']
@@ -108,7 +108,8 @@ def test_compare(t):
 @test('tool: what is saved, restored and saved again is the same',
       quick=True)
 def test_saved_again(t):
-    """... whoever saved and restored it, as long as the guest stands still."""
+    """... with any emulators that saved and restored it, as long as the guest
+    is stopped."""
     path, _ = saved(t, 'ours', Mode(4, True), False)
     for who in present(t):
         again = t.path('again')

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Saves that are refused: at once, by name, and with nothing lost.  The old
-image is still there, byte for byte, and no new file is."""
+"""Saves that are refused: at once, with an error that names the reason, and
+without any loss.  The old image is unchanged, byte for byte, and no new file
+is left."""
 
 import errno
 import hashlib
@@ -52,7 +53,7 @@ class OldImage:
         self.vm.ticks_on(1)
 
 
-# Descriptors that somebody passed
+# Descriptors that are passed in
 
 @test('refused: descriptors that cannot be used', quick=True)
 def test_flags(t):
@@ -116,7 +117,7 @@ def test_direct_errors(t):
         vm.kill()
 
 
-# All that can be refused comes before the cut
+# All refusals come before the file is truncated
 
 @test('refused: no room, and the old image survives', quick=True)
 def test_no_room(t):
@@ -159,7 +160,8 @@ def test_too_large(t):
 @test('refused: no room behind the offset, and the old image survives',
       quick=True)
 def test_no_room_behind_offset(t):
-    """What lies before the offset stays, and makes no room."""
+    """Data before the offset is kept, and its space is not available to the
+    image."""
     where = t.filesystem('tmpfs', 64 * MIB)
     path = os.path.join(where, 'image')
     offset = 40 * MIB
@@ -182,7 +184,7 @@ def test_no_size_for_devices(t):
     vm = t.source(ram=16, guest={'dirty': 1})
     limits = resource.prlimit(vm.pid, resource.RLIMIT_FSIZE)
     old = OldImage(t, path, vm)
-    # RAM fits, and the state of devices does not
+    # RAM fits, but the device state does not
     limit = os.path.getsize(path) - 4096
     os.truncate(path, 16 << 10)
     before = digest(path)
@@ -225,7 +227,7 @@ def test_few_descriptors(t):
 
 @test('refused: no locks are no other user', quick=True)
 def test_no_locks(t):
-    """A security module that forbids to lock a file says EACCES."""
+    """A security module that forbids locking a file returns EACCES."""
     path = t.path('image')
     emulator = faulty(t, 'image')
     emulator.env['FAULT_LOCK'] = str(errno.EACCES)
@@ -262,8 +264,8 @@ def test_exit_on_error(t):
 
 @test('images: the very end is missing', quick=True)
 def test_truncated_end(t):
-    """What lies behind the device state describes it; a restore needs it
-    not, but says that the file has been truncated."""
+    """The description that follows the device state is not needed for a
+    restore, but QEMU warns that the file was truncated."""
     path = t.path('image')
     src = t.source(ram=64)
     src.save(f'file:{path}', Mode(2, True))

@@ -12,13 +12,13 @@ from .faults import HeldRestore, faulty, forget_holds, open_gate, stalls, \
     wait_stall
 from .harness import test
 
-SPINS = 5               # seconds of CPU time that no thread needs which waits
+SPINS = 5               # seconds of CPU time that a waiting thread never needs
 
 
 @test('restore: QMP lives while the disk is slow', quick=True)
 def test_busy_restore(t):
-    """Reads take seconds; meanwhile QMP answers, and what can't be done now
-    is refused or done, but hurts nothing."""
+    """Reads take seconds; meanwhile QMP answers, and commands that conflict
+    with the restore are refused or succeed, but do no harm."""
     path = t.path('image')
     src = t.source()
     src.save(f'file:{path}', Mode(4))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What query-migrate tells while a save or a restore waits for the disk."""
+"""The output of query-migrate while a save or a restore waits for the disk."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from .harness import test
 
 
 def release(t, vm):
-    """Lets go of what is held; returns the final state."""
+    """Releases held calls; returns the final state."""
     assert stalls(t) == ['stall'], 'it was not held all the time'
     open_gate(t)
     info = vm.wait_migration()
@@ -60,7 +60,7 @@ def test_write_held(t):
 
 @test('status: file-sync=off does not sync', quick=True)
 def test_no_sync(t):
-    """Where each sync fails, only who does without gets an image."""
+    """If every sync fails, only a save without syncs produces an image."""
     path = t.path('image')
     vm = t.source(emulator=faulty(t, 'image', f'sync:1+:{errno.EIO}'))
     info = vm.try_save(f'file:{path}', Mode(2, True))

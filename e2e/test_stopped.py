@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Saves and restores that are stopped on the way: what they leave takes no
-space and restores nowhere, and what was there besides is still there."""
+"""Saves and restores that are interrupted: their remains take no space and
+cannot be restored, and other data is preserved."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ OFFSET = len(HEAD)
 
 
 def wait_written(vm, size):
-    """Waits until the save has put so much on the disk."""
+    """Waits until the save has written this much to the disk."""
     while vm.migration().get('ram', {}).get('transferred', 0) < size:
         status = vm.migration()['status']
         assert status in ('setup', 'active'), f'the save {status}'
@@ -64,7 +64,8 @@ def test_space(t):
                 os.sync()
                 free = fs.free_bytes(target)
                 vm = stop(t, path, mode)
-                # Told means done: the space is there for the next one
+                # When the failure is reported, the space is already free for
+                # the next one
                 info = os.stat(path)
                 assert info.st_size == OFFSET, \
                     f'{what}: {info.st_size} bytes are left'
@@ -90,7 +91,7 @@ def test_device(t):
     for mode in MODES:
         for stop in (cancelled, failed):
             what = f'{mode}, {stop.__name__}'
-            # over a good image, which is to be gone then, too
+            # over a good image, which must then also be gone
             vm = t.source(ram=RAM, guest=GUEST)
             vm.save(uri, mode)
             vm.kill()
@@ -109,7 +110,7 @@ def test_device(t):
 
 @test('stopped: QEMU is told to quit in the middle', quick=True, timeout=300)
 def test_quit(t):
-    """It ends in good order, and soon; the image is none."""
+    """QEMU exits properly and soon; the image is invalid."""
     path = t.path('image')
     good = t.path('good')
     vm = t.source(ram=RAM, guest=GUEST)

@@ -16,8 +16,8 @@ MIB = 1 << 20
 
 @test('refused: a file system without O_DIRECT', quick=True, stock='SIGSEGV')
 def test_no_odirect(t):
-    """Found before the guest is stopped; the message names file and file
-    system; the image that was there is still there."""
+    """The error is found before the guest is stopped; the message names file
+    and file system; the previous image is preserved."""
     target = t.filesystem('ramfs', 512 * MIB)
     path = os.path.join(target, 'image')
     vm = t.source(guest=DIRTY)
@@ -184,7 +184,7 @@ def test_fdset_wrong_load(t):
 def test_capabilities(t):
     vm = t.source(guest=DIRTY)
     for other in ('compress', 'xbzrle', 'postcopy-ram'):
-        # Without multifd, which some versions do not combine with them
+        # Without multifd, which some versions cannot combine with them
         vm.setup(Mode(0))
         try:
             vm.command('migrate-set-capabilities', {'capabilities': [

@@ -1,9 +1,9 @@
 /*
  * Direct queue: the linux-aio engine
  *
- * The older of Linux's asynchronous interfaces.  It is only asynchronous with
- * O_DIRECT: on other descriptors io_submit() returns when the transfer is
- * over, which is slow, but right.
+ * This is the older of Linux's asynchronous interfaces.  It is asynchronous
+ * only with O_DIRECT: on other descriptors io_submit() returns when the
+ * transfer is over, which is slow but correct.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -19,7 +19,7 @@ typedef struct AioState {
     int fd;
     unsigned depth;
 
-    /* Fetched from the kernel, not yet asked for: [next, fetched). */
+    /* Completions fetched from the kernel, not reaped yet: [next, fetched). */
     struct io_event *events;
     unsigned next, fetched;
 } AioState;
@@ -45,8 +45,8 @@ static void aio_explain(int err, Error **errp)
 }
 
 /*
- * Fetch what is there, at least one if @timeout, which may be NULL for ever,
- * allows.  Returns how many, or -errno.
+ * Fetch completions.  Wait for at least one until @timeout, or indefinitely if
+ * it is NULL.  Returns how many were fetched, or -errno.
  */
 static int aio_fetch(AioState *s, struct timespec *timeout)
 {
@@ -82,8 +82,8 @@ static bool aio_open(const DirectQueueConfig *config, unsigned depth,
     ret = io_setup(depth, &s->context);
     if (ret == 0) {
         /*
-         * A filter may allow one of the system calls but not the others.
-         * With a timeout of 0 libaio would not ask the kernel at all.
+         * A seccomp filter may allow one of the system calls but not the
+         * others.  With a timeout of 0 libaio would not enter the kernel.
          */
         ret = aio_fetch(s, &short_while);
     }
@@ -111,7 +111,7 @@ static DirectSubmit aio_submit(void *state, DirectRequest *req,
     struct iocb iocb, *list = &iocb;
     int ret;
 
-    /* The kernel copies it; all that comes back is the pointer to @req. */
+    /* The kernel copies @iocb; a completion only returns the pointer @req. */
     if (req->is_write) {
         io_prep_pwrite(&iocb, s->fd, req->buf, req->len, req->offset);
     } else {
@@ -140,7 +140,7 @@ static bool aio_reap(void *state, bool wait, DirectRequest **req,
         struct timespec now = { 0, 0 };
         int ret = aio_fetch(s, wait ? NULL : &now);
 
-        /* It worked in aio_open(), and its arguments are ours. */
+        /* It worked in aio_open(), and the arguments are valid. */
         assert(ret >= 0);
         if (ret == 0) {
             return false;
@@ -148,7 +148,7 @@ static bool aio_reap(void *state, bool wait, DirectRequest **req,
     }
     event = &s->events[s->next++];
     *req = event->data;
-    /* libaio declares it unsigned. */
+    /* libaio declares res as unsigned. */
     *result = (long)event->res;
     return true;
 }

@@ -1,7 +1,7 @@
 /*
  * Direct queue: the synchronous engine
  *
- * A request is over when its submission returns, so nothing is ever in flight
+ * A request is done when its submission returns, so nothing is ever in flight
  * and there is nothing to reap.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later

@@ -1,10 +1,10 @@
 /*
  * Direct queue: the io_uring engine
  *
- * Each request is one submission; a ring belongs to one queue, so to one
+ * Each request is one submission.  A ring belongs to one queue, and so to one
  * thread.  Neither files nor memory are registered: with requests of a
- * megabyte that saves nothing that can be measured, and registered memory
- * would count against RLIMIT_MEMLOCK.
+ * megabyte that gives no measurable gain, and registered memory would count
+ * against RLIMIT_MEMLOCK.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -16,15 +16,15 @@
 
 #include <liburing.h>
 
-/* How long to wait if the kernel has no memory even for a submission. */
+/* How long to wait if the kernel lacks memory even for a submission. */
 #define NO_MEMORY_WAIT_US   1000
 
 /*
- * What can't be done without waiting, such as a write into a hole of a file,
- * the kernel hands to threads of its own.  It has been seen (Linux 6.18) to
- * leave such requests lying, with no thread at all, until one more came.  So
- * after each second without a completion one more comes, that does nothing.
- * A disk may really take that long: then no more than so many are out.
+ * The kernel hands requests that would block, such as a write into a hole of a
+ * file, to threads of its own.  It has been seen (Linux 6.18) to strand such
+ * requests, with no thread at all, until another one is submitted.  So after
+ * each second without a completion a no-op is submitted.  A disk may really
+ * take that long, so the number of no-ops in flight is limited.
  */
 #define NUDGE_AFTER_S       1
 #define NUDGES_MAX          4
@@ -32,10 +32,10 @@
 typedef struct UringState {
     struct io_uring ring;
     int fd;
-    unsigned nudges;            /* that have not come back */
+    unsigned nudges;            /* no-ops in flight */
 } UringState;
 
-/* Why there is no io_uring: mostly because somebody decided so. */
+/* Explain why io_uring is not available; mostly it is disabled on purpose. */
 static void uring_explain(int err, Error **errp)
 {
     switch (err) {
@@ -57,7 +57,7 @@ static void uring_explain(int err, Error **errp)
     }
 }
 
-/* The operations used here are younger than io_uring itself. */
+/* The operations used here are newer than io_uring itself. */
 static bool uring_has_operations(struct io_uring *ring, Error **errp)
 {
     struct io_uring_probe *probe = io_uring_get_probe_ring(ring);
@@ -72,7 +72,7 @@ static bool uring_has_operations(struct io_uring *ring, Error **errp)
     return ok;
 }
 
-/* A filter may allow to make a ring but not to use it. */
+/* A seccomp filter may allow creating a ring but not using it. */
 static bool uring_try(struct io_uring *ring, Error **errp)
 {
     struct io_uring_cqe *cqe;
@@ -94,11 +94,12 @@ static bool uring_try(struct io_uring *ring, Error **errp)
 }
 
 /*
- * io_uring does not pass short transfers on: it goes on by itself, from where
- * the file system left the position and the iterator.  FUSE (seen with Linux
- * 6.18) leaves the one behind and the other ahead of what its server took, so
- * wrong bytes would end up in the file, and success would be reported.  No
- * flag turns this off.  Few servers are short, but none says that it is not.
+ * io_uring does not return short transfers: it continues them by itself, from
+ * where the file system left the position and the iterator.  FUSE (seen with
+ * Linux 6.18) leaves one of these behind and the other ahead of what its server
+ * accepted, so wrong bytes would end up in the file, and success would be
+ * reported.  No flag turns this off.  Few servers do short writes, but there is
+ * no way to tell which.
  */
 static bool uring_suits(int fd, Error **errp)
 {
@@ -106,7 +107,7 @@ static bool uring_suits(int fd, Error **errp)
 
     if (g_str_equal(fs, "fuse")) {
         error_setg(errp, "not safe on FUSE, where after a short write the "
-                   "kernel goes on at the wrong place");
+                   "kernel continues at the wrong offset");
         return false;
     }
     return true;
@@ -118,7 +119,7 @@ static bool uring_open(const DirectQueueConfig *config, unsigned depth,
     UringState *s;
     int ret;
 
-    /* Who asks for io_uring by name knows the server. */
+    /* A user who asks for io_uring by name is expected to know the server. */
     if (config->engine == DIRECT_IO_ENGINE_AUTO &&
         !uring_suits(config->fd, errp)) {
         return false;
@@ -166,13 +167,13 @@ static DirectSubmit uring_submit(void *state, DirectRequest *req,
 
     /*
      * An error here says nothing about the request: it is in the ring, and
-     * can't be taken back.  uring_reap() submits what is still there.
+     * can't be taken back.  uring_reap() submits what remains there.
      */
     io_uring_submit(&s->ring);
     return DIRECT_SUBMIT_QUEUED;
 }
 
-/* Make the kernel look at what it may have forgotten. */
+/* Make the kernel process requests that it may have stranded. */
 static void uring_nudge(UringState *s)
 {
     struct io_uring_sqe *sqe;
@@ -191,7 +192,7 @@ static void uring_nudge(UringState *s)
     }
 }
 
-/* Wait for something to come back, or for a while if that can't be. */
+/* Wait for a completion, or, if that is not possible, for a short time. */
 static void uring_wait(UringState *s)
 {
     struct __kernel_timespec timeout = { .tv_sec = NUDGE_AFTER_S };
@@ -207,12 +208,12 @@ static void uring_wait(UringState *s)
     if (ret == -ETIME) {
         uring_nudge(s);
     } else if (ret < 0 && ret != -EINTR) {
-        /* The kernel is short of memory, which only time can help. */
+        /* The kernel is short of memory; retry later. */
         g_usleep(NO_MEMORY_WAIT_US);
     }
 }
 
-/* The next completion of a request, or NULL; drops those of nudges. */
+/* Return the next completion of a request, or NULL; drop those of nudges. */
 static struct io_uring_cqe *uring_peek(UringState *s)
 {
     struct io_uring_cqe *cqe;
@@ -241,8 +242,8 @@ static bool uring_reap(void *state, bool wait, DirectRequest **req,
     }
     *req = io_uring_cqe_get_data(cqe);
     /*
-     * Nobody cancels requests here but the kernel, when it can't start a
-     * thread for them: a signal came in between, or a limit is reached.
+     * Only the kernel cancels requests here, when it can't start a thread for
+     * them because of a signal or a limit.
      */
     *result = cqe->res == -ECANCELED ? -EAGAIN : cqe->res;
     io_uring_cqe_seen(&s->ring, cqe);

@@ -3,7 +3,7 @@
  *
  * Which file holds what:
  *
- *   include/io/direct-queue.h  the interface, and what the queue promises
+ *   include/io/direct-queue.h  the interface, and the queue's guarantees
  *   io/direct-queue.c          this file: requests from start to end, short
  *                              transfers, the error, the choice of an engine
  *   io/direct-queue-int.h      the interface between core and engines
@@ -22,8 +22,8 @@
  *      ^                                              |
  *      +----- short, interrupted or refused ----------+
  *
- * "In flight" is with the engine; the core only counts these.  With an error
- * nothing leaves q->ready any more but to the end.
+ * Requests "in flight" are with the engine; the core only counts them.  After
+ * an error, requests leave q->ready only to end.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -36,10 +36,10 @@
 #include "direct-queue-int.h"
 #include "trace.h"
 
-/* Far above every opt_transfer, far below what one system call transfers. */
+/* Far above any opt_transfer, far below the limit of one system call. */
 #define REQUEST_SIZE_MAX    (1u << 30)
 
-/* After that many refusals, a millisecond apart, EAGAIN is an error. */
+/* After this many refusals, a millisecond apart, EAGAIN is an error. */
 #define REFUSALS_MAX        1000
 #define REFUSAL_WAIT_US     1000
 
@@ -47,7 +47,7 @@ struct DirectQueue {
     int fd;
     char *name;
     DirectIOLimits limits;
-    uint32_t align;             /* what a transfer may be continued at */
+    uint32_t align;             /* of offsets where a transfer may continue */
     size_t request_size;
 
     const DirectQueueEngine *ops;
@@ -58,7 +58,7 @@ struct DirectQueue {
     QSIMPLEQ_HEAD(, DirectRequest) unused;
     QSIMPLEQ_HEAD(, DirectRequest) ready;
     unsigned in_flight;
-    /* Bytes of the requests that are not in @unused, and how many may be. */
+    /* Total bytes of the requests that are not in @unused, and the limit. */
     uint64_t bytes_taken;
     uint64_t bytes_max;
 
@@ -90,7 +90,7 @@ static void queue_fail(DirectQueue *q, char *msg)
     g_free(msg);
 }
 
-/* What @err means for a transfer, for somebody who can do something. */
+/* Explain @err for a transfer, and how to mend it. */
 static char *explain(DirectQueue *q, const DirectRequest *req, int err)
 {
     switch (err) {
@@ -123,8 +123,8 @@ static void request_fail(DirectQueue *q, const DirectRequest *req, int err)
 }
 
 /*
- * Where the file ends, as far as is known from @req getting only @bytes.  With
- * several requests in flight the first to fail may lie far behind the end.
+ * Where the file ends, as far as known from @req getting only @bytes.  With
+ * several requests in flight, the first to fail may lie far behind the end.
  */
 static uint64_t file_end(DirectQueue *q, const DirectRequest *req,
                          size_t bytes)
@@ -138,7 +138,7 @@ static uint64_t file_end(DirectQueue *q, const DirectRequest *req,
     return end;
 }
 
-/* @req got only @bytes, none of which it can go on from. */
+/* @req got only @bytes, and cannot be continued from there. */
 static void request_fail_short(DirectQueue *q, const DirectRequest *req,
                                size_t bytes)
 {
@@ -157,7 +157,7 @@ static void request_fail_short(DirectQueue *q, const DirectRequest *req,
     }
 }
 
-/* Notice a cancel.  Returns whether the queue may go on. */
+/* Check for a cancel.  Returns whether the queue may continue. */
 static bool queue_ok(DirectQueue *q)
 {
     if (!q->error && qatomic_read(&q->cancelled)) {
@@ -186,14 +186,14 @@ static void count_latency(DirectQueue *q, const DirectRequest *req)
     stat64_add(&q->latency[bucket], 1);
     if (us >= stat64_get(&q->slowest_us)) {
         stat64_max(&q->slowest_us, us);
-        /* Only this thread writes, so minimum and maximum set the value. */
+        /* Only this thread writes, so minimum and maximum store the value. */
         stat64_min(&q->slowest_offset, req->first_offset);
         stat64_max(&q->slowest_offset, req->first_offset);
     }
     trace_direct_queue_complete(q, req->is_write, req->first_offset, us);
 }
 
-/* @bytes of @req are where they belong; what is left is @req. */
+/* @bytes of @req have been transferred; advance @req to the rest. */
 static void request_advance(DirectQueue *q, DirectRequest *req, size_t bytes)
 {
     stat64_add(req->is_write ? &q->bytes_written : &q->bytes_read, bytes);
@@ -205,12 +205,12 @@ static void request_advance(DirectQueue *q, DirectRequest *req, size_t bytes)
 static void request_end(DirectQueue *q, DirectRequest *req)
 {
     stat64_add(&q->requests_ended, 1);
-    /* All of it: what was transferred, and, after an error, what was not. */
+    /* The total length: bytes transferred, and, after an error, the rest. */
     q->bytes_taken -= req->offset - req->first_offset + req->len;
     QSIMPLEQ_INSERT_HEAD(&q->unused, req, next);
 }
 
-/* Ahead of requests that have not begun. */
+/* Puts @req back, ahead of requests that have not begun. */
 static void request_again(DirectQueue *q, DirectRequest *req)
 {
     QSIMPLEQ_INSERT_HEAD(&q->ready, req, next);
@@ -222,9 +222,9 @@ static void request_retry(DirectQueue *q, DirectRequest *req, int err)
     trace_direct_queue_retry(q, req->is_write, req->offset, req->len, err);
     if (err == EAGAIN) {
         /*
-         * An engine that is out of resources may stay so until a request of
-         * another queue comes back: do this one synchronously, to its end.
-         * If that is refused, too, all that helps is time.
+         * An engine may lack resources until a request of another queue
+         * completes: do this request synchronously, to its end.  If that is
+         * refused, too, all that helps is to wait.
          */
         if (req->refusals == REFUSALS_MAX) {
             request_fail(q, req, err);
@@ -243,11 +243,11 @@ static void request_retry(DirectQueue *q, DirectRequest *req, int err)
 /*
  * @req got @bytes, fewer than it needs.
  *
- * It goes on from the last aligned position: with O_DIRECT a transfer may end
+ * It continues from the last aligned position: with O_DIRECT a transfer may end
  * in the middle of a block (where the file ends, or where space ran out), but
- * none may begin there; so the bytes behind that position are transferred
- * again.  If there is no such position, the next attempt tells why, by an
- * error or by the end of the file.  Only if it does not, the queue gives up.
+ * none may begin there, so the bytes behind that position are transferred
+ * again.  If there is no such position, the next attempt shows the reason: an
+ * error or the end of the file.  If it does not, the queue gives up.
  */
 static void request_short(DirectQueue *q, DirectRequest *req, size_t bytes)
 {
@@ -265,10 +265,10 @@ static void request_short(DirectQueue *q, DirectRequest *req, size_t bytes)
     request_again(q, req);
 }
 
-/* The engine is through with @req: see what is to be done with it. */
+/* The engine is done with @req: decide how to proceed. */
 static void request_result(DirectQueue *q, DirectRequest *req, ssize_t result)
 {
-    /* More than was asked for means memory was overwritten. */
+    /* A larger result would mean that memory was overwritten. */
     assert(result < 0 || result <= req->len);
 
     if (result == -EINTR || result == -EAGAIN) {
@@ -296,7 +296,7 @@ static void assert_aligned(DirectQueue *q, const void *buf, size_t len,
 /*
  * Give @req, the head of q->ready, to the engine.
  *
- * Returns: false if that must wait for another request to come back
+ * Returns: false if @req must wait for another request to complete
  */
 static bool start_request(DirectQueue *q, DirectRequest *req)
 {
@@ -332,7 +332,7 @@ static bool start_request(DirectQueue *q, DirectRequest *req)
     return true;
 }
 
-/* Start what can be started; with an error, drop it. */
+/* Start as many requests as possible; after an error, drop them. */
 static void start_requests(DirectQueue *q)
 {
     DirectRequest *req;
@@ -348,8 +348,8 @@ static void start_requests(DirectQueue *q)
 }
 
 /*
- * Bring requests forward: start those that are ready, then fetch those that
- * are through.  With @wait at least one comes back if any is in flight.
+ * Start requests that are ready, then reap those that are done.  With @wait, at
+ * least one is reaped if any is in flight.
  */
 static void queue_run(DirectQueue *q, bool wait)
 {
@@ -378,7 +378,7 @@ static void queue_wait_all(DirectQueue *q)
     }
 }
 
-/* Waits until there is one, and room for @len bytes. */
+/* Waits until a request is unused, and there is room for @len bytes. */
 static DirectRequest *take_request(DirectQueue *q, size_t len)
 {
     DirectRequest *req;
@@ -399,7 +399,7 @@ static bool direct_queue_transfer(DirectQueue *q, bool is_write, uint8_t *buf,
 {
     assert_aligned(q, buf, len, offset);
     if (offset > INT64_MAX || len > INT64_MAX - offset) {
-        /* Not the caller's bug: offsets come from files, too. */
+        /* This is not a bug of the caller: offsets also come from files. */
         queue_fail(q, g_strdup_printf("%s: cannot %s %zu bytes at offset %"
                                       PRIu64 ": no file is that large",
                                       q->name, is_write ? "write" : "read",
@@ -415,7 +415,7 @@ static bool direct_queue_transfer(DirectQueue *q, bool is_write, uint8_t *buf,
         offset += req->len;
         len -= req->len;
         QSIMPLEQ_INSERT_TAIL(&q->ready, req, next);
-        /* Also fetches what is through: errors are noticed early. */
+        /* This also reaps requests, so that errors are noticed early. */
         queue_run(q, false);
     }
     return queue_report(q, errp);
@@ -479,7 +479,7 @@ void direct_queue_get_stats(DirectQueue *q, DirectQueueStats *stats)
     }
 }
 
-/* Birth and death */
+/* Creating and freeing a queue */
 
 #ifdef CONFIG_DIRECT_QUEUE_URING
 #define ENGINE_URING (&direct_queue_engine_uring)
@@ -493,14 +493,14 @@ void direct_queue_get_stats(DirectQueue *q, DirectQueueStats *stats)
 #define ENGINE_AIO NULL
 #endif
 
-/* NULL for those that are not built in, and for AUTO */
+/* NULL for engines that are not built in, and for AUTO */
 static const DirectQueueEngine *const engines[DIRECT_IO_ENGINE__MAX] = {
     [DIRECT_IO_ENGINE_IO_URING] = ENGINE_URING,
     [DIRECT_IO_ENGINE_LINUX_AIO] = ENGINE_AIO,
     [DIRECT_IO_ENGINE_SYNC] = &direct_queue_engine_sync,
 };
 
-/* Open @engine for @q; on failure @errp is a phrase, see its open(). */
+/* Open @engine for @q; on failure @errp is a phrase, see engine's open(). */
 static bool open_engine(DirectQueue *q, const DirectQueueConfig *config,
                         DirectIoEngine engine, unsigned depth, Error **errp)
 {
@@ -517,7 +517,7 @@ static bool open_engine(DirectQueue *q, const DirectQueueConfig *config,
     return true;
 }
 
-/* The first engine that works, and why none before it does. */
+/* Open the first engine that works; keep the reason why others do not. */
 static bool open_best_engine(DirectQueue *q, const DirectQueueConfig *config,
                              unsigned depth, Error **errp)
 {
@@ -583,7 +583,7 @@ static void queue_dispose(DirectQueue *q)
     g_free(q);
 }
 
-/* With @ops, or with what @config's engine leads to if it is NULL. */
+/* Create a queue with engine @ops, or with @config's engine if it is NULL. */
 static DirectQueue *queue_new(const DirectQueueConfig *config,
                               const DirectQueueEngine *ops, Error **errp)
 {

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What tests and measurements share."""
+"""Code shared by tests and measurements."""

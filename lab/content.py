@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What guest RAM is filled with, and whether it came back."""
+"""Fills guest RAM with known contents and checks that they are restored."""
 
 import functools
 import os
@@ -23,15 +23,15 @@ def _noise():
 
 
 def _data(offset, size):
-    """The data at `offset`, within 32 MiB.  Each 32 MiB are the same noise a
-    little shifted, by no multiple of a page, so that no two pages are alike
-    in all of RAM."""
+    """The data at `offset`, within 32 MiB.  Each 32 MiB contain the same
+    noise, shifted by an amount that is not a multiple of the page size, so
+    that all pages of RAM differ."""
     start = offset // (32 * MIB) * 67 + offset % (32 * MIB)
     return _noise()[start:start + size]
 
 
 class Content:
-    """A kind of contents for `ram` MiB."""
+    """One kind of content for `ram` MiB."""
 
     def __init__(self, kind, ram):
         self.kind = kind
@@ -53,13 +53,13 @@ class Content:
         return sum(size for _, size in self.runs())
 
     def run_bytes(self):
-        """How long the runs of data are, if there are zeros between them;
-        else None."""
+        """The length of the runs of data if there are zeros between them; else
+        None."""
         data, zeros = KINDS[self.kind] or (0, 0)
         return data if data and zeros else None
 
     def fill(self, pid):
-        """Fills the RAM of the guest that process `pid` runs.  It must be
+        """Fills the RAM of the guest in process `pid`.  The RAM must be
         anonymous, preallocated, and zero."""
         at = find_ram(pid, self.ram)
         memory = os.open(f'/proc/{pid}/mem', os.O_WRONLY)
@@ -70,7 +70,8 @@ class Content:
             os.close(memory)
 
     def check(self, pid, samples=256):
-        """Raises an error unless a sample of pages is as it was filled."""
+        """Raises an error unless a sample of pages has its original
+        content."""
         at = find_ram(pid, self.ram)
         pages = self.ram * MIB // PAGE
         memory = os.open(f'/proc/{pid}/mem', os.O_RDONLY)
@@ -85,7 +86,7 @@ class Content:
             os.close(memory)
 
     def page(self, number):
-        """What page `number` holds."""
+        """The content of page `number`."""
         offset = number * PAGE
         if KINDS[self.kind] is None:
             return bytes(PAGE)
@@ -103,9 +104,9 @@ def _write_all(fd, data, offset):
 
 
 def parse_maps(text, size):
-    """Where in a process `size` bytes of anonymous memory, or of a memfd, lie,
-    from what /proc/PID/maps says: the one mapping of that size or, if the
-    kernel joined it with a neighbour, the largest."""
+    """Finds the address of `size` bytes of anonymous memory, or of a memfd, in
+    the text of /proc/PID/maps: the only mapping of that size or, if the kernel
+    merged it with a neighbour, the largest."""
     found = []
     for line in text.splitlines():
         fields = line.split()

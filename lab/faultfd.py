@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Emulators whose I/O goes wrong on purpose, by the LD_PRELOAD library
-faultfd.c; there is what faults can be named."""
+"""Emulators with I/O faults that are injected by the LD_PRELOAD library
+faultfd.c, which documents the faults."""
 
 import copy
 import os
@@ -16,8 +16,8 @@ def build_library(target):
 
 
 def with_faults(emulator, library, file, faults, log, gate, hidden=''):
-    """The emulator, in which I/O on files whose names end with `file` goes
-    wrong; `hidden` are the engines that seem not to exist."""
+    """The emulator, with faults in the I/O on files whose names end with
+    `file`; the engines in `hidden` appear not to exist."""
     changed = copy.copy(emulator)
     changed.env = dict(emulator.env, LD_PRELOAD=library,
                        FAULT_FILE='/' + file, FAULT=','.join(faults),

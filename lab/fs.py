@@ -16,8 +16,8 @@ def run(*argv):
 
 
 def private_mounts():
-    """From here on, what this process mounts is seen by itself and its
-    children only, and goes when the last of them goes."""
+    """From now on, only this process and its children see what it mounts.  The
+    mounts vanish when the last of these processes exits."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(0x00020000):                        # CLONE_NEWNS
         raise OSError(ctypes.get_errno(), 'unshare')
@@ -35,7 +35,7 @@ def unmount(directory):
 
 @contextlib.contextmanager
 def loop(path, sector_size=512, direct=False):
-    """A loop device over the file `path`; `direct`: past that file's page
+    """A loop device over the file `path`; `direct`: bypassing that file's page
     cache."""
     device = run('losetup', '--find', '--show', '--sector-size',
                  str(sector_size), *(['--direct-io=on'] if direct else []),
@@ -50,8 +50,8 @@ def loop(path, sector_size=512, direct=False):
 def mounted(kind, directory, size, backing=None, sector_size=512,
             options='', mkfs=()):
     """The file system `kind`, of `size` bytes, mounted on the new directory
-    `directory`; what needs a device gets a loop device over the sparse file
-    `backing`, which is made if it does not exist."""
+    `directory`.  File systems that need a device get a loop device over the
+    sparse file `backing`, which is created if it does not exist."""
     os.makedirs(directory)
     with contextlib.ExitStack() as stack:
         if kind in ('tmpfs', 'ramfs'):

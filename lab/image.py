@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where what is in a mapped-ram image, to break it on purpose: the reader of
-scripts/mapped-ram.py, and ways to run that."""
+"""Offsets in a mapped-ram image, for tests that damage it: uses the reader of
+scripts/mapped-ram.py, and runs that script."""
 
 import json
 import os
@@ -15,22 +15,22 @@ from mapped_ram_image import FIELDS, HEADER, Image      # noqa: E402
 
 
 def total_at(path, offset=0):
-    """Where the image has the size of all RAM blocks together (u64, the low
-    bits are flags)."""
+    """The offset of the total size of all RAM blocks in the image (u64, the
+    low bits are flags)."""
     with Image(f'{path},offset={offset}') as image:
         return image.total_at
 
 
 def blocks(path, offset=0):
     """All RAM blocks of an image that begins at `offset` of the file; all
-    positions are positions in the file."""
+    positions are relative to the file."""
     with Image(f'{path},offset={offset}') as image:
         return image.blocks
 
 
 def tool(*args):
-    """Runs scripts/mapped-ram.py.  Returns its exit code and what --json
-    prints; a traceback is a failure."""
+    """Runs scripts/mapped-ram.py.  Returns its exit code and the output of
+    --json; a traceback is a failure."""
     done = subprocess.run(
         [sys.executable, os.path.join(SCRIPTS, 'mapped-ram.py'), *args,
          '--json'], capture_output=True, text=True)

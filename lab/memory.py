@@ -6,7 +6,7 @@ import contextlib
 
 @contextlib.contextmanager
 def huge_pages(mib):
-    """So many MiB of huge pages more, meanwhile."""
+    """Temporarily reserves this many additional MiB of huge pages."""
     path = '/proc/sys/vm/nr_hugepages'
     with open(path) as f:
         before = f.read()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a save or restore costs: time, CPU, page cache, memory, and how long
-the monitor keeps its users waiting."""
+"""Measures the cost of a save or restore: time, CPU, page cache, memory, and
+the response time of the monitor."""
 
 import collections
 import ctypes
@@ -9,13 +9,13 @@ import os
 import statistics
 import time
 
-POLL = 0.01             # seconds between two looks at a migration
+POLL = 0.01             # seconds between two polls of a migration
 
 Spread = collections.namedtuple('Spread', 'median least most count')
 
 
 def spread(values):
-    """Of one figure in several runs."""
+    """The spread of one figure over several runs."""
     return Spread(statistics.median(values), min(values), max(values),
                   len(values))
 
@@ -41,8 +41,8 @@ def page_cache():
 
 
 def parse_cpu(stat):
-    """CPU seconds in /proc/PID/stat, in user space and in the kernel, with
-    those of children that ended."""
+    """CPU seconds in /proc/PID/stat, in user space and in the kernel,
+    including children that have exited."""
     fields = stat.rsplit(')', 1)[1].split()
     return sum(map(int, fields[11:15])) / os.sysconf('SC_CLK_TCK')
 
@@ -93,12 +93,12 @@ def cached(path):
 
 
 class Meter:
-    """Measures a process from its creation on until stop()."""
+    """Measures a process from the creation of this object until stop()."""
 
     def __init__(self, pid):
         self.pid = pid
         with open(f'/proc/{pid}/clear_refs', 'w') as f:
-            f.write('5')                # the peak begins anew
+            f.write('5')                # reset the peak
         self.rss = memory(pid, 'VmRSS')
         self.cache = self.peak = page_cache()
         self.slowest = 0
@@ -107,9 +107,9 @@ class Meter:
         self.start = time.monotonic()
 
     def wait(self, vm, timeout=900):
-        """Waits for the end of a migration; returns what query-migrate
-        said.  Meanwhile query-status is asked, and how long that takes is
-        noted."""
+        """Waits for the end of a migration; returns the result of
+        query-migrate.  Meanwhile it sends query-status and records the
+        response times."""
         deadline = self.start + timeout
         while True:
             asked = time.monotonic()
@@ -125,7 +125,7 @@ class Meter:
             time.sleep(POLL)
 
     def stop(self, path=None):
-        """The figures: seconds, bytes, and seconds of CPU.  `path` is the
+        """Returns the figures: seconds, bytes, and CPU seconds.  `path` is the
         file that was written or read."""
         figures = {'seconds': time.monotonic() - self.start,
                    'cpu': cpu_seconds(self.pid) - self.cpu,

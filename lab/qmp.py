@@ -8,7 +8,7 @@ import time
 
 
 class QMPError(Exception):
-    """The answer was an error."""
+    """QEMU returned an error."""
 
     def __init__(self, command, error):
         super().__init__(f"{command}: {error.get('desc')}")
@@ -17,13 +17,13 @@ class QMPError(Exception):
 
 
 class QMPClosed(Exception):
-    """QEMU closed the connection: most likely it died."""
+    """QEMU closed the connection, most likely because it died."""
 
 
 class QMP:
     def __init__(self, path, timeout=30, alive=lambda: None):
-        """Connects to the socket `path`, waiting for it; `alive` raises an
-        exception when there is nothing to wait for any more."""
+        """Waits for the socket `path` and connects to it; `alive` raises an
+        exception if the socket will never appear."""
         self.events = []
         self._buffer = b''
         deadline = time.monotonic() + timeout
@@ -62,7 +62,7 @@ class QMP:
         return json.loads(line)
 
     def last_events(self):
-        """What QEMU still told before it died, besides what is known."""
+        """The remaining events that QEMU sent before it died."""
         try:
             while True:
                 answer = self._read(time.monotonic() + 5)

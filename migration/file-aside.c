@@ -14,7 +14,7 @@ typedef struct Read {
     QIOChannel *ioc;
     char *buf;
     size_t len;
-    /* only if @positioned: then all of @len is to be read */
+    /* valid if @positioned; the read must then return all of @len */
     off_t offset;
     bool positioned;
     ssize_t ret;
@@ -50,7 +50,7 @@ static int do_read(void *opaque)
 static ssize_t coroutine_mixed_read(Read *r, Error **errp)
 {
     if (qemu_in_coroutine() && r->ioc == aside) {
-        /* The channel must outlive the read, whatever happens meanwhile */
+        /* The channel must stay alive until the read ends */
         object_ref(OBJECT(r->ioc));
         file_aside_submit_co(do_read, r);
         object_unref(OBJECT(r->ioc));

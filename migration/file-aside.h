@@ -3,9 +3,9 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * The coroutine that loads a guest runs in the main loop.  A read may take as
- * long as the disk likes, and QMP would wait for it.  So a thread of the pool
- * reads, and the coroutine yields meanwhile, as it does with sockets.
+ * The coroutine that loads a guest runs in the main loop.  A slow read there
+ * would block QMP, so a thread of the pool does the read while the coroutine
+ * yields, as it does with sockets.
  */
 
 #ifndef QEMU_MIGRATION_FILE_ASIDE_H
@@ -13,17 +13,20 @@
 
 #include "io/channel.h"
 
-/* Read @ioc, the channel of the main stream, aside.  Main thread. */
+/*
+ * From now on, read @ioc, the main stream's channel, in threads of the pool.
+ * Called by the main thread.
+ */
 void file_aside_begin(QIOChannel *ioc);
 
-/* The load has ended.  Main thread. */
+/* Stop doing so when the load has ended.  Called by the main thread. */
 void file_aside_end(void);
 
 /**
- * file_aside_read: as qio_channel_read(), aside if called for
+ * file_aside_read: like qio_channel_read(), in a pool thread for that channel
  * @ioc: any channel
- * @buf: where to put the bytes
- * @len: how many bytes at most
+ * @buf: the buffer to read into
+ * @len: the most bytes to read
  * @errp: where to put errors
  *
  * Returns: as qio_channel_read()
@@ -31,11 +34,11 @@ void file_aside_end(void);
 ssize_t file_aside_read(QIOChannel *ioc, char *buf, size_t len, Error **errp);
 
 /**
- * file_aside_pread_all: as qio_channel_pread_all(), aside if called for
+ * file_aside_pread_all: like qio_channel_pread_all(), likewise
  * @ioc: any channel
- * @buf: where to put the bytes
- * @len: how many bytes
- * @offset: where in the file
+ * @buf: the buffer to read into
+ * @len: how many bytes to read
+ * @offset: file offset to read from
  * @errp: where to put errors
  *
  * Returns: 0, or -1 on error

@@ -16,7 +16,7 @@
 #include "qemu/error-report.h"
 #include "trace.h"
 
-/* MAPPED_RAM_EXTENT_ALIGN_MAX of the smallest pages there are, of 4 KiB. */
+/* MAPPED_RAM_EXTENT_ALIGN_MAX pages of the smallest size, 4 KiB. */
 #define DIRECT_ALIGN_MAX (32 * 4096)
 
 const char *file_direct_reason(void)
@@ -53,11 +53,11 @@ unsigned file_direct_depth(unsigned channels)
 {
     unsigned depth = migrate_direct_io_depth();
 
-    /* With one request at a time a worker waits whenever the disk has it */
+    /* A worker with one request at a time idles while the disk handles it */
     return MAX(DIV_ROUND_UP(depth, channels), MIN(depth, 2));
 }
 
-/* Makes a queue, as each channel will, to see if that works. */
+/* Creates a queue, as each worker will, to see whether that works. */
 static bool try_engine(const FileDirect *d, const char *path, Error **errp)
 {
     DirectQueueConfig config = {
@@ -70,8 +70,8 @@ static bool try_engine(const FileDirect *d, const char *path, Error **errp)
     g_autoptr(DirectQueue) q = direct_queue_new(&config, errp);
 
     if (!q) {
-        error_prepend(errp, "Parameter 'x-direct-io-engine' asks for what "
-                      "can't be had: ");
+        error_prepend(errp, "The engine set by parameter 'x-direct-io-engine' "
+                      "is not available: ");
         error_append_hint(errp, "Set x-direct-io-engine=auto.\n");
     }
     return q != NULL;

@@ -3,12 +3,12 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * A migration file is open once without O_DIRECT, for the main stream, whose
- * small writes can't be aligned.  If the parameter direct-io asks for it, and
- * the capabilities mapped-ram and multifd let it, the file is open a second
- * time with O_DIRECT, for guest RAM.
+ * A migration file is opened without O_DIRECT for the main stream, whose small
+ * writes can't be aligned.  If the parameter direct-io is on, and the
+ * capabilities mapped-ram and multifd are too, the file is opened a second time
+ * with O_DIRECT, for guest RAM.
  *
- * All functions are to be called with the BQL held, or by the thread that
+ * All functions must be called with the BQL held, or by the thread that
  * migrates.
  */
 
@@ -19,11 +19,11 @@
 
 /* The second descriptor of a file, if it has one */
 typedef struct FileDirect {
-    /* or -1 */
+    /* -1 if there is none */
     int fd;
     /* A duplicate, to be closed when all of RAM is written, or -1 */
     int close_fd;
-    /* what transfers on it must obey */
+    /* constraints on transfers through @fd */
     DirectIOLimits limits;
 } FileDirect;
 
@@ -31,21 +31,21 @@ typedef struct FileDirect {
 
 /**
  * file_direct_open:
- * @d: what has none yet
+ * @d: the second descriptor, not open yet
  * @path: the name of the file, as the user gave it
  * @fd: the descriptor of the main stream
  * @access: O_RDONLY or O_WRONLY, what the migration needs
  * @errp: pointer to a NULL-initialized error object
  *
- * Gets the second descriptor, if it is wanted: for a /dev/fdset/N it is the
- * one there that has O_DIRECT, else @fd is opened again.  If direct-io is on
- * and can't have an effect, warns.
+ * Opens the second descriptor if one is wanted: for /dev/fdset/N it takes the
+ * one there that has O_DIRECT, otherwise it opens @fd again.  Warns if the
+ * parameter direct-io is on but cannot take effect.
  *
- * Nothing is written to the file, and the guest is not touched: whatever is
- * wrong is found here, before the migration begins.
+ * Does not write to the file or touch the guest: problems are found here,
+ * before the migration begins.
  *
- * Returns: true also when no second descriptor is wanted; false with @errp
- *          set when it is and can't be had.
+ * Returns: true, also if no second descriptor is wanted; false with @errp set
+ *          if one is wanted but cannot be opened.
  */
 bool file_direct_open(FileDirect *d, const char *path, int fd, int access,
                       Error **errp);
@@ -53,27 +53,27 @@ bool file_direct_open(FileDirect *d, const char *path, int fd, int access,
 /**
  * file_direct_reason:
  *
- * Returns: why there is no second descriptor, a constant string; or NULL if
- *          there is one or could be one.
+ * Returns: a constant string that says why there is no second descriptor; or
+ *          NULL if there is one or could be one.
  */
 const char *file_direct_reason(void);
 
 /*
- * How many requests each of @channels workers may have in flight: its share
- * of what the parameter x-direct-io-depth says, but at least two, unless that
- * says one.
+ * How many requests each of @channels workers may have in flight: its share of
+ * the parameter x-direct-io-depth, but at least two, unless the parameter is
+ * one.
  */
 unsigned file_direct_depth(unsigned channels);
 
 /**
  * file_direct_check_close:
- * @d: the second descriptor, or none
+ * @d: the second descriptor, which need not be open
  * @path: the file's name for messages
  * @errp: pointer to a NULL-initialized error object
  *
- * Asks for errors that a file system reports only when a descriptor is
- * closed, by closing a duplicate of the second one.  Works once.  To be
- * called when all of RAM is written.  Migration thread, BQL not held.
+ * Closes a duplicate of the second descriptor, because some file systems report
+ * errors only on close.  Works once.  To be called when all of RAM is written.
+ * Migration thread, BQL not held.
  *
  * Returns: false with @errp set if there was such an error
  */

@@ -11,7 +11,7 @@
 #include "qemu/timer.h"
 #include "trace.h"
 
-/* How long @bytes take to be synced if they take as long as the last ones */
+/* The time that a sync of @bytes takes at the rate of the last sync */
 static double sync_ms(const FileEarlySync *e, uint64_t bytes)
 {
     return (double)bytes * e->us / MAX(e->bytes, 1) / 1000;

@@ -1,5 +1,5 @@
 /*
- * Which descriptor of an fdset a migration file is
+ * Finding the descriptor of a migration file in an fdset
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
@@ -14,13 +14,13 @@
 #include "qemu/direct-io.h"
 
 #ifndef _WIN32
-/* What is looked for in a set, and what has been found on the way */
+/* The search for a descriptor in an fdset */
 typedef struct Search {
     int access;
     bool direct;
-    /* of a descriptor that could not be duplicated, or 0 */
+    /* errno of a descriptor that could not be duplicated, or 0 */
     int error;
-    /* those that will not do, for messages */
+    /* descriptors that do not match, for messages */
     GString *others;
 } Search;
 
@@ -37,7 +37,7 @@ static void note_other(Search *search, int fd, int flags)
                            direct_io_enabled(fd) ? "with" : "without");
 }
 
-/* Called for each descriptor of the set, until it returns a new one. */
+/* Called for each descriptor of the set until it returns a duplicate. */
 static int dup_if_wanted(int fd, void *opaque)
 {
     Search *search = opaque;
@@ -50,7 +50,7 @@ static int dup_if_wanted(int fd, void *opaque)
         note_other(search, fd, flags);
         return -1;
     }
-    /* No qemu_dup_flags() here: it sets flags of the original, too. */
+    /* Not qemu_dup_flags(): it would set flags of the original, too. */
     copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     if (copy < 0) {
         search->error = errno;

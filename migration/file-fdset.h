@@ -1,5 +1,5 @@
 /*
- * Which descriptor of an fdset a migration file is
+ * Finding the descriptor of a migration file in an fdset
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -11,11 +11,11 @@
  * file_fdset_open:
  * @path: "/dev/fdset/N"
  * @access: O_RDONLY or O_WRONLY; a descriptor that is O_RDWR will do, too
- * @direct: whether to take the descriptor with O_DIRECT, or the one without
+ * @direct: whether to take the descriptor with O_DIRECT or the one without
  * @errp: pointer to a NULL-initialized error object
  *
- * Takes just that descriptor out of a set, and changes no flag of it, which
- * qemu_open() would do: flags belong to the descriptor that was passed, too.
+ * Duplicates that descriptor of the set.  Unlike qemu_open() this changes no
+ * flags, because the duplicate shares them with the original.
  *
  * Returns: a new descriptor for qemu_close(), or -1 with @errp set to what was
  *          wanted and what the set has.

@@ -1,5 +1,5 @@
 /*
- * Migration to a file: what makes it an image, or keeps it from being one
+ * Migration to a file: invalidating, committing and discarding the image
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
@@ -16,7 +16,7 @@
 #include "savevm.h"
 #include "trace.h"
 
-/* What is overwritten to invalidate an image that cannot be cut off */
+/* Bytes to overwrite to invalidate an image that cannot be truncated */
 #define FILE_INVALIDATE_SIZE 4096
 
 bool file_transport_begin(Error **errp)
@@ -41,7 +41,7 @@ bool file_transport_begin(Error **errp)
     return true;
 }
 
-/* As fdatasync() or, if the file is new and @all is needed, fsync() */
+/* Does an fsync() if the file is new and @all is needed, else fdatasync() */
 static int file_sync_fd(int fd, bool all)
 {
     int ret;
@@ -61,7 +61,7 @@ static bool file_sync_to_storage(FileTransport *t, Error **errp)
     bool created = t->dir_fd >= 0;
     int direct_fd = t->direct.fd;
 
-    /* A server may know of errors only by the descriptor that was written */
+    /* A server may report errors only on the descriptor that was written */
     if (direct_fd >= 0 && file_sync_fd(direct_fd, false) < 0) {
         error_setg_errno(errp, errno, "Unable to bring '%s' to stable storage, "
                          "through its descriptor with O_DIRECT",
@@ -73,7 +73,7 @@ static bool file_sync_to_storage(FileTransport *t, Error **errp)
                          t->name);
         return false;
     }
-    /* Some file systems do not know how to sync a directory: EINVAL */
+    /* EINVAL: some file systems cannot sync a directory */
     if (created && file_sync_fd(t->dir_fd, true) < 0 &&
         errno != EINVAL) {
         error_setg_errno(errp, errno, "Unable to bring the directory of '%s' "
@@ -101,7 +101,7 @@ bool file_transport_sync_early(Error **errp)
     return ok;
 }
 
-/* The magic number is what qemu_savevm_state_header() puts there */
+/* Writes @magic where qemu_savevm_state_header() puts the magic number */
 static bool file_write_magic(FileTransport *t, uint32_t magic, Error **errp)
 {
     uint32_t value = cpu_to_be32(magic);
@@ -121,19 +121,19 @@ bool file_transport_invalidate(Error **errp)
         error_prepend(errp, "'%s': ", t->name);
         return false;
     }
-    t->held = true;
-    /* Where an old image has not been cut off, it must be gone before pages */
+    t->invalidated = true;
+    /* An old image that has not been cut off must be gone before pages come */
     return (t->regular && !t->adopted) ||
            file_sync_to_storage(t, errp);
 }
 
-/* Makes the file an image, which it is not before all else is stored */
-static bool file_release(FileTransport *t, Error **errp)
+/* Commits the image; everything else must be on stable storage by then */
+static bool file_commit(FileTransport *t, Error **errp)
 {
-    if (!t->held) {
+    if (!t->invalidated) {
         return true;
     }
-    /* The guest may run already, so the image must not become one */
+    /* The guest may run already, so the image must stay invalid */
     if (migrate_get_current()->state == MIGRATION_STATUS_CANCELLING) {
         error_setg(errp, "'%s': the save was cancelled", t->name);
         return false;
@@ -142,14 +142,14 @@ static bool file_release(FileTransport *t, Error **errp)
         error_prepend(errp, "'%s': ", t->name);
         return false;
     }
-    t->held = false;
+    t->invalidated = false;
     return true;
 }
 
 /*
- * Network and FUSE file systems may report errors of earlier writes when a
- * descriptor is closed, any descriptor. When the channel closes its own it
- * is too late to fail, so ask with one that is there to be closed.
+ * Network and FUSE file systems may report errors of earlier writes when any
+ * descriptor of the file is closed. When the channel closes its own, it is too
+ * late to fail, so close a duplicate that is there for this purpose.
  */
 static bool file_check_close(FileTransport *t, Error **errp)
 {
@@ -177,17 +177,17 @@ bool file_transport_sync(Error **errp)
     if (sync) {
         file_transport_set_phase(MIGRATION_FILE_PHASE_SYNC);
     }
-    /* Two syncs, since the second must not overtake the first */
+    /* Two syncs: the magic number must not reach the disk before the rest */
     ok = file_direct_check_close(&t->direct, t->name, errp) &&
-         (!sync || !t->held || file_sync_to_storage(t, errp)) &&
-         file_release(t, errp) && (!sync || file_sync_to_storage(t, errp)) &&
+         (!sync || !t->invalidated || file_sync_to_storage(t, errp)) &&
+         file_commit(t, errp) && (!sync || file_sync_to_storage(t, errp)) &&
          file_check_close(t, errp);
     trace_migration_file_sync(t->name, sync, ok,
                               qemu_clock_get_ms(QEMU_CLOCK_REALTIME) - start);
     return ok;
 }
 
-/* Give back what lies behind the offset, but never make the file longer */
+/* Truncates the file to the offset, but never extends it */
 static bool file_cut(FileTransport *t)
 {
     struct stat st;

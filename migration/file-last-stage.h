@@ -3,11 +3,11 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * In its last stage a save has stopped the guest and waits for the disk,
- * which may take long or for ever.  If the save fails or is cancelled then,
- * the guest does not wait: workers only read its RAM, so it runs while they
- * end and while the file is cut.  Until all of that is done the migration
- * counts as running, so that no other one can start.
+ * In the last stage of a save the guest is stopped while the save waits for
+ * the disk, which may take long or forever.  If the save then fails or is
+ * cancelled, the guest need not wait: workers only read its RAM, so it runs
+ * while they finish and the file is cut.  Until then the migration counts as
+ * running, so that no other one can start.
  */
 
 #ifndef QEMU_MIGRATION_FILE_LAST_STAGE_H
@@ -16,17 +16,17 @@
 #include "qemu-file.h"
 
 /**
- * file_last_stage_begin: the migration thread has stopped the guest
+ * file_last_stage_begin: note that the migration thread has stopped the guest
  * @f: the main stream
  *
- * With mapped-ram, what is written to @f with the BQL held is kept in memory
- * from now on, see file-queue.h.  Does nothing if the migration does not go
- * to a file.  BQL held, and not released since the guest was stopped.
+ * With mapped-ram, data written to @f with the BQL held is kept in memory from
+ * now on, see file-queue.h.  Does nothing if the migration does not go to a
+ * file.  Called with the BQL held since before the guest was stopped.
  */
 void file_last_stage_begin(QEMUFile *f);
 
 /**
- * file_last_stage_flush: write what was kept
+ * file_last_stage_flush: write the data that was kept in memory
  * @f: the main stream, which gets the error if there is one
  *
  * Migration thread, without the BQL.
@@ -34,11 +34,12 @@ void file_last_stage_begin(QEMUFile *f);
 void file_last_stage_flush(QEMUFile *f);
 
 /**
- * file_last_stage_take_guest: whoever asks first shall resume the guest
+ * file_last_stage_take_guest: decide who resumes the guest
  *
  * For a save that has failed or was cancelled.  BQL held.
  *
- * Returns: true once after file_last_stage_begin(), then false
+ * Returns: true for the first caller after file_last_stage_begin(), who must
+ *          resume the guest; then false
  */
 bool file_last_stage_take_guest(void);
 

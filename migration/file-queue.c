@@ -1,5 +1,5 @@
 /*
- * Saving to a file: what is written while the BQL is held
+ * Saving to a file: deferring writes while the BQL is held
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -7,7 +7,7 @@
 #include "qemu/osdep.h"
 #include "file-queue.h"
 
-/* In place of an offset: at the position of the channel */
+/* In place of an offset: write at the channel's position */
 #define AT_POSITION ((off_t)-1)
 
 typedef struct Write {
@@ -15,7 +15,7 @@ typedef struct Write {
     GByteArray *data;
 } Write;
 
-/* Only for the thread that saves; others find another @ioc, or none */
+/* For the saving thread only; other threads see another @ioc, or none */
 static struct {
     QIOChannel *ioc;
     bool defer;
@@ -60,7 +60,7 @@ static bool do_write(QIOChannel *ioc, const Write *w, Error **errp)
     return !qio_channel_pwrite_all(ioc, data, w->data->len, w->offset, errp);
 }
 
-/* Writes what has been deferred, and keeps deferring. */
+/* Writes all deferred data; later writes are still deferred. */
 static bool write_kept(QIOChannel *ioc, Error **errp)
 {
     Write *w;
@@ -81,7 +81,7 @@ bool file_queue_flush(Error **errp)
     return ok;
 }
 
-/* Where to put the next bytes for @offset: the last write, or a new one */
+/* The buffer for the next bytes at @offset: the last write's, or a new one */
 static GByteArray *keep_at(off_t offset)
 {
     Write *w = g_queue_peek_tail(&queue.writes);

@@ -1,12 +1,12 @@
 /*
- * Saving to a file: what is written while the BQL is held
+ * Saving to a file: deferring writes while the BQL is held
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * The end of RAM and the state of devices are saved with the BQL held.  A
- * write may take as long as the disk likes, and QMP would wait for it.  So
- * what is written then is kept in memory, and goes to the file when the lock
- * has been released.  It is little: workers write RAM.
+ * The end of RAM and the state of devices are saved with the BQL held.  A slow
+ * write there would block QMP, so data written meanwhile is kept in memory, and
+ * goes to the file when the lock has been released.  It is little, since the
+ * workers write RAM.
  *
  * There is at most one queue in a process, and it belongs to the migration
  * thread.
@@ -27,7 +27,7 @@ void file_queue_begin(QIOChannel *ioc);
 
 /**
  * file_queue_defer: defer writes, or write them at once
- * @defer: false while the BQL is released for a while
+ * @defer: true to defer; false while the BQL is temporarily released
  *
  * With @defer false, writes go to the file, after those that were deferred.
  * Does nothing without file_queue_begin().
@@ -35,7 +35,7 @@ void file_queue_begin(QIOChannel *ioc);
 void file_queue_defer(bool defer);
 
 /**
- * file_queue_flush: do the deferred writes, and stop deferring
+ * file_queue_flush: perform the deferred writes, and stop deferring
  * @errp: where to put errors
  *
  * Waits for the disk.  Migration thread, BQL not held.
@@ -64,7 +64,7 @@ int file_queue_writev_all(QIOChannel *ioc, const struct iovec *iov,
  * @ioc: any channel
  * @buf: what to write; copied if deferred
  * @len: bytes of @buf
- * @offset: where in the file
+ * @offset: file offset to write at
  * @errp: where to put errors
  *
  * Returns: 0, or -1 on error

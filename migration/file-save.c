@@ -1,5 +1,5 @@
 /*
- * Saving to a file: what the migration thread does about the file
+ * Saving to a file: what the migration thread does with the file
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
@@ -23,14 +23,14 @@ void file_save_set_ram(const FileSaveRam *ram)
 
 void file_save_abort(MigrationState *s)
 {
-    /* Those who write to the file and read the dirty bitmap stop first */
+    /* First stop the workers, which write the file and read the dirty bitmap */
     if (save_ram) {
         save_ram->cleanup();
     }
     if (!file_transport_active()) {
         return;
     }
-    /* Whatever is still queued in the stream must not reach the file */
+    /* Data that is still queued in the stream must not reach the file */
     qemu_file_set_error(s->to_dst_file, -ECANCELED);
     file_transport_discard();
 }
@@ -40,7 +40,7 @@ bool file_save_begin(MigrationState *s)
     Error *err = NULL;
     bool prepared = !save_ram || save_ram->prepare(s->to_dst_file, &err);
 
-    /* Cancelled that early, the migration need not cost the old image */
+    /* A save that is cancelled this early need not cost the old image */
     if (s->state == MIGRATION_STATUS_CANCELLING && file_transport_active()) {
         error_free(err);
         return false;
@@ -103,7 +103,7 @@ void file_save_publish(MigrationState *s)
         return;
     }
     if (s->total_time > s->setup_time) {
-        /* A save may be too short to be measured on the way */
+        /* A short save may end before its rate has been measured */
         s->pages_per_second = ram_get_total_transferred_pages() * 1000 /
                               (s->total_time - s->setup_time);
     }
@@ -121,7 +121,7 @@ void file_save_fail(MigrationState *s)
         migration_resume_vm(s);
     }
     file_save_compat_unlock_bql();
-    /* This waits for the disk, which the guest need not do */
+    /* This waits for the disk; the guest, resumed above, does not */
     file_save_abort(s);
     file_save_compat_lock_bql();
     if (s->state != MIGRATION_STATUS_CANCELLING) {

@@ -3,9 +3,9 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Private to migration/file-*.c.  file-transport.c makes the object, has it for
- * as long as the migration lasts, and frees it; file-image.c makes the file an
- * image.
+ * Private to migration/file-*.c.  file-transport.c creates the object, owns it
+ * for as long as the migration lasts, and frees it; file-image.c invalidates,
+ * commits and discards the image.
  */
 
 #ifndef QEMU_MIGRATION_FILE_TRANSPORT_INT_H
@@ -26,13 +26,13 @@ typedef struct FileTransport {
     bool outgoing;
     /* A regular file; otherwise a block device */
     bool regular;
-    /* Passed by fd:, so what lies behind the image is not ours to cut */
+    /* Passed by fd:, so data behind the image must not be cut off */
     bool adopted;
     /* A duplicate of the main stream's descriptor */
     int fd;
-    /* And one for what the transport itself writes */
+    /* And a channel for what the transport itself writes */
     QIOChannelFile *ioc;
-    /* The directory if its entry for the file is new, or -1 */
+    /* The file's directory if its entry there is new, or -1 */
     int dir_fd;
     /* The descriptor for guest RAM */
     FileDirect direct;
@@ -40,12 +40,12 @@ typedef struct FileTransport {
     /* Protected by the BQL */
 
     bool locked;
-    /* Whether this migration has created the file */
+    /* Whether this migration created the file */
     bool created;
-    /* Whether the save has the guest, stopped; see file-last-stage.h */
+    /* Whether the guest was stopped by the save; see file-last-stage.h */
     bool has_guest;
 
-    /* Of the migration thread while there is one, then of the main thread */
+    /* Owned by the migration thread while there is one, then the main thread */
 
     /* Another duplicate, to be closed when all is written, or -1 */
     int close_fd;
@@ -53,8 +53,8 @@ typedef struct FileTransport {
     bool cut;
     /* Whether the file may contain an unfinished image */
     bool begun;
-    /* Whether the image's first bytes still have to be put in place */
-    bool held;
+    /* Whether the image is still invalid: its magic number is missing */
+    bool invalidated;
     FileEarlySync early;
 
     /* Atomic: a MigrationFilePhase, or FILE_NO_PHASE */
@@ -62,21 +62,22 @@ typedef struct FileTransport {
 } FileTransport;
 
 /*
- * Returns: the transport of the migration to or from a file, or NULL.  For the
+ * Returns: the transport of the migration to or from a file, or NULL.  Only for
  *          threads that file_transport_cleanup() has to wait for.
  */
 FileTransport *file_transport_get(void);
 
 /*
- * Gives back the lock, if there is one.  Explicitly, since the open file, which
- * has the lock, may be shared with others when it comes from outside.
+ * Releases the lock, if there is one.  Closing the descriptor is not enough: a
+ * file passed from outside may share its open file description, which holds
+ * the lock, with other processes.
  */
 void file_transport_release_lock(FileTransport *t);
 
-/* Removes the new file @path, which @fd has open, unless another is there. */
+/* Removes the new file @path, if it is still the one that @fd has open. */
 void file_transport_remove(const char *path, int fd);
 
-/* Removes the file if this migration has created it, and not begun to write. */
+/* Removes the file if this migration created it and has not written to it. */
 void file_image_remove_unused(FileTransport *t);
 
 #endif /* QEMU_MIGRATION_FILE_TRANSPORT_INT_H */

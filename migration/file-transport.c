@@ -80,7 +80,7 @@ static bool file_check_args(const FileMigrationArgs *args, Error **errp)
     return true;
 }
 
-/* The capabilities that need more than one plain stream in one direction */
+/* Refuses capabilities that need more than one plain stream one way */
 static bool file_check_capabilities(bool outgoing, Error **errp)
 {
     const char *name = NULL;
@@ -105,7 +105,7 @@ static bool file_check_capabilities(bool outgoing, Error **errp)
     return !name;
 }
 
-/* As qemu_open(), but never the descriptor of a set that has O_DIRECT */
+/* Like qemu_open(), but from an fdset takes a descriptor without O_DIRECT */
 static int file_open(const char *path, bool outgoing, Error **errp)
 {
     int access = outgoing ? O_WRONLY : O_RDONLY;
@@ -129,7 +129,7 @@ void file_transport_remove(const char *path, int fd)
     }
 }
 
-/* Sets @created if there may have been no such file before */
+/* Sets @created if the file may not have existed before */
 static int file_open_outgoing(const char *path, bool *created, Error **errp)
 {
     struct stat st;
@@ -138,14 +138,14 @@ static int file_open_outgoing(const char *path, bool *created, Error **errp)
 
     *created = false;
 
-    /* Opening a FIFO would wait for a reader, so look before */
+        /* Opening a FIFO would wait for a reader, so check first */
     if (stat(path, &st) == 0 && !file_check_type(&st, path, errp)) {
         return -1;
     }
 
     /*
-     * O_TRUNC is out of the question: if the migration does not start, the
-     * previous contents have to survive.
+     * Do not use O_TRUNC: if the migration does not start, the previous
+     * contents have to survive.
      */
     fd = file_open(path, true, &err);
     if (fd >= 0 || errno != ENOENT) {
@@ -168,8 +168,8 @@ static int file_open_incoming(const char *path, Error **errp)
 }
 
 /*
- * The limit applies to what the process writes to regular files. The kernel
- * would send SIGXFSZ, and the image would not fit anyway.
+ * RLIMIT_FSIZE applies to what the process writes to regular files. Beyond it
+ * the kernel would send SIGXFSZ, and the image would not fit anyway.
  */
 static bool file_check_limit(const FileTransport *t, Error **errp)
 {
@@ -191,7 +191,7 @@ static bool file_check_limit(const FileTransport *t, Error **errp)
     return true;
 }
 
-/* Check the opened file and bring it to its offset */
+/* Check the size of the opened file and seek to the offset */
 static bool file_check_size(const FileTransport *t, int fd, Error **errp)
 {
     off_t size = lseek(fd, 0, SEEK_END);
@@ -229,10 +229,10 @@ static bool file_check_size(const FileTransport *t, int fd, Error **errp)
 }
 
 /*
- * Keep two processes from saving to one file, and from loading what is
- * being saved. Locks of the traditional POSIX kind would be lost when any
- * descriptor of the file is closed, so these are not used; and a file
- * system without locks is no reason to refuse a migration.
+ * Keep two processes from saving to one file, and from loading an image that
+ * is still being saved. Traditional POSIX locks are not used, because they are
+ * lost when any descriptor of the file is closed. A file system without locks
+ * is no reason to refuse a migration.
  */
 static bool file_lock(FileTransport *t)
 {
@@ -245,8 +245,9 @@ static bool file_lock(FileTransport *t)
     ret = qemu_lock_fd(t->fd, t->offset, 0, t->outgoing);
     trace_migration_file_lock(t->name, ret);
     /*
-     * EACCES is how fcntl() on other systems says EAGAIN, but Linux never
-     * does for these locks: here a security module forbids to lock at all.
+     * Other systems' fcntl() may return EACCES for EAGAIN, but Linux never
+     * does for these locks: there it means that a security module forbids
+     * locking.
      */
     if (ret == -EAGAIN) {
         return false;
@@ -289,8 +290,8 @@ static int file_open_directory(const char *path)
 }
 
 /*
- * A descriptor of our own for what @fd has open.  Those that the end of a
- * save needs are taken at its start: few may be left then.
+ * Duplicates @fd. The descriptors needed at the end of a save are duplicated at
+ * its start, because few may be left later.
  */
 static int file_dup(const FileTransport *t, int fd, Error **errp)
 {
@@ -303,7 +304,7 @@ static int file_dup(const FileTransport *t, int fd, Error **errp)
     return copy;
 }
 
-/* Take the descriptors that will be needed. */
+/* Take all descriptors that will be needed. */
 static bool file_take_descriptors(FileTransport *t, int fd, Error **errp)
 {
     t->fd = file_dup(t, fd, errp);
@@ -341,7 +342,7 @@ static void file_transport_free(FileTransport *t)
     g_free(t);
 }
 
-/* All checks and descriptors; brings @fd to the offset. */
+/* Does all checks, takes all descriptors and seeks @fd to the offset. */
 static bool file_transport_init(FileTransport *t, int fd, Error **errp)
 {
     int access = t->outgoing ? O_WRONLY : O_RDONLY;
@@ -370,7 +371,7 @@ static bool file_transport_init(FileTransport *t, int fd, Error **errp)
     return file_direct_open(&t->direct, t->name, fd, access, errp);
 }
 
-/* Take over the path and the open file, which is left at its offset */
+/* Takes ownership of @name, but not of @fd, which is left at the offset */
 static FileTransport *file_transport_setup(int fd, char *name, uint64_t offset,
                                            bool outgoing, Error **errp)
 {
@@ -396,7 +397,7 @@ static FileTransport *file_transport_setup(int fd, char *name, uint64_t offset,
     return t;
 }
 
-/* A channel for @fd, which it takes over, with the file's name for messages */
+/* Creates a channel that takes over @fd; messages use the file's name */
 static QIOChannel *file_channel_new(const FileTransport *t, int fd)
 {
     QIOChannel *ioc = QIO_CHANNEL(qio_channel_file_new_fd(fd));
@@ -494,7 +495,7 @@ static bool file_check_passed(QIOChannel *ioc, const char *fdname,
     }
     if (!qio_channel_has_feature(ioc, QIO_CHANNEL_FEATURE_SEEKABLE)) {
         error_setg(errp, "Capability 'mapped-ram' needs a seekable file, "
-                   "and fd '%s' is none", fdname);
+                   "and fd '%s' is not seekable", fdname);
         return false;
     }
     return true;

@@ -4,10 +4,9 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * The transport of the URIs file:PATH and file:PATH,offset=N, which
- * file_uri_parse_offset() takes apart. There is at most one such migration at a
- * time in a process, outgoing or incoming, and the functions below are about
- * that one. It lasts from a successful file_transport_start_*() to
- * file_transport_cleanup().
+ * file_uri_parse_offset() parses. A process has at most one such migration at a
+ * time, outgoing or incoming, and the functions below apply to it. It lasts
+ * from a successful file_transport_start_*() to file_transport_cleanup().
  */
 
 #ifndef QEMU_MIGRATION_FILE_TRANSPORT_H
@@ -24,9 +23,8 @@
  * @file_args: the file and the offset in it
  * @errp: where to put errors
  *
- * Everything that can be known to be wrong is reported in @errp. The
- * contents of the file are not touched before file_transport_begin().
- * Main thread.
+ * Every error that can be detected now is reported in @errp. The contents of
+ * the file are not touched before file_transport_begin(). Main thread.
  */
 void file_transport_start_outgoing(MigrationState *s,
                                    FileMigrationArgs *file_args, Error **errp);
@@ -47,9 +45,9 @@ void file_transport_start_incoming(FileMigrationArgs *file_args, Error **errp);
  * @outgoing: whether to save to it
  * @errp: where to put errors
  *
- * Gives a mapped-ram migration to or from fd: the checks, lock and sync of
- * the file: transport. All checks come before any change. The file is not
- * cut, because the data behind the image may belong to somebody else. Main
+ * Applies the checks, lock and sync of the file: transport to a mapped-ram
+ * migration to or from fd:. All checks come before any change. The file is
+ * not cut, because the data behind the image may belong to another user. Main
  * thread.
  *
  * Returns: true on success
@@ -58,24 +56,23 @@ bool file_transport_adopt(QIOChannel *ioc, const char *fdname, bool outgoing,
                           Error **errp);
 
 /**
- * file_transport_check_end: warn of a file whose very end is missing
+ * file_transport_check_end: warn about a file whose very end is missing
  * @f: the main stream, from which all of the guest's state has been loaded
  *
- * QEMU reads the description of the device state, which comes last, only to
- * throw it away, and does not care if it is missing; but then the file has
- * lost its end. Does nothing when the migration comes from elsewhere.
- * Main thread.
+ * The description of the device state comes last. QEMU reads and discards it,
+ * and does not notice if it is missing, but then the file is truncated. Does
+ * nothing when the migration does not come from a file. Main thread.
  */
 void file_transport_check_end(QEMUFile *f);
 
 /**
  * file_transport_load_error: say why a load has failed
  * @f: the main stream
- * @ret: what loading returned, a negative errno value
- * @errp: NULL, or the error of the caller; set to the whole message
+ * @ret: the negative errno value that the load returned
+ * @errp: points to the caller's error or to NULL; set to the whole message
  *
- * If @f has an error, that one says most: the caller's is its consequence.
- * Reports which file it was, when the migration comes from one. Main thread.
+ * An error of @f replaces the caller's, which is only its consequence. Reports
+ * which file it was, if the migration comes from one. Main thread.
  */
 void file_transport_load_error(QEMUFile *f, int ret, Error **errp);
 
@@ -84,8 +81,8 @@ void file_transport_load_error(QEMUFile *f, int ret, Error **errp);
  * @errp: where to put errors
  *
  * To be called once, before anything is written: cuts a regular file to the
- * offset of the image. From here on the previous image is lost. Does nothing
- * when the migration goes elsewhere. Migration thread, BQL not held.
+ * offset of the image, so that the previous image is lost. Does nothing when
+ * the migration goes elsewhere. Migration thread, BQL not held.
  *
  * Returns: true on success. On failure the file is as it was.
  */
@@ -98,35 +95,35 @@ bool file_transport_begin(Error **errp);
  * To be called once the beginning of the stream is in the file. Overwrites
  * the magic number, which file_transport_sync() writes back when everything
  * else is on stable storage. Pages and stream are written through different
- * descriptors, so a crash of the host may keep one and lose the other; and a
- * block device still holds an earlier image. Neither must ever be restored.
- * Does nothing when the migration goes elsewhere. Migration thread, BQL not
- * held.
+ * descriptors, so a crash of the host may keep one and lose the other, and a
+ * block device still holds an earlier image. Such a mixture must never be
+ * restored. Does nothing when the migration goes elsewhere. Migration thread,
+ * BQL not held.
  *
  * Returns: true on success
  */
 bool file_transport_invalidate(Error **errp);
 
 /**
- * file_transport_sync_early: bring what was written to stable storage
+ * file_transport_sync_early: sync what has been written so far
  * @errp: where to put errors
  *
- * For a save that goes on; the file does not become an image.  Waits for the
- * disk.  Migration thread, without the BQL.
+ * For a save that continues; the image stays invalid.  Waits for the disk.
+ * Migration thread, without the BQL.
  *
  * Returns: true on success
  */
 bool file_transport_sync_early(Error **errp);
 
 /**
- * file_transport_sync: make sure that the image is complete
+ * file_transport_sync: sync the file and commit the image
  * @errp: where to put errors
  *
- * To be called when all has been written and before the migration is
- * reported to be completed. Brings the file to stable storage, which may
- * take long, unless this is switched off by the parameter file-sync, and
- * asks each descriptor that was written for late errors. Does
- * nothing when the migration goes elsewhere. Migration thread, BQL not held.
+ * To be called when everything has been written, and before the migration is
+ * reported as completed. Brings the file to stable storage, which may take
+ * long, unless the parameter file-sync is off, and checks each descriptor that
+ * was written to for late errors. Does nothing when the migration goes
+ * elsewhere. Migration thread, BQL not held.
  *
  * Returns: true on success. On failure the image must not be trusted.
  */
@@ -135,21 +132,22 @@ bool file_transport_sync(Error **errp);
 /**
  * file_transport_unlock: let other processes use the file
  *
- * To be called right before the migration is reported to be completed, when
- * it can no longer be cancelled: once a client sees that, it may use the file.
+ * To be called right before the migration is reported as completed, when it
+ * can no longer be cancelled: a client that sees this may use the file at once.
  * BQL held.
  */
 void file_transport_unlock(void);
 
 /**
- * file_transport_take_lock: have the lock outlive the transport
+ * file_transport_take_lock: keep the lock when the transport is freed
  *
- * For a load that goes on after file_transport_cleanup(). The lock belongs to
- * the open file, and so to every duplicate of the main stream's descriptor.
+ * For a load that continues after file_transport_cleanup(). The lock belongs to
+ * the open file description, and so to every duplicate of the main stream's
+ * descriptor. Main thread.
  * Main thread.
  *
- * Returns: whether the file is locked; then the caller has to unlock it, from
- * file_transport_offset() on, by qemu_unlock_fd()
+ * Returns: true if the file is locked; the caller must then unlock it, from
+ * file_transport_offset() on, with qemu_unlock_fd()
  */
 bool file_transport_take_lock(void);
 
@@ -157,38 +155,37 @@ bool file_transport_take_lock(void);
  * file_transport_discard: undo a save that has failed or was cancelled
  *
  * Cuts the file back to the offset of the image (or, on a block device,
- * overwrites the first bytes of the image), so that its space is free and
- * what is left cannot be mistaken for an image. If file_transport_begin()
- * has not been passed, removes the file if this migration has created it.
- * Does nothing if called again. All
- * writers must have stopped. Migration thread, or main thread when the
- * migration thread has ended.
+ * overwrites the first bytes of the image), so that its space is free and the
+ * rest cannot be mistaken for an image. If file_transport_begin() has not
+ * succeeded, only removes the file if this migration created it. Does nothing
+ * if called again. All writers must have stopped. Migration thread, or main
+ * thread when the migration thread has ended.
  */
 void file_transport_discard(void);
 
 /**
- * file_transport_cleanup: forget about the file
+ * file_transport_cleanup: close and forget the file
  *
  * Releases the lock on the file and its descriptors, and removes a file that
- * was created for a save that never began. May be called again,
- * and when there is no migration to or from a file. Main thread, all other
- * users must have stopped.
+ * was created for a save that never began. May be called again, and when there
+ * is no migration to or from a file. Main thread; all other users must have
+ * stopped.
  */
 void file_transport_cleanup(void);
 
 /**
- * file_transport_set_phase: note what the migration is at
+ * file_transport_set_phase: set the phase of the migration
  * @phase: for file_transport_phase()
  *
- * Does nothing when the migration goes elsewhere. The transport itself knows
- * of MIGRATION_FILE_PHASE_SETUP and _SYNC, and of all of a migration without
+ * Does nothing when the migration goes elsewhere. The transport itself sets
+ * MIGRATION_FILE_PHASE_SETUP and _SYNC, and all phases of a migration without
  * mapped-ram.
  */
 void file_transport_set_phase(MigrationFilePhase phase);
 
 /**
- * file_transport_phase: what the migration is at
- * @phase: where to put it
+ * file_transport_phase: get the phase of the migration
+ * @phase: set to the phase
  *
  * Does not wait for the disk. BQL held, or the migration thread.
  *
@@ -197,8 +194,8 @@ void file_transport_set_phase(MigrationFilePhase phase);
 bool file_transport_phase(MigrationFilePhase *phase);
 
 /*
- * The following may be called from any thread that the migration waits for
- * before it calls file_transport_cleanup().
+ * The following functions may be called from any thread that the migration
+ * waits for before it calls file_transport_cleanup().
  */
 
 /**
@@ -207,10 +204,10 @@ bool file_transport_phase(MigrationFilePhase *phase);
 bool file_transport_active(void);
 
 /**
- * file_transport_name: what to call the file in messages
+ * file_transport_name: get the file's name for messages
  *
- * Returns: the path as the user gave it, or NULL when not active. Stays
- * the property of the transport.
+ * Returns: the path as the user gave it, owned by the transport; or NULL when
+ * not active
  */
 const char *file_transport_name(void);
 
@@ -221,9 +218,9 @@ uint64_t file_transport_offset(void);
 
 /**
  * file_transport_direct_fd: the descriptor for guest RAM
- * @limits: where to put what transfers on it must obey, if there is one
+ * @limits: set to the constraints on its transfers, if there is one
  *
- * Returns: a descriptor with O_DIRECT, which stays the transport's, or -1
+ * Returns: a descriptor with O_DIRECT, owned by the transport; or -1
  */
 int file_transport_direct_fd(DirectIOLimits *limits);
 

@@ -15,7 +15,7 @@
  *
  * Paths may contain commas, and even ",offset=", so the last one counts.
  *
- * Returns: 0, or -1 with @errp set if N is no number of bytes
+ * Returns: 0, or -1 with @errp set if N is not a valid number of bytes
  */
 int file_uri_parse_offset(char *filespec, uint64_t *offsetp, Error **errp);
 

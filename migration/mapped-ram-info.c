@@ -1,5 +1,5 @@
 /*
- * mapped-ram: what query-migrate says of it
+ * mapped-ram: what query-migrate reports
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
@@ -17,7 +17,7 @@
 #include "qemu/lockable.h"
 #include "ram.h"
 
-/* What query-migrate shows, also after the workers are gone. */
+/* What query-migrate reports, also after the workers are gone. */
 typedef struct MappedRamRecord {
     bool valid;
     MappedRamCounts counts;
@@ -30,7 +30,7 @@ typedef struct MappedRamRecord {
     uint32_t alignment;
 } MappedRamRecord;
 
-/* Of the last save and of the last load; with mapped_ram_lock. */
+/* The records of the last save and the last load; under mapped_ram_lock. */
 static MappedRamRecord records[2];
 
 void mapped_ram_record(MappedRam *m)
@@ -68,7 +68,7 @@ uint64_t mapped_ram_bytes_in_flight(const MappedRamCounts *counts,
     return given > done ? given - done : 0;
 }
 
-/* The ranges that @direct or @buffered has requests in. */
+/* The latency ranges in which @direct or @buffered has requests. */
 static DirectIoLatencyList *latency_list(const DirectQueueStats *direct,
                                          const DirectQueueStats *buffered)
 {
@@ -90,7 +90,7 @@ static DirectIoLatencyList *latency_list(const DirectQueueStats *direct,
     return list;
 }
 
-/* What the queues did. */
+/* Fills in what the queues did. */
 static void fill_stats(MigrationDirectIO *info, const MappedRamStats *stats)
 {
     const DirectQueueStats *direct = &stats->direct;
@@ -109,7 +109,7 @@ static void fill_stats(MigrationDirectIO *info, const MappedRamStats *stats)
     info->latency = latency_list(direct, buffered);
 }
 
-/* How the workers work or worked. */
+/* Fills in how the workers work or worked. */
 static void fill_workers(MigrationDirectIO *info,
                          const MappedRamRecord *record)
 {

@@ -1,5 +1,5 @@
 /*
- * mapped-ram: what its files share, and no other file includes
+ * mapped-ram: definitions shared by its files, and private to them
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
@@ -17,9 +17,9 @@
 #include "qemu/thread.h"
 
 /*
- * The thread that migrates owns the object: the migration thread of a save,
- * the main thread of a load, and after the migration thread has ended the
- * holder of the BQL.  Other threads reach it only with mapped_ram_lock.
+ * The thread that migrates owns the object: the migration thread of a save, or
+ * the main thread of a load.  After the migration thread has ended, the holder
+ * of the BQL owns it.  Other threads reach it only under mapped_ram_lock.
  */
 struct MappedRam {
     /* constant after mapped_ram_new() */
@@ -28,11 +28,11 @@ struct MappedRam {
     unsigned depth;
     /* 0 when RAM moves through the buffered descriptor */
     uint32_t alignment;
-    /* locks for itself; any thread may cancel it and read its counts */
+    /* has a lock of its own; any thread may cancel it and read its counts */
     MappedRamPool *pool;
 
     /*
-     * RAMBlock to MappedRamBlock, which it owns.  Only the owner uses it; it
+     * Maps RAMBlock to MappedRamBlock, which it owns.  For the owner only;
      * changes during the setup of a save, or while blocks are loaded.
      */
     GHashTable *blocks;
@@ -43,10 +43,10 @@ struct MappedRam {
     MappedRamLoop loop;
 };
 
-/* How many threads move RAM. */
+/* Returns the number of threads that move RAM. */
 unsigned mapped_ram_workers(void);
 
-/* Guards the two pointers to running objects, and the records of both. */
+/* Protects the two pointers to running objects, and the records of both. */
 extern QemuMutex mapped_ram_lock;
 
 /**
@@ -54,8 +54,8 @@ extern QemuMutex mapped_ram_lock;
  * @f: the main stream, which is seekable
  * @load: whether to load RAM, or to save it
  * @errp: pointer to a NULL-initialized error object
- *
- * Starts the workers and publishes the object.  No other save, or load, may
+ * Starts the workers and publishes the object.  No other save, or other load,
+ * may be running.  Called by the thread that migrates.
  * be running.  Called by the thread that migrates.
  *
  * Returns: the object, to be freed by mapped_ram_end(); or NULL with @errp set
@@ -64,7 +64,7 @@ MappedRam *mapped_ram_new(QEMUFile *f, bool load, Error **errp);
 
 /**
  * mapped_ram_running:
- * @load: which of the two
+ * @load: whether to return the load, or the save
  *
  * Returns: the running save or load, or NULL.  Only its owner, or a holder of
  *          mapped_ram_lock, may call this.
@@ -77,7 +77,7 @@ MappedRam *mapped_ram_running(bool load);
  */
 void mapped_ram_end(bool load);
 
-/* Keeps the figures of @m for mapped_ram_info().  With mapped_ram_lock. */
+/* Keeps the figures of @m for mapped_ram_info().  Under mapped_ram_lock. */
 void mapped_ram_record(MappedRam *m);
 
 /**
@@ -86,26 +86,26 @@ void mapped_ram_record(MappedRam *m);
  * @rb: a RAM block
  * @layout: its place in the file
  *
- * Replaces what was known of @rb, should it come twice.
+ * Replaces the previous entry if @rb is added again.
  *
  * Returns: the block, which @m owns, with an empty bitmap
  */
 MappedRamBlock *mapped_ram_add_block(MappedRam *m, RAMBlock *rb,
                                      const MappedRamLayout *layout);
 
-/* What to call @f in messages; the file transport names the file. */
+/* Returns the name of @f for messages, that of the file if it is a file. */
 const char *mapped_ram_stream_name(QEMUFile *f);
 
-/* The descriptor behind @f, which is seekable and so a file channel. */
+/* Returns the descriptor of @f, which is seekable and so a file channel. */
 int mapped_ram_stream_fd(QEMUFile *f);
 
-/* Passes an error of the stream on: returns false with @errp set. */
+/* Checks @f: if it has an error, returns false with @errp set to that error. */
 bool mapped_ram_stream_ok(QEMUFile *f, Error **errp);
 
 /*
- * Bytes that workers have handed to their queues and that are in flight.
- * Extents that a worker is at are not counted yet while their requests may be
- * done.
+ * Returns how many bytes workers have handed to their queues and are still in
+ * flight.  An extent is counted only when its worker is through with it, while
+ * some of its requests may already have completed.
  */
 uint64_t mapped_ram_bytes_in_flight(const MappedRamCounts *counts,
                                     const MappedRamStats *stats);

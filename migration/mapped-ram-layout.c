@@ -1,5 +1,5 @@
 /*
- * mapped-ram: where guest RAM lies in a migration file
+ * mapped-ram: the place of guest RAM in a migration file
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
@@ -83,7 +83,7 @@ bool mapped_ram_header_left_out(const uint8_t buf[MAPPED_RAM_HEADER_SIZE],
            !ldq_be_p(buf + FIELD_PAGES_OFFSET);
 }
 
-/* Complains unless the 64-bit field at @field holds @expected. */
+/* Sets @errp unless the 64-bit field at @field holds @expected. */
 static bool check_field(const char *block, const char *name,
                         const uint8_t *buf, unsigned field,
                         uint64_t header_offset, uint64_t expected,
@@ -95,7 +95,7 @@ static bool check_field(const char *block, const char *name,
         return true;
     }
     error_setg(errp, "RAM block '%s': the mapped-ram header at file offset %"
-               PRIu64 " has %s %" PRIu64 " where %" PRIu64 " is right: "
+               PRIu64 " has %s %" PRIu64 " instead of %" PRIu64 ": "
                "the file is damaged or from another machine type",
                block, header_offset, name, value, expected);
     return false;

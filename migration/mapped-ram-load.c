@@ -17,7 +17,7 @@
 #include "qapi/error.h"
 #include "trace.h"
 
-/* Reads @size bytes that must be there. */
+/* Checks that @got, what a read returned, is all of @size bytes. */
 static bool read_exactly(QEMUFile *f, const char *block, const char *what,
                          size_t got, size_t size, Error **errp)
 {
@@ -32,7 +32,7 @@ static bool read_exactly(QEMUFile *f, const char *block, const char *what,
     return false;
 }
 
-/* Sets @left_out instead of @layout if the block is not in the file. */
+/* Sets @left_out, not @layout, if the block's RAM is not in the file. */
 static bool load_layout(QEMUFile *f, RAMBlock *rb, MappedRamLayout *layout,
                         bool *left_out, Error **errp)
 {
@@ -65,7 +65,7 @@ static bool load_layout(QEMUFile *f, RAMBlock *rb, MappedRamLayout *layout,
     return true;
 }
 
-/* As mapped_ram_load_block(), but not as a reader of RCU. */
+/* Like mapped_ram_load_block(), but without the RCU read lock. */
 static bool load_block(QEMUFile *f, RAMBlock *rb, Error **errp)
 {
     MappedRam *m = mapped_ram_running(true);
@@ -109,8 +109,8 @@ static bool load_block(QEMUFile *f, RAMBlock *rb, Error **errp)
 }
 
 /*
- * The main loop goes on while this waits for the disk, and somebody there may
- * wait for all readers of RCU, of which our caller is one.
+ * The main loop runs while this waits for the disk, and may wait for all RCU
+ * readers to finish; our caller is one of them, so leave the critical section.
  */
 bool mapped_ram_load_block(QEMUFile *f, RAMBlock *rb, Error **errp)
 {
@@ -119,7 +119,7 @@ bool mapped_ram_load_block(QEMUFile *f, RAMBlock *rb, Error **errp)
     memory_region_ref(rb->mr);
     rcu_read_unlock();
     ok = load_block(f, rb, errp);
-    /* Have the description of the next block, or the end, read here, too */
+    /* Also read the next block's description, or the end, without that lock */
     if (ok) {
         qemu_peek_byte(f, 0);
     }

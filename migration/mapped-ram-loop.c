@@ -14,7 +14,7 @@
 /* An extent takes at most this part of a period's bandwidth. */
 #define RATE_FRACTION 16
 
-/* Accounts what the workers did since the last call. */
+/* Accounts for what the workers did since the last call. */
 static void account(MappedRamLoop *loop)
 {
     MappedRamCounts now, delta, *reported = &loop->reported;
@@ -39,8 +39,8 @@ static bool rate_exceeded(MappedRamLoop *loop)
 }
 
 /*
- * Whether the bandwidth is used up.  Pages are charged before it is known if
- * they are zero, which costs nothing, so look again once it is known.
+ * Returns whether the bandwidth is used up.  Pages are charged before they are
+ * scanned, but zero pages cost nothing, so check again after the scan.
  */
 static bool must_wait(MappedRamLoop *loop, Error **errp)
 {
@@ -54,7 +54,7 @@ static bool must_wait(MappedRamLoop *loop, Error **errp)
     return rate_exceeded(loop);
 }
 
-/* How many pages to claim at once, so that max-bandwidth is kept well. */
+/* How many pages to claim at once so as to stay close to max-bandwidth. */
 static unsigned long extent_pages(MappedRamLoop *loop)
 {
     uint64_t pages = loop->ops->rate_limit(loop->opaque) / RATE_FRACTION /
@@ -121,7 +121,7 @@ bool mapped_ram_loop_synchronize(MappedRamLoop *loop, Error **errp)
     return loop->ops->check_space(loop->opaque, errp);
 }
 
-/* Writes what the last synchronization found dirty, and the bitmaps. */
+/* Writes the pages that the last synchronization found dirty, and bitmaps. */
 static bool write_dirty(MappedRamLoop *loop, Error **errp)
 {
     if (mapped_ram_loop_pass(loop, 0, errp) < 0 ||
@@ -134,10 +134,10 @@ static bool write_dirty(MappedRamLoop *loop, Error **errp)
 
 /*
  * The guest is stopped, but the main loop need not be: the disk may take its
- * time.  So the BQL is released while waiting for it.  Whatever the main loop
- * did to the guest's memory meanwhile is found by synchronizing again, until
- * nothing is dirty; then the lock is kept until the state of the devices is
- * saved.
+ * time.  So the BQL is released while waiting for the disk.  Changes that the
+ * main loop makes to guest memory meanwhile are found by synchronizing again,
+ * until nothing is dirty; from then on the BQL is held until the state of the
+ * devices is saved.
  */
 bool mapped_ram_loop_finish(MappedRamLoop *loop, Error **errp)
 {

@@ -4,12 +4,12 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * Decides when dirty pages are claimed, when the bandwidth is used up, when
- * the dirty bitmap is synchronized, and how the last stage proceeds.  Knows
- * of no version of QEMU: what only the base knows comes through
- * MappedRamLoopOps, which mapped-ram-ram.c.inc implements and which the unit
- * test makes up.
+ * the dirty bitmap is synchronized, and how the last stage proceeds.  It does
+ * not depend on the version of QEMU: the base is reached through
+ * MappedRamLoopOps, implemented by mapped-ram-ram.c.inc and by a mock in the
+ * unit test.
  *
- * The rule that everything here serves: between two synchronizations of the
+ * The rule behind all of this: between two synchronizations of the
  * dirty bitmap each page is handed to the workers at most once, and before a
  * synchronization all workers are drained.  So no two writes to one page are
  * ever in flight.
@@ -20,22 +20,23 @@
 
 #include "migration/mapped-ram-pool.h"
 
-/* How often the last stage releases the BQL, at most. */
+/* The most times that the last stage releases the BQL. */
 #define MAPPED_RAM_UNLOCKED_PASSES 3
 
 /**
  * MappedRamLoopOps:
  *
- * What the save loop needs of the base.  All are called by the migration
- * thread with the loop's @opaque, and without the BQL unless said otherwise.
+ * What the save loop needs from the base.  All functions are called by the
+ * migration thread with the loop's @opaque, without the BQL unless said
+ * otherwise.
  */
 typedef struct MappedRamLoopOps {
     /**
      * claim:
-     * @extent: filled in with the pages that were taken, and their block
+     * @extent: filled in with the pages that were claimed, and their block
      * @max_pages: the most pages to span, a multiple of BITS_PER_LONG
      *
-     * Takes the next dirty pages out of the dirty bitmap: all those of one
+     * Removes the next dirty pages from the dirty bitmap: all of those in one
      * stretch of a block that starts and ends on words of the bitmap.
      *
      * Returns: how many pages were dirty; 0 if no page is dirty any more;
@@ -44,18 +45,18 @@ typedef struct MappedRamLoopOps {
     int64_t (*claim)(void *opaque, MappedRamExtent *extent,
                      unsigned long max_pages, Error **errp);
 
-    /* Adds @delta to the statistics and to the bandwidth that is used. */
+    /* Adds @delta to the statistics and to the used bandwidth. */
     void (*account)(void *opaque, const MappedRamCounts *delta);
 
     /**
      * rate_exceeded:
-     * @claimed: bytes that were claimed but not yet accounted
+     * @claimed: bytes that were claimed but not accounted yet
      *
      * Returns: whether the bandwidth of this period is used up
      */
     bool (*rate_exceeded)(void *opaque, uint64_t claimed);
 
-    /* Returns: the bytes of a period, or UINT64_MAX for no limit */
+    /* Returns: the bytes per period, or UINT64_MAX for no limit */
     uint64_t (*rate_limit)(void *opaque);
 
     /* Returns: whether the main stream has failed */
@@ -72,7 +73,7 @@ typedef struct MappedRamLoopOps {
     /* Returns: how many pages are dirty */
     uint64_t (*dirty_pages)(void *opaque);
 
-    /* Checks that what is dirty has room in the file.  Waits for the disk. */
+    /* Checks that the dirty pages fit into the file.  Waits for the disk. */
     bool (*check_space)(void *opaque, Error **errp);
 
     /* Writes the bitmaps of all blocks; may be called again. */
@@ -88,7 +89,7 @@ typedef struct MappedRamLoopOps {
  * @opaque: passed to @ops
  * @pool: the workers
  * @page_size: bytes of a page
- * @space_checked: whether there is known to be room for all of RAM
+ * @space_checked: whether all of RAM is known to fit
  *
  * The fields above are set by the owner, the migration thread; the others
  * are for mapped-ram-loop.c and start as zero.  No other thread may use it.
@@ -100,14 +101,14 @@ typedef struct MappedRamLoop {
     uint64_t page_size;
     bool space_checked;
 
-    /* what has been accounted */
+    /* what has been accounted so far */
     MappedRamCounts reported;
 } MappedRamLoop;
 
 /**
  * mapped_ram_loop_pass:
- * @loop: the loop
- * @limit_ms: how long to go on, and then with regard to the bandwidth; or 0
+ * @limit_ms: how long to go on at most, also observing the bandwidth limit; or
+ *            0 for neither limit
  *            for no limit of either
  * @errp: pointer to a NULL-initialized error object
  *
@@ -135,9 +136,9 @@ bool mapped_ram_loop_synchronize(MappedRamLoop *loop, Error **errp);
  * @loop: the loop
  * @errp: pointer to a NULL-initialized error object
  *
- * The last stage: writes what is still dirty, and the bitmaps.  The guest is
- * stopped.  Called with the BQL held, which it releases while it waits for
- * the disk, and holds again when it returns.
+ * The last stage: writes the remaining dirty pages, and the bitmaps.  The guest
+ * is stopped.  Called with the BQL held; releases it while waiting for the
+ * disk, and holds it again on return.
  *
  * Returns: true when all pages and bitmaps are written, or false with @errp
  *          set

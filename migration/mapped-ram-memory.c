@@ -1,5 +1,5 @@
 /*
- * mapped-ram: what is known of guest memory without reading it
+ * mapped-ram: finding untouched guest memory without reading it
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
@@ -58,11 +58,11 @@ void mapped_ram_memory_close(MappedRamMemory *m)
 
 #ifdef CONFIG_LINUX
 
-/* Of an entry of /proc/self/pagemap; see admin-guide/mm/pagemap.rst */
+/* Bits of an entry of /proc/self/pagemap; see admin-guide/mm/pagemap.rst */
 #define PAGEMAP_PRESENT (1ULL << 63)
 #define PAGEMAP_SWAPPED (1ULL << 62)
 
-/* So many entries are read at once. */
+/* How many entries to read at once */
 #define ENTRIES 512
 
 void mapped_ram_memory_open(MappedRamMemory *m)
@@ -73,7 +73,7 @@ void mapped_ram_memory_open(MappedRamMemory *m)
     };
 }
 
-/* Clears the pages in @untouched that the process has in its page tables. */
+/* Clears the pages in @untouched that are in the process's page tables. */
 static bool clear_mapped(int map, uint64_t first, uint64_t pages,
                          unsigned long *untouched)
 {
@@ -99,9 +99,9 @@ static bool clear_mapped(int map, uint64_t first, uint64_t pages,
 
 /*
  * Finds the first data of the file at or behind @start, up to the next hole.
- * Data that was found last is not looked for again: the kernel walks all of it
- * to find its end.  Returns false if there is none; with @errno other than
- * ENXIO the file can't tell.
+ * Keeps the last result, because the kernel has to walk all of the data to find
+ * its end.  Returns false if there is none; if @errno is not ENXIO, the file
+ * system can't tell.
  */
 static bool next_data(MappedRamMemory *m, int fd, off_t start)
 {
@@ -161,7 +161,7 @@ void mapped_ram_memory_untouched(MappedRamMemory *m,
     uint64_t page = (uintptr_t)base / qemu_real_host_page_size() + first;
 
     bitmap_fill(untouched, pages);
-    /* In a shared mapping pages of the file need not be mapped here. */
+    /* Pages of the file need not be mapped here if the mapping is shared. */
     if ((backing->is_private &&
          !clear_mapped(m->map, page, pages, untouched)) ||
         (backing->fd >= 0 &&

@@ -3,7 +3,7 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * The workers and how they are fed are here; what a worker does with one
+ * This file has the pool, which feeds the workers; what a worker does with one
  * extent is in mapped-ram-worker.c.
  */
 
@@ -17,7 +17,7 @@
 #include "mapped-ram-worker.h"
 #include "trace.h"
 
-/* How many extents may wait for each worker: enough that none runs dry. */
+/* How many extents may wait per worker, so that none runs out of work */
 #define WAITING_PER_WORKER 2
 
 /* What to do with an extent */
@@ -38,7 +38,7 @@ typedef struct MappedRamThread {
     char *name;
     /* the last drain that this worker has done; under the pool's lock */
     unsigned drained;
-    /* only for this thread, but for cancelling */
+    /* only for this thread, except for cancelling */
     MappedRamWorker worker;
 } MappedRamThread;
 
@@ -51,27 +51,27 @@ struct MappedRamPool {
     void *(*thread_started)(const char *name);
     void (*thread_ended)(void *thread);
 
-    /* all below is under this lock */
+    /* everything below is protected by this lock */
     QemuMutex lock;
-    /* signals the threads: there is an extent, a drain, or the end */
+    /* wakes the threads: there is an extent, a drain, or the end */
     QemuCond work;
-    /* signals who feeds them: an extent has been done, or a drain */
+    /* wakes the feeding thread: an extent or a drain is done */
     QemuCond done;
-    /* the same, when that one is a coroutine */
+    /* the feeder to wake if it is a coroutine */
     Coroutine *waiter;
 
     /* extents to be saved or counted, a ring */
     MappedRamItem *ring;
     unsigned ring_size, ring_head, ring_used;
-    /* the block that is being loaded, and its first page not yet begun */
+    /* the block being loaded, and its first page that is not begun yet */
     MappedRamBlock *loading;
     unsigned long next_page;
 
-    /* how many threads are at an extent */
+    /* how many threads are working on an extent */
     unsigned busy;
     /* whether anything was handed over since the last drain */
     bool undrained;
-    /* how many drains have been asked for */
+    /* how many drains have been requested */
     unsigned drains;
     bool stop;
     /* the first error of any worker */
@@ -104,7 +104,7 @@ static void wait_for_workers(MappedRamPool *pool)
     }
 }
 
-/* Keeps the first error, and drops all others.  Called with the lock held. */
+/* Keeps the first error and drops all others.  Called with the lock held. */
 static void latch_error(MappedRamPool *pool, Error *err)
 {
     if (pool->err) {
@@ -125,7 +125,7 @@ static bool check_error(MappedRamPool *pool, Error **errp)
     return true;
 }
 
-/* Takes the next extent of the block being loaded.  Called with the lock. */
+/* Takes the next extent of the block being loaded.  With the lock held. */
 static bool next_loading(MappedRamPool *pool, MappedRamItem *item)
 {
     MappedRamBlock *block = pool->loading;
@@ -151,7 +151,7 @@ static bool next_loading(MappedRamPool *pool, MappedRamItem *item)
 static bool next_item(MappedRamPool *pool, MappedRamItem *item)
 {
     if (pool->err) {
-        /* Nothing more is moved; those that wait get the error. */
+        /* Move nothing more; waiting callers get the error. */
         pool->ring_used = 0;
         pool->loading = NULL;
         return false;
@@ -227,9 +227,9 @@ static void do_drain(MappedRamThread *t)
 }
 
 /*
- * Nothing to do but requests in flight: see how they end, so that an error is
- * noticed, and what is still to be written is known, before the next extent
- * comes or a drain.  Called with the lock held, which it drops.
+ * When idle but for requests in flight, reap them, so that an error is noticed
+ * and the number of pending bytes is known before the next extent or drain.
+ * Called with the lock held, which it drops.
  */
 static void do_wait(MappedRamThread *t)
 {
@@ -315,8 +315,8 @@ bool mapped_ram_pool_count(MappedRamPool *pool, const MappedRamExtent *extent,
 }
 
 /*
- * Waits until no thread is at an extent, or there is an error.  Called with
- * the lock held.
+ * Waits until no thread is working on an extent, or there is an error.  Called
+ * with the lock held.
  */
 static void wait_idle(MappedRamPool *pool)
 {
@@ -343,7 +343,7 @@ static bool all_drained(MappedRamPool *pool)
     return true;
 }
 
-/* @always: also wait for all workers if there is an error. */
+/* @always: wait for all workers even after an error. */
 static bool drain(MappedRamPool *pool, bool always, Error **errp)
 {
     QEMU_LOCK_GUARD(&pool->lock);
@@ -382,7 +382,7 @@ bool mapped_ram_pool_load_block(MappedRamPool *pool, MappedRamBlock *block,
             qemu_cond_broadcast(&pool->work);
         }
     }
-    /* The caller may free the block, which the workers write to. */
+    /* Workers write to the block, which the caller may free afterwards. */
     return drain(pool, true, errp);
 }
 
@@ -424,7 +424,7 @@ void mapped_ram_pool_cancel(MappedRamPool *pool)
     wake_feeder(pool);
 }
 
-/* @started: how many of the threads run */
+/* @started: how many threads have been started */
 static void pool_destroy(MappedRamPool *pool, unsigned started)
 {
     WITH_QEMU_LOCK_GUARD(&pool->lock) {

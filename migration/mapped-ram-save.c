@@ -19,15 +19,15 @@
 #include "qemu/rcu.h"
 #include "trace.h"
 
-/* The running save; for its owner. */
+/* Returns the running save; for its owner only. */
 static MappedRam *saving(void)
 {
     return mapped_ram_running(false);
 }
 
 /*
- * Gives each block a place for the check of space; save_block() will give it
- * the one that it gets in the file.  Returns where they end.
+ * Gives each block a provisional place, for the check of space; save_block()
+ * sets the one in the file.  Returns where the blocks end.
  */
 static int64_t prepare_blocks(MappedRam *m, int64_t offset, Error **errp)
 {
@@ -48,8 +48,8 @@ static int64_t prepare_blocks(MappedRam *m, int64_t offset, Error **errp)
 }
 
 /*
- * Makes a regular file @end bytes large if it is smaller.  @old: its size
- * before, or -1 if it was left alone.
+ * Extends a regular file to @end bytes if it is smaller.  @old: set to its size
+ * before, or to -1 if it was left alone.
  */
 static bool grow_file(QEMUFile *f, int64_t end, int64_t *old, Error **errp)
 {
@@ -61,8 +61,8 @@ static bool grow_file(QEMUFile *f, int64_t end, int64_t *old, Error **errp)
         return true;
     }
     if (ftruncate(fd, end) < 0) {
-        error_setg_errno(errp, errno, "%s: the file can't be %" PRId64
-                         " bytes large, which the image needs",
+        error_setg_errno(errp, errno, "%s: the file can't grow to %" PRId64
+                         " bytes, the size that the image needs",
                          mapped_ram_stream_name(f), end);
         return false;
     }
@@ -70,7 +70,7 @@ static bool grow_file(QEMUFile *f, int64_t end, int64_t *old, Error **errp)
     return true;
 }
 
-/* Whether the file may have @end bytes; its size stays what it is. */
+/* Checks that the file may have @end bytes; keeps its size. */
 static bool check_size(QEMUFile *f, int64_t end, Error **errp)
 {
     int64_t old;
@@ -87,9 +87,9 @@ static bool check_size(QEMUFile *f, int64_t end, Error **errp)
 }
 
 /*
- * All of a save that can be refused: starts the workers, with their queues, and
- * checks that the file may be as large as RAM needs and that the file system
- * has room for it.  The contents and the size of the file stay as they are.
+ * Does everything in a save that can be refused: starts the workers with their
+ * queues, and checks that the file may be as large as RAM needs and that the
+ * file system has room for it.  Leaves the contents and size of the file alone.
  */
 static bool mapped_ram_save_prepare(QEMUFile *f, Error **errp)
 {
@@ -222,7 +222,7 @@ uint64_t mapped_ram_save_pending(void)
     if (!m) {
         return 0;
     }
-    /* In this order: what is done has been counted before, or will be. */
+    /* In this order, so that whatever is done has been counted before. */
     mapped_ram_pool_counts(m->pool, &counts);
     mapped_ram_pool_stats(m->pool, &stats);
     return mapped_ram_counts_unscanned(&counts) * qemu_target_page_size() +

@@ -1,5 +1,5 @@
 /*
- * Whether there is room in the file system for the RAM that is to be saved
+ * Checking that the file system has room for the RAM to be saved
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
@@ -19,15 +19,15 @@
 #include "system/runstate.h"
 #include "trace.h"
 
-/* What is needed may be so much less, as a part of it, if the guest runs. */
+/* If the guest runs, the actual need may be lower by 1/MARGIN of the room. */
 #define MARGIN 16
 
 #ifdef CONFIG_LINUX
 #include <sys/statvfs.h>
 
 /*
- * How many bytes an image may have on the disk, or false if that is unknown.
- * What the file has now is freed before, but for @kept bytes.
+ * Computes how many bytes an image may have on the disk; false if unknown.
+ * What the file has now is freed first, except for @kept bytes.
  */
 static bool room_for(int fd, uint64_t kept, uint64_t *bytes)
 {
@@ -38,12 +38,12 @@ static bool room_for(int fd, uint64_t kept, uint64_t *bytes)
     if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || fstatvfs(fd, &fs) < 0) {
         return false;
     }
-    /* A tmpfs without a limit, or a file system that does not know */
+    /* A tmpfs without a limit, or a file system that can't tell */
     if (!fs.f_blocks) {
         return false;
     }
     allocated = (uint64_t)st.st_blocks * 512;
-    /* What is reserved for root is there for root. */
+    /* Root may use the reserved blocks. */
     *bytes = (uint64_t)(geteuid() ? fs.f_bavail : fs.f_bfree) * fs.f_frsize +
              (allocated > kept ? allocated - kept : 0);
     return true;
@@ -80,7 +80,7 @@ uint64_t mapped_ram_space_kept(int fd, uint64_t offset)
     return bytes;
 }
 
-/* Where a page takes a page, and what is left is known exactly. */
+/* Whether a page takes exactly a page on @fs, and its free space is exact. */
 static bool fs_is_exact(const char *fs)
 {
     static const char *const names[] = { "ext4", "f2fs", "tmpfs", "xfs" };
@@ -94,9 +94,9 @@ static bool fs_is_exact(const char *fs)
 }
 
 /*
- * The pages of one word of the bitmaps that are dirty and not in the file yet.
- * Before the save has dirty bitmaps, all pages are, unless they are discarded:
- * these must not even be read.
+ * Returns the pages of one bitmap word that are dirty and not in the file yet.
+ * Before the save has dirty bitmaps, all pages count, except for discarded
+ * ones, which must not even be read.
  */
 static unsigned long new_pages(RAMBlock *rb, const MappedRamBlock *b,
                                unsigned long word)
@@ -128,11 +128,11 @@ static unsigned long new_extent(RAMBlock *rb, MappedRamBlock *b,
     return bitmap_count_one(extent->dirty, extent->pages);
 }
 
-/* What a check knows by now, in bytes */
+/* What a check has found so far, in bytes */
 typedef struct Need {
-    /* of pages that are in the file, or were found to be other than zero */
+    /* pages that are in the file, or were found not to be zero */
     uint64_t known;
-    /* of new pages that nobody has looked at */
+    /* new pages that have not been scanned yet */
     uint64_t open;
     uint64_t room;
 } Need;
@@ -159,13 +159,13 @@ static Need need_at_first(MappedRamSpaceCheck *check, uint64_t room)
     return need;
 }
 
-/* Whether the answer does not depend on pages that are still open. */
+/* Whether the result no longer depends on pages that are still open. */
 static bool decided(const Need *need)
 {
     return need->known > need->room || need->known + need->open <= need->room;
 }
 
-/* Takes from @counts what the workers have counted since @before. */
+/* Updates the need from what the workers have counted since @before. */
 static Need need_now(const MappedRamSpaceCheck *check, const Need *at_first,
                      const MappedRamCounts *before, uint64_t page_size)
 {
@@ -179,8 +179,8 @@ static Need need_now(const MappedRamSpaceCheck *check, const Need *at_first,
 }
 
 /*
- * Has the workers look at new pages until @need is decided.  Returns false if
- * they have failed, or were cancelled.
+ * Lets the workers scan new pages until @need is decided.  Returns false if
+ * they have failed or were cancelled.
  */
 static bool count_new_pages(MappedRamSpaceCheck *check, Need *need)
 {
@@ -214,7 +214,7 @@ static bool count_new_pages(MappedRamSpaceCheck *check, Need *need)
     return true;
 }
 
-/* Warns, once, where nothing certain can be said. */
+/* Warns, once, if the result is uncertain. */
 static void warn_of_space(MappedRamSpaceCheck *check, const char *fs,
                           const Need *need)
 {
@@ -244,14 +244,14 @@ bool mapped_ram_space_check(MappedRamSpaceCheck *check, Error **errp)
         warn_of_space(check, fs, &need);
         return true;
     }
-    /* Pages of a guest that runs may become zero before their turn comes. */
+    /* Pages of a running guest may become zero before they are saved. */
     if (runstate_is_running()) {
         need.room += need.room / MARGIN;
     }
     if (check->keep_zeros) {
         need.known += need.open;
     } else if (!count_new_pages(check, &need)) {
-        /* Whoever waits for the workers next learns of their error. */
+        /* The next caller that waits for the workers gets their error. */
         return true;
     }
     if (need.known <= need.room) {

@@ -1,5 +1,5 @@
 /*
- * mapped-ram: memory whose pages come when they are touched
+ * mapped-ram: memory whose pages are provided when they are touched
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
@@ -17,10 +17,10 @@
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 
-/* Older headers lack it: linux/userfaultfd.h of 6.1 */
+/* From linux/userfaultfd.h of 6.1, for older headers */
 #define UFFD_DEVICE_NEW _IO(0xAA, 0x00)
 
-/* The same, of what Linux 6.8 has brought */
+/* Likewise, from Linux 6.8 */
 #define FEATURE_MOVE (1 << 16)
 
 typedef struct Move {
@@ -30,7 +30,7 @@ typedef struct Move {
 
 #define IOCTL_MOVE _IOWR(0xAA, 0x05, Move)
 
-/* The device grants by its mode what the system call needs a privilege for. */
+/* The system call needs a privilege; the device only needs access rights. */
 static int uffd_new(int flags)
 {
     int device = qemu_open_old("/dev/userfaultfd", O_RDWR);
@@ -52,7 +52,7 @@ static bool uffd_start(int fd, uint64_t features)
 
 int mapped_ram_uffd_open(Error **errp)
 {
-    /* A descriptor can be started only once, so first try all that is nice. */
+    /* A descriptor is initialized only once: try the most features first. */
     const uint64_t features[] = {
         UFFD_FEATURE_THREAD_ID | FEATURE_MOVE,
         UFFD_FEATURE_THREAD_ID,
@@ -119,16 +119,16 @@ void mapped_ram_uffd_unregister(int fd, void *host, size_t len)
 
     ioctl(fd, UFFDIO_UNREGISTER, &range);
     /*
-     * Linux wakes threads before it clears the range's flags.  Where it handles
-     * page faults under the lock of a mapping alone (since 6.7), a thread may
+     * Linux wakes threads before it clears the range's flags.  If it handles
+     * page faults under the lock of a single mapping (since 6.7), a thread may
      * begin to wait in between.
      */
     mapped_ram_uffd_wake(fd, host, len);
 }
 
 /*
- * @done: what the kernel says it has placed, or a negative errno.  EAGAIN is
- * what it says of a part, and when the process maps memory at that moment.
+ * @done: what the kernel reports as placed, or a negative errno.  The kernel
+ * returns EAGAIN after a partial copy, and while the process maps memory.
  */
 static ssize_t placed(int ret, int64_t done)
 {
@@ -151,8 +151,8 @@ ssize_t mapped_ram_uffd_copy(int fd, void *host, const void *buf, size_t len)
 
     if (ret < 0 && errno == EFAULT) {
         /*
-         * Linux before 6.11 says that, if a huge page appears meanwhile.  It is
-         * there the second time.
+         * Linux before 6.11 returns this if a huge page appears meanwhile.
+         * The second call finds the page.
          */
         ret = ioctl(fd, UFFDIO_COPY, &copy);
     }

@@ -1,11 +1,11 @@
 /*
- * mapped-ram: memory whose pages come when they are touched
+ * mapped-ram: memory whose pages are provided when they are touched
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * A thin layer over Linux's userfaultfd in its missing mode.  All functions
- * may be called from any thread, unless they say otherwise.  Elsewhere than
- * on Linux only mapped_ram_uffd_open() is called, and fails.
+ * may be called from any thread, unless they say otherwise.  On other hosts
+ * only mapped_ram_uffd_open() is called, and fails.
  *
  * Source: userfaultfd(2), ioctl_userfaultfd(2) and
  * Documentation/admin-guide/mm/userfaultfd.rst of Linux.
@@ -18,8 +18,8 @@
 
 /**
  * MappedRamFault:
- * @address: the address that was touched, with its lowest bits
- * @thread: the kernel's ID of the thread that waits, or 0 if not known
+ * @address: the address that was touched, including its lowest bits
+ * @thread: the kernel's ID of the waiting thread, or 0 if unknown
  */
 typedef struct MappedRamFault {
     uint64_t address;
@@ -30,11 +30,11 @@ typedef struct MappedRamFault {
  * mapped_ram_uffd_open:
  * @errp: pointer to a NULL-initialized error object
  *
- * The descriptor also gets the faults of the kernel, which reads and writes
- * guest RAM for KVM, vhost and asynchronous I/O.  That needs a privilege.
+ * The descriptor also gets faults within the kernel, which accesses guest RAM
+ * for KVM, vhost and asynchronous I/O.  That requires a privilege.
  *
- * Returns: a descriptor for close(); or -1 with @errp set, which says what the
- *          process lacks
+ * Returns: a descriptor for close(); or -1 with @errp set to what the process
+ *          lacks
  */
 int mapped_ram_uffd_open(Error **errp);
 
@@ -42,12 +42,12 @@ int mapped_ram_uffd_open(Error **errp);
  * mapped_ram_uffd_register:
  * @fd: from mapped_ram_uffd_open()
  * @host: start of a range of memory, a multiple of its page size
- * @len: bytes of it, likewise
+ * @len: length of the range in bytes, likewise
  * @can_zero: set to whether mapped_ram_uffd_zero() works on the range
  * @errp: pointer to a NULL-initialized error object
  *
- * From now on, threads that touch a page of the range which has no memory wait
- * until one of the functions below places one.
+ * From now on, a thread that touches a page of the range that has no memory
+ * waits until one of the functions below places the page.
  *
  * Returns: true, or false with @errp set
  */
@@ -60,8 +60,8 @@ bool mapped_ram_uffd_register(int fd, void *host, size_t len, bool *can_zero,
  * @host: as registered
  * @len: as registered
  *
- * Ends that, and wakes the threads that wait.  Pages without memory read as
- * zero again.
+ * Undoes the registration and wakes waiting threads.  Pages without memory read
+ * as zero again.
  */
 void mapped_ram_uffd_unregister(int fd, void *host, size_t len);
 
@@ -69,11 +69,11 @@ void mapped_ram_uffd_unregister(int fd, void *host, size_t len);
  * mapped_ram_uffd_copy:
  * @fd: from mapped_ram_uffd_open()
  * @host: a range of registered memory, of whole pages
- * @buf: what its pages shall hold
+ * @buf: the new content of the pages
  * @len: bytes of the range
  *
- * Gives pages memory with this content, all of a page at once, and wakes the
- * threads that wait for them.  A page that has memory stays as it is.
+ * Gives pages memory with this content, each page atomically, and wakes the
+ * threads that wait for them.  A page that already has memory is left alone.
  *
  * Returns: how many bytes have been placed, which may be fewer than @len; or
  *          -EEXIST if the first page has memory, or another negative errno
@@ -84,17 +84,17 @@ ssize_t mapped_ram_uffd_copy(int fd, void *host, const void *buf, size_t len);
  * mapped_ram_uffd_move:
  * @fd: from mapped_ram_uffd_open()
  * @host: a range of registered memory, of whole pages
- * @buf: what its pages shall hold; private anonymous memory, written to before
+ * @buf: the new content of the pages; private anonymous memory, written before
  * @len: bytes of the range
  *
- * Gives pages the memory that is behind @buf, which is without memory then, and
- * wakes the threads that wait for them.  Nothing is copied, and what is aligned
- * like a huge page stays one.  A page that has memory stays as it is.
+ * Moves the memory behind @buf to the pages, leaving @buf without memory, and
+ * wakes the threads that wait for them.  Nothing is copied; an aligned huge
+ * page stays one.  A page that already has memory is left alone.
  *
  * Returns: how many bytes have been placed, which may be fewer than @len; or
  *          -EEXIST if the first page has memory, -EBUSY if the memory behind
  *          @buf is shared or pinned, or another negative errno, such as -EINVAL
- *          where the kernel or this kind of memory cannot do that
+ *          if the kernel or this kind of memory does not support it
  */
 ssize_t mapped_ram_uffd_move(int fd, void *host, void *buf, size_t len);
 
@@ -116,7 +116,7 @@ ssize_t mapped_ram_uffd_zero(int fd, void *host, size_t len);
  * @host: a range of registered memory, of whole pages
  * @len: bytes of the range
  *
- * Has threads that wait for the range look again.
+ * Makes threads that wait for the range check it again.
  */
 void mapped_ram_uffd_wake(int fd, void *host, size_t len);
 
@@ -127,7 +127,7 @@ void mapped_ram_uffd_wake(int fd, void *host, size_t len);
  *
  * Does not wait.
  *
- * Returns: whether a thread has begun to wait, which @fault tells of
+ * Returns: whether there was a fault, which @fault then describes
  */
 bool mapped_ram_uffd_read(int fd, MappedRamFault *fault);
 
@@ -135,9 +135,9 @@ bool mapped_ram_uffd_read(int fd, MappedRamFault *fault);
  * mapped_ram_uffd_wait:
  * @fd: from mapped_ram_uffd_open()
  * @notifier: cleared if it is set
- * @timeout: milliseconds, or -1 to wait without end
+ * @timeout: milliseconds, or -1 to wait indefinitely
  *
- * Waits until mapped_ram_uffd_read() is worth a try, @notifier is set, or the
+ * Waits until mapped_ram_uffd_read() may find a fault, @notifier is set, or the
  * time is over.
  */
 void mapped_ram_uffd_wait(int fd, EventNotifier *notifier, int timeout);

@@ -1,22 +1,22 @@
 /*
- * Extents: what a worker does with one of them
+ * Extents: what a worker does with each of them
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Guest RAM goes through the O_DIRECT descriptor when there is one.  Its
- * alignment is a page on nearly all devices, and then every request fits.
- * Where a device wants more, requests are rounded out to what it wants, with
- * neighbouring pages of the same extent:
+ * Guest RAM goes through the O_DIRECT descriptor when there is one.  On nearly
+ * all devices its alignment is at most a page, so every request fits.  If a
+ * device needs more, requests are rounded out to its unit with neighbouring
+ * pages of the same extent:
  *
- *  - when saving, a neighbour that need not be written holds what the file
- *    has already, or what will be written again because it is dirty again;
+ *  - when saving, a neighbour that need not be written has the same content as
+ *    the file, or is dirty again and so will be written again;
  *  - when loading, a neighbour that is not in the file is zero, and is zeroed
  *    after the read.
  *
- * The same is done over short gaps between pages to be moved.
+ * Short gaps between pages to be moved are bridged in the same way.
  *
- * Only what is left over at the end of a RAM block, less than one unit of
- * the device, goes through the buffered descriptor.
+ * Only the rest at the end of a RAM block, less than one unit of the device,
+ * goes through the buffered descriptor.
  */
 
 #include "qemu/osdep.h"
@@ -27,28 +27,28 @@
 #include "trace.h"
 
 /*
- * Gaps of up to this many bytes are bridged: that much more to move takes a
- * disk less time than one more request, and the host's CPUs, too.  The price
- * is space in the file, never more than RAM has.
+ * Gaps of up to this many bytes are bridged: moving them takes less time than
+ * one more request, both of the disk and of the host's CPUs.  The price is
+ * space in the file, never more than RAM has.
  *
- * How fio writes and reads each second run of 4 GiB, to a file of final size,
- * on ext4 on a virtio disk that does all of it in 2.4 and 2.0 s: in runs of
- * 16 KiB 3.6 and 2.2 s, of 32 KiB 2.4 and 1.8 s, of 64 KiB 1.8 and 1.2 s.  So
- * runs of zeros of 32 KiB are where leaving them out begins to pay, in space at
- * once, then in time.
+ * Measured with fio, which writes and reads every second run of 4 GiB, to a
+ * file of final size, on ext4 on a virtio disk that does all of it in 2.4 and
+ * 2.0 s: in runs of 16 KiB 3.6 and 2.2 s, of 32 KiB 2.4 and 1.8 s, of 64 KiB
+ * 1.8 and 1.2 s.  So leaving out runs of zeros begins to pay at 32 KiB, in
+ * space at once, then in time.
  */
 #define GAP_BYTES (16 * KiB)
 
 /*
- * The workers share what may be in flight, lest a drain take long on a slow
- * disk: so many bytes for each request that they may have, which is 32 MiB
- * for all of them by default.  But each has at least two large requests.
+ * The workers share a limit on bytes in flight, lest a drain take long on a
+ * slow disk: this many bytes for each request that they may have, by default
+ * 32 MiB in total.  But each worker may always have two large requests.
  */
 #define IN_FLIGHT_PER_REQUEST \
     (DIRECT_QUEUE_BYTES_DEFAULT / DIRECT_QUEUE_DEPTH_DEFAULT)
 #define IN_FLIGHT_MIN (4 * MiB)
 
-/* Where pages have been read over that must become zero. */
+/* An extent with pages that were read through and must become zero. */
 typedef struct ReadThrough {
     const MappedRamBlock *block;
     unsigned long first;
@@ -111,7 +111,7 @@ bool mapped_ram_worker_init(MappedRamWorker *c,
             return false;
         }
     }
-    /* The page cache answers at once: nothing to be asynchronous about. */
+    /* The page cache answers at once, so asynchronous I/O gains nothing. */
     c->buffered = new_queue(config, config->fd, &buffered,
                             DIRECT_IO_ENGINE_SYNC, errp);
     return c->buffered != NULL;
@@ -185,8 +185,8 @@ void mapped_ram_worker_cancel(MappedRamWorker *c)
 }
 
 /*
- * Fills holes between the runs of @plan that are no longer than @gap and
- * lie within @allowed.
+ * Fills holes of up to @gap pages between the runs of @plan that lie within
+ * @allowed.
  */
 static void bridge_gaps(unsigned long *plan, const unsigned long *allowed,
                         unsigned long pages, unsigned long gap)
@@ -233,15 +233,15 @@ void mapped_ram_plan_extent(unsigned long *plan, const unsigned long *wanted,
 }
 
 /*
- * Requests are multiples of this many bytes, in memory and in the file, which
- * are aligned alike: pages start at a multiple of MAPPED_RAM_PAGES_ALIGN.
+ * Requests are multiples of this many bytes.  They are aligned alike in memory
+ * and in the file: pages start at a multiple of MAPPED_RAM_PAGES_ALIGN.
  */
 static uint32_t unit_of(const MappedRamWorker *c)
 {
     return MAX(c->limits.mem_align, c->limits.offset_align);
 }
 
-/* How many pages make one unit of the device; 1 for the page cache. */
+/* Number of pages in one unit of the device; 1 for the page cache. */
 static unsigned long align_pages(MappedRamWorker *c, const MappedRamBlock *b)
 {
     if (!c->direct) {
@@ -251,8 +251,8 @@ static unsigned long align_pages(MappedRamWorker *c, const MappedRamBlock *b)
 }
 
 /*
- * Moves @pages pages from page @first on.  The part that the device can do
- * goes direct; the rest, normally nothing, is buffered.
+ * Moves @pages pages, starting at page @first.  The part that is aligned for
+ * the device goes direct; the rest, normally nothing, is buffered.
  */
 static bool transfer(MappedRamWorker *c, const MappedRamBlock *b,
                      unsigned long first, unsigned long pages,
@@ -302,8 +302,8 @@ static bool transfer_plan(MappedRamWorker *c, const MappedRamExtent *extent,
 }
 
 /*
- * Sets @untouched for the pages of a range that are zero because nobody has
- * touched them.
+ * Sets @untouched for the pages of a range that are zero because they have
+ * never been touched.
  */
 static void find_untouched(MappedRamWorker *c, const MappedRamBlock *b,
                            uint64_t first, uint64_t pages,
@@ -317,7 +317,7 @@ static void find_untouched(MappedRamWorker *c, const MappedRamBlock *b,
     }
 }
 
-/* Returns in @data the dirty pages of @extent that are other than zero. */
+/* Sets @data to the dirty pages of @extent that are not zero. */
 static void find_data(MappedRamWorker *c, const MappedRamExtent *extent,
                       unsigned long *data)
 {
@@ -343,9 +343,9 @@ static void find_data(MappedRamWorker *c, const MappedRamExtent *extent,
 }
 
 /*
- * Notes in the block's bitmap which of the dirty pages have data: a page that
- * has become zero since it was written is no longer in the file, whatever its
- * place there holds.
+ * Records in the block's bitmap which dirty pages have data.  A page that has
+ * become zero since it was written is no longer in the file, whatever its place
+ * there holds.
  */
 static void update_present(const MappedRamExtent *extent,
                            const unsigned long *data, MappedRamCounts *counts)
@@ -381,9 +381,9 @@ bool mapped_ram_worker_save(MappedRamWorker *c, const MappedRamExtent *extent,
     find_data(c, extent, data);
     update_present(extent, data, counts);
     /*
-     * A clean page that is in the file may be written again: it has not
+     * A clean page that is in the file may be written again: either it has not
      * changed, or it will be found dirty, and written in the next pass.  But
-     * it may have been discarded, and reading it would allocate it.
+     * it may have been discarded; then reading it would allocate it.
      */
     bitmap_copy(allowed, extent->dirty, extent->pages);
     if (!b->keep_absent) {
@@ -395,7 +395,7 @@ bool mapped_ram_worker_save(MappedRamWorker *c, const MappedRamExtent *extent,
     return transfer_plan(c, extent, plan, do_write, counts, errp);
 }
 
-/* Makes the pages of @which zero, which are counted from @first. */
+/* Zeroes the pages of @which, whose bits are counted from @first. */
 static void zero_pages(MappedRamWorker *c, const MappedRamBlock *b,
                        unsigned long first, unsigned long pages,
                        unsigned long *which)
@@ -413,7 +413,7 @@ static void zero_pages(MappedRamWorker *c, const MappedRamBlock *b,
          page = find_next_bit(which, pages, page + 1)) {
         uint8_t *host = b->host + (first + page) * page_size;
 
-        /* Look before writing: anonymous memory shall stay unallocated. */
+        /* Check before writing: anonymous memory shall stay unallocated. */
         if (!buffer_is_zero(host, page_size)) {
             memset(host, 0, page_size);
         }
@@ -421,8 +421,8 @@ static void zero_pages(MappedRamWorker *c, const MappedRamBlock *b,
 }
 
 /*
- * Which pages of a stretch are in the file, and which are read: @plan, with
- * those that are read over.
+ * Finds which pages of a stretch are in the file, and which to read: @plan also
+ * has those that are read through.
  */
 static void plan_load(MappedRamWorker *c, const MappedRamBlock *b,
                       unsigned long first, unsigned long pages,
@@ -460,7 +460,7 @@ bool mapped_ram_worker_load(MappedRamWorker *c, const MappedRamExtent *extent,
     if (b->keep_absent) {
         return true;
     }
-    /* What is read over must land before its zero. */
+    /* Pages that are read through are zeroed after the read. */
     if (!bitmap_equal(plan, present, extent->pages)) {
         g_array_append_val(c->read_through, read_through);
     }
@@ -469,7 +469,7 @@ bool mapped_ram_worker_load(MappedRamWorker *c, const MappedRamExtent *extent,
     return true;
 }
 
-/* Zeroes what was read over; all reads have ended. */
+/* Zeroes pages that were read through, after all reads have ended. */
 static void zero_read_through(MappedRamWorker *c)
 {
     for (unsigned i = 0; i < c->read_through->len; i++) {
@@ -484,7 +484,7 @@ static void zero_read_through(MappedRamWorker *c)
     g_array_set_size(c->read_through, 0);
 }
 
-/* The buffered queue never has anything in flight between calls. */
+/* The buffered queue never has requests in flight between calls. */
 bool mapped_ram_worker_busy(const MappedRamWorker *c)
 {
     return c->direct && direct_queue_busy(c->direct);

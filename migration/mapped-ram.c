@@ -21,7 +21,7 @@
 #include "ram.h"
 
 QemuMutex mapped_ram_lock;
-/* The save and the load; changed by the owner with mapped_ram_lock. */
+/* The running save and load; the owner changes them under mapped_ram_lock. */
 static MappedRam *running[2];
 
 static void __attribute__((constructor)) mapped_ram_init(void)
@@ -31,7 +31,7 @@ static void __attribute__((constructor)) mapped_ram_init(void)
 
 bool mapped_ram_wanted(QEMUFile *f)
 {
-    /* A file that is not seekable must be an error, not a plain stream */
+    /* For the file transport, a file that is not seekable must be an error */
     return migrate_mapped_ram() &&
            (file_transport_active() || qemu_file_is_seekable(f));
 }
@@ -69,15 +69,15 @@ static void block_free(void *opaque)
     g_free(b);
 }
 
-/* More of them do not make memory faster. */
+/* More workers do not make memory faster. */
 #define WORKERS_MAX 8
 
 /*
- * The kernel clears untouched pages of the destination in the thread that
- * submits the read, and workers look for zero pages themselves.  Both need all
- * CPUs, however many channels there are.  Restoring 2 GiB into fresh memory on
- * 2 CPUs took one worker 3.9 s, and two 2.3 s; populating the memory of a read
- * (MADV_POPULATE_WRITE) before submitting it made no difference.
+ * In the destination, the kernel clears untouched pages in the thread that
+ * submits the read; in the source, workers look for zero pages.  Both need all
+ * CPUs, regardless of the number of channels.  Restoring 2 GiB into fresh
+ * memory on 2 CPUs took one worker 3.9 s, and two 2.3 s; populating the memory
+ * of a read (MADV_POPULATE_WRITE) before submitting it made no difference.
  */
 unsigned mapped_ram_workers(void)
 {
@@ -169,7 +169,7 @@ MappedRamBlock *mapped_ram_add_block(MappedRam *m, RAMBlock *rb,
     b->host = rb->host;
     b->layout = *layout;
     b->present = g_malloc0(mapped_ram_layout_bitmap_size(layout));
-    /* Reading unplugged memory, to see if it is zero, would populate it. */
+    /* Reading unplugged memory to check for zeros would populate it. */
     b->keep_absent = memory_region_has_ram_discard_manager(rb->mr);
     b->backing = mapped_ram_memory_backing(rb->fd, rb->fd_offset,
                                            !qemu_ram_is_shared(rb), m->load);

@@ -1,8 +1,8 @@
 /*
- * What a file needs for direct I/O, and how to get a descriptor that does it
+ * Alignment that a file needs for direct I/O, and descriptors with O_DIRECT
  *
- * include/qemu/direct-io.h explains; here, from top to bottom: names of file
- * systems, alignment, descriptors.
+ * See include/qemu/direct-io.h.  The order here: names of file systems,
+ * alignment, descriptors.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -19,22 +19,22 @@
 #endif
 
 /*
- * The request size that suits all disks seen so far; see opt_transfer().  On a
- * virtio disk 2 MiB were 10 to 20 % faster than 1 MiB, and 4 MiB no better.
+ * The request size that suits all disks measured so far; see opt_transfer().
+ * On a virtio disk 2 MiB were 10 to 20 % faster than 1 MiB, 4 MiB no better.
  */
-#define BEST_SIZE_DEFAULT   (2 * 1024 * 1024)
-#define BEST_SIZE_MAX       (4 * 1024 * 1024)
+#define OPT_TRANSFER_DEFAULT (2 * 1024 * 1024)
+#define OPT_TRANSFER_MAX     (4 * 1024 * 1024)
 
 /*
- * The tail of messages about files that can't do it.  The migration parameter
- * is the only user's switch that leads here.
+ * The end of messages about files that can't do direct I/O.  Only the migration
+ * parameter leads users here.
  */
 #define HOW_TO_GO_ON "turn the direct-io parameter off, or use another file"
 
 /* Names of file systems */
 
 #ifdef CONFIG_LINUX
-/* <linux/magic.h> has some of the numbers, but never all of them. */
+/* <linux/magic.h> has only some of these numbers. */
 #define MAGIC_BTRFS     0x9123683eu
 #define MAGIC_CIFS      0xff534d42u
 #define MAGIC_FUSE      0x65735546u
@@ -74,7 +74,7 @@ static const struct {
     { 0xf2f52010u,              "f2fs" },
 };
 
-/* The type of @fd's file system and its block size; false if unknown. */
+/* Get the type and block size of @fd's file system; false if unknown. */
 static bool fs_stat(int fd, uint32_t *magic, uint64_t *block_size)
 {
     struct statfs st;
@@ -116,11 +116,11 @@ void direct_io_limits_buffered(DirectIOLimits *limits)
 {
     limits->mem_align = 1;
     limits->offset_align = 1;
-    limits->opt_transfer = BEST_SIZE_DEFAULT;
+    limits->opt_transfer = OPT_TRANSFER_DEFAULT;
 }
 
 #ifdef O_DIRECT
-/* Refuse what can only be a bug below, before anybody computes with it. */
+/* Refuse a value that can only be a bug below, before it is used. */
 static bool check_align(const char *name, const char *what, uint64_t align,
                         Error **errp)
 {
@@ -135,7 +135,7 @@ static bool check_align(const char *name, const char *what, uint64_t align,
 
 typedef enum { ASK_OK, ASK_UNKNOWN, ASK_FAILED } AskResult;
 
-/* Ask the kernel, Linux 6.1 and later, file systems that implement it. */
+/* Ask the kernel; works with Linux 6.1 and file systems that support it. */
 static AskResult ask_statx(int fd, const char *name, uint64_t *mem_align,
                            uint64_t *offset_align, Error **errp)
 {
@@ -145,7 +145,7 @@ static AskResult ask_statx(int fd, const char *name, uint64_t *mem_align,
 
     if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) < 0 ||
         !(stx.stx_mask & STATX_DIOALIGN)) {
-        /* Not worth an error: older kernels and sandboxes end up here. */
+        /* Not an error: older kernels and sandboxes end up here. */
         return ASK_UNKNOWN;
     }
     if (stx.stx_dio_offset_align == 0) {
@@ -162,7 +162,7 @@ static AskResult ask_statx(int fd, const char *name, uint64_t *mem_align,
 #endif
 }
 
-/* What to obey for @fd where the kernel did not say. */
+/* The alignment to use for @fd if the kernel does not report it. */
 static bool guess_align(int fd, const char *name, const struct stat *st,
                         uint64_t *align, Error **errp)
 {
@@ -183,9 +183,9 @@ static bool guess_align(int fd, const char *name, const struct stat *st,
         uint64_t block_size;
 
         /*
-         * btrfs never tells, and wants its own block, which can be that of a
-         * host with large pages.  Elsewhere the block size says little: on
-         * NFS it is the largest transfer.
+         * btrfs does not report it, and needs its own block size, which can be
+         * that of a host with large pages.  Elsewhere the block size says
+         * little: on NFS it is the size of the largest transfer.
          */
         if (fs_stat(fd, &magic, &block_size) && magic == MAGIC_BTRFS) {
             *align = MAX(block_size, DIRECT_IO_ALIGN_DEFAULT);
@@ -195,14 +195,15 @@ static bool guess_align(int fd, const char *name, const struct stat *st,
     return true;
 }
 
-/* A file system that stripes tells so by a large st_blksize. */
+/* File systems that stripe data report a large st_blksize. */
 static uint32_t opt_transfer(const struct stat *st,
                              const DirectIOLimits *limits)
 {
-    uint64_t size = BEST_SIZE_DEFAULT;
+    uint64_t size = OPT_TRANSFER_DEFAULT;
 
-    if (st->st_blksize > BEST_SIZE_DEFAULT && is_power_of_2(st->st_blksize)) {
-        size = MIN(st->st_blksize, BEST_SIZE_MAX);
+    if (st->st_blksize > OPT_TRANSFER_DEFAULT &&
+        is_power_of_2(st->st_blksize)) {
+        size = MIN(st->st_blksize, OPT_TRANSFER_MAX);
     }
     return MAX(size, MAX(limits->offset_align, limits->mem_align));
 }
@@ -292,8 +293,8 @@ int direct_io_reopen(int fd, const char *name, int flags, Error **errp)
     assert(!(flags & ~(O_RDONLY | O_WRONLY | O_RDWR)));
 
     /*
-     * Only what is known to be a file is opened: opening a FIFO would wait
-     * for its other end, and a bad @fd would look like a missing /proc.
+     * Open only what is known to be a file: opening a FIFO would wait for its
+     * other end, and a bad @fd would look like a missing /proc.
      */
     if (fstat(fd, &st) < 0) {
         error_setg_errno(errp, errno, "%s: cannot examine the file", name);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The parts of the benchmark that measure nothing."""
+"""Tests the parts of the benchmark that measure nothing."""
 
 import io
 import os
@@ -155,7 +155,7 @@ class Report(unittest.TestCase):
         self.assertEqual(line.split(), ['ours', '1', 'ch', '2.00',
                                         '(1.00-3.00)', '0.50', '(0.25-0.75)',
                                         '1.0', '1.00'])
-        self.assertNotIn('QMP', text)           # nobody has that figure
+        self.assertNotIn('QMP', text)           # no row has that figure
 
     def test_judgement(self):
         self.assertRegex(report.judgement(stats.Rows(self.RUNS)),
@@ -388,7 +388,7 @@ class Options(unittest.TestCase):
 
 
 class Files(unittest.TestCase):
-    """What the kernel writes."""
+    """Parsing of the kernel's files."""
 
     def test_machine(self):
         mounts = '/dev/vda1 / ext4 rw 0 0\n/dev/sdb /srv xfs rw 0 0\n' \
@@ -401,7 +401,7 @@ class Files(unittest.TestCase):
 
 
 class Disk(unittest.TestCase):
-    """100 bytes pass in a second, a rotation takes 4 seconds."""
+    """100 bytes pass per second, a rotation takes 4 seconds."""
 
     def setUp(self):
         self.model = slowdisk.Model(rate=100.0, seek=3.0, turn=4.0)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Shows a person what `virsh save` and `virsh restore` cost with stock QEMU
-and with ours: python3 -m e2e.libvirt --help, from the root of the
-repository."""
+"""Shows the cost of `virsh save` and `virsh restore` with stock QEMU and with
+ours: python3 -m e2e.libvirt --help, from the root of the repository."""
 
 import argparse
 import os
@@ -38,7 +37,7 @@ def parse():
                         help='MiB (%(default)s)')
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--dir', default=os.getcwd(),
-                        help='where to save: this measures its disk')
+                        help='directory to save to, whose disk is measured')
     return parser.parse_args()
 
 
@@ -64,7 +63,7 @@ class Side:
         self.content.fill(domain.pid)
         drop_caches()
         save, restore = {}, {}
-        # QEMU ends with the save: what it used is known once it has
+        # QEMU exits after the save, and only then its usage is known
         before = self.libvirt.reaped_cpu() + cpu_seconds(domain.pid)
         start = time.monotonic()
         domain.virsh('save', image, *self.options, '--paused')
@@ -126,8 +125,8 @@ def main():
             sides = [Side(libvirt, emulator, channels, args.ram)
                      for channels in (1, 4) for emulator in emulators]
             for number in range(args.rounds):
-                # Not always the same neighbours: who comes after a run that
-                # gave memory back to the host's host pays for getting it
+                # Vary the order: a run that follows one which returned memory
+                # to the outer host pays for getting it back
                 for side in random.sample(sides, len(sides)):
                     side.run(os.path.join(directory, 'image'))
                     print(f'# round {number + 1}/{args.rounds}: {side.name}',

@@ -35,7 +35,7 @@ log_outputs = "1:file:{directory}/libvirtd.log"
 
 
 class VirshError(Exception):
-    """A command of virsh's failed; has what it said."""
+    """A virsh command failed; holds its output."""
 
 
 class Libvirt:
@@ -103,7 +103,7 @@ class Libvirt:
             stderr=subprocess.PIPE, text=True, env=env)
 
     def finish(self, virsh, check=True, timeout=180):
-        """Waits for it; returns its exit code and what it said."""
+        """Waits for it; returns its exit code and output."""
         try:
             out, err = virsh.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -117,11 +117,11 @@ class Libvirt:
         return virsh.returncode, (out + err).strip()
 
     def virsh(self, *args, check=True, timeout=180):
-        """(exit code, what it said)"""
+        """Returns (exit code, output)."""
         return self.finish(self.start_virsh(*args), check, timeout)
 
     def daemon(self):
-        """The process of libvirtd, as it is seen from outside."""
+        """The process of libvirtd, as seen from outside its namespace."""
         with open(self._children(self._first())) as f:
             for pid in f.read().split():
                 with open(f'/proc/{pid}/comm') as comm:
@@ -130,8 +130,7 @@ class Libvirt:
         raise AssertionError('libvirtd does not run')
 
     def _first(self):
-        """The first process of its namespace, which takes leave of the
-        emulators."""
+        """The first process of its namespace, which reaps the emulators."""
         with open(self._children(self.process.pid)) as f:
             return int(f.read().split()[0])
 
@@ -146,7 +145,7 @@ class Libvirt:
         return f'/proc/{pid}/task/{pid}/children'
 
     def close(self):
-        """Ends it, and with it all that it started."""
+        """Ends it and all processes that it started."""
         self.process.kill()
         self.process.wait()
 
@@ -189,7 +188,7 @@ class Domain(Console):
                   for name, value in emulator.env.items()
                   if os.environ.get(name) != value]
         lines.append(f'exec {shlex.join(emulator.argv())} "$@"')
-        if not os.path.exists(program):     # libvirt probes what has changed
+        if not os.path.exists(program):     # libvirt probes changed emulators
             with open(program, 'w') as f:
                 f.write('\n'.join(lines) + '\n')
             os.chmod(program, 0o755)
@@ -216,7 +215,7 @@ class Domain(Console):
 
     @property
     def pid(self):
-        """Its QEMU, as it is seen from outside."""
+        """Its QEMU process, as seen from outside the namespace."""
         if not self._is_mine(self._pid):
             found = [int(name) for name in os.listdir('/proc')
                      if name.isdigit() and self._is_mine(name)]
@@ -238,7 +237,7 @@ class Domain(Console):
             time.sleep(0.01)
 
     def qemu_log(self):
-        """What QEMU said on stderr, and how it was started."""
+        """QEMU's output on stderr, and its command line."""
         path = (f'/proc/{self.libvirt.daemon()}/root/var/log/libvirt/qemu/'
                 f'{self.name}.log')
         try:
@@ -251,12 +250,12 @@ class Domain(Console):
         return self.virsh('domstate')[1]
 
     def qmp(self, command, arguments=None):
-        """Asks QEMU itself."""
+        """Sends a QMP command to QEMU itself."""
         _, text = self.virsh('qemu-monitor-command', json.dumps(
             {'execute': command, 'arguments': arguments or {}}))
         return json.loads(text)['return']
 
     def job(self):
-        """What `virsh domjobinfo` says, {name: text}."""
+        """The output of `virsh domjobinfo`, {name: text}."""
         _, text = self.virsh('domjobinfo')
         return dict(re.findall(r'^(.+?):\s+(.+?)\s*$', text, re.M))

@@ -40,21 +40,22 @@ def domain(t, daemon, emulator=None, guest=None, **kwargs):
 
 
 def goes_on(guest):
-    """It runs, and finds its memory as it left it."""
+    """Checks that the guest runs and finds its memory unchanged."""
     assert guest.state() == 'running', guest.state()
     guest.wait_guest('tick', 2)
     guest.wait_guest('sweep', 2)
 
 
 def whole(path):
-    """The image is a whole mapped-ram image, behind libvirt's header."""
+    """Checks that the file has a complete mapped-ram image after libvirt's
+    header."""
     code, found = image.tool('verify', path)
     assert code == 0, found
     assert found['libvirt'], 'no header of libvirt is seen'
 
 
 def told_direct(guest, expected=True):
-    """What ours says of direct I/O, after a restore."""
+    """The report of our QEMU about direct I/O after a restore."""
     told = guest.qmp('query-migrate')['direct-io']
     assert told['active'] == expected, told
     assert (told['direct-bytes'] > 32 * MIB) == expected, told
@@ -90,8 +91,8 @@ def test_save_restore(t):
       stock='shut off|does not run')
 def test_buffered_after_direct(t):
     """libvirt does not turn direct-io off again, and then passes one
-    descriptor, without O_DIRECT.  That is no reason to lose the guest, as it
-    is for stock QEMU; it is told what to do."""
+    descriptor, without O_DIRECT.  Stock QEMU loses the guest then; ours
+    reports what to do."""
     daemon = libvirt(t)
     path = t.path('guest.save')
     guest = domain(t, daemon)
@@ -110,7 +111,7 @@ def test_buffered_after_direct(t):
 
 @test('libvirt: a Linux guest', timeout=600)
 def test_linux(t):
-    """Debian's kernel goes on computing where it was saved."""
+    """Debian's kernel continues to compute where it was saved."""
     if not t.config.kernel or not t.config.busybox:
         raise Skip('no kernel: give --kernel and --busybox')
     daemon = libvirt(t)
@@ -187,7 +188,7 @@ def descriptors(pid):
 
 @contextlib.contextmanager
 def held_save(t, daemon, guest, path):
-    """A save that stands still in its second write of RAM."""
+    """A save that hangs in its second write of RAM."""
     virsh = daemon.start_virsh('save', guest.name, path, *DIRECT)
     try:
         deadline = time.monotonic() + 60
@@ -241,7 +242,7 @@ def test_full(t):
     """Again and again: the guest goes on, the space is given back, and no
     descriptor is left but those that libvirt 11.3 passes and never takes
     back, which keep stock QEMU from giving the space back, too."""
-    # Before libvirtd, which would not see it otherwise
+    # Before libvirtd starts, which would not see it otherwise
     small = t.filesystem('ext4', 32 * MIB)
     daemon = libvirt(t)
     guest = domain(t, daemon)
@@ -278,7 +279,7 @@ def test_truncated(t):
         os.truncate(short, size)
         code, said = daemon.virsh('restore', short, *DIRECT, check=False)
         assert code and said, f'{size} bytes: {said}'
-        # libvirt itself finds that its own header is cut
+        # libvirt itself detects that its own header is truncated
         assert ('is truncated' if size > 100 else 'domain XML') in said, said
         assert guest.state() == 'shut off', guest.state()
     daemon.virsh('restore', path, *DIRECT)
@@ -334,7 +335,7 @@ def test_device(t):
         daemon.virsh('restore', device, *DIRECT, *channels)
         told_direct(guest)
         goes_on(guest)
-    # Something that was there before, libvirt does not remove
+    # libvirt does not remove a target that existed before
     small = t.loop(t.path('small'), 32 * MIB)
     code, said = guest.virsh('save', small, *DIRECT, check=False)
     assert code and 'RAM alone needs' in said, said

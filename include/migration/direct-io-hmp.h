@@ -12,10 +12,10 @@
 
 /**
  * hmp_info_direct_io:
- * @mon: where to print
- * @info: what to print
+ * @mon: the monitor to print to
+ * @info: the figures to print
  *
- * Prints what QMP's query-migrate has under direct-io.
+ * Prints the member direct-io of QMP's query-migrate.
  */
 void hmp_info_direct_io(Monitor *mon, const MigrationDirectIO *info);
 

@@ -1,34 +1,34 @@
 /*
- * mapped-ram: where guest RAM lies in a migration file
+ * mapped-ram: the place of guest RAM in a migration file
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * With the mapped-ram capability every page of guest RAM has one fixed place
- * in the migration file.  In the RAM setup section of the stream, behind the
- * name and the length of each RAM block, stands a header of
- * MAPPED_RAM_HEADER_SIZE bytes; behind that the block's bitmap; and behind
- * that, from the next multiple of MAPPED_RAM_PAGES_ALIGN, the pages:
+ * in the migration file.  In the RAM setup section of the stream, the name and
+ * the length of each RAM block are followed by a header of
+ * MAPPED_RAM_HEADER_SIZE bytes, then by the block's bitmap, and then, from the
+ * next multiple of MAPPED_RAM_PAGES_ALIGN on, by the pages:
  *
  *   ... name, length | header | bitmap | (unused) | pages | next block ...
  *                    ^        ^                   ^       ^
  *                    |        bitmap_offset       |       end
  *                    header_offset                pages_offset
  *
- * The stream goes on at the end of the pages.  All offsets count from byte 0
- * of the file, also when the migration itself starts at a later offset.
+ * The stream continues at the end of the pages.  All offsets count from byte 0
+ * of the file, even if the migration itself starts at a later offset.
  *
- * A set bit in the bitmap says that the page is in the file.  A clear one
- * says that the page is zero, whatever the file holds in its place.
+ * A set bit in the bitmap means that the page is in the file.  A clear bit
+ * means that the page is zero, whatever the file holds in its place.
  *
- * Everything here is arithmetic on buffers.  Nothing here does I/O, keeps
- * state or takes a lock, so every function may be called from any thread.
+ * The functions here are arithmetic on buffers.  They do no I/O, keep no state
+ * and take no lock, so each may be called from any thread.
  *
- * Source: format version 1 of QEMU's mapped-ram, as every QEMU since 9.0
- * writes it (docs/devel/migration/mapped-ram.rst there).
+ * Source: format version 1 of QEMU's mapped-ram, as written by every QEMU since
+ * 9.0 (docs/devel/migration/mapped-ram.rst there).
  */
 
-#ifndef MIGRATION_MAPPED_RAM_H
-#define MIGRATION_MAPPED_RAM_H
+#ifndef MIGRATION_MAPPED_RAM_LAYOUT_H
+#define MIGRATION_MAPPED_RAM_LAYOUT_H
 
 #include "qemu/units.h"
 
@@ -44,24 +44,24 @@
 
 /*
  * The pages of a block start at a multiple of this many bytes, which is more
- * than any block device asks of O_DIRECT.
+ * than any block device requires for O_DIRECT.
  */
 #define MAPPED_RAM_PAGES_ALIGN (1 * MiB)
 
 /*
- * No block may be longer than this many bytes, and no offset larger.  It is
- * far above any guest and keeps the sums below from overflowing.
+ * The largest length of a block and the largest offset, in bytes.  It is far
+ * above any guest and keeps the sums below from overflowing.
  */
 #define MAPPED_RAM_MAX (1ULL << 60)
 
 /**
  * MappedRamLayout:
- * @header_offset: where the header is in the file
- * @bitmap_offset: where the bitmap is; always right behind the header
- * @pages_offset: where the first page is; a multiple of
+ * @header_offset: file offset of the header
+ * @bitmap_offset: file offset of the bitmap; always right behind the header
+ * @pages_offset: file offset of the first page; a multiple of
  *                MAPPED_RAM_PAGES_ALIGN
  * @length: length of the RAM block; a multiple of @page_size
- * @page_size: size of a page that has a bit of its own; a power of two
+ * @page_size: size of the pages that the bits stand for; a power of two
  *
  * The place of one RAM block in a migration file.  All in bytes.
  */
@@ -77,15 +77,15 @@ typedef struct MappedRamLayout {
  * mapped_ram_layout_init:
  * @layout: the layout to fill in
  * @block: name of the RAM block, for messages
- * @header_offset: offset in the file at which the header will stand
+ * @header_offset: file offset of the header
  * @length: length of the RAM block in bytes
  * @page_size: page size of the target in bytes
  * @errp: pointer to a NULL-initialized error object
  *
  * Lays out one RAM block for writing.
  *
- * Returns: true, or false with @errp set when @length is no multiple of
- *          @page_size, @page_size is no power of two, or a size is beyond
+ * Returns: true, or false with @errp set when @length is not a multiple of
+ *          @page_size, @page_size is not a power of two, or a size is beyond
  *          MAPPED_RAM_MAX.
  */
 bool mapped_ram_layout_init(MappedRamLayout *layout, const char *block,
@@ -96,7 +96,7 @@ bool mapped_ram_layout_init(MappedRamLayout *layout, const char *block,
  * mapped_ram_layout_pages:
  * @layout: a valid layout
  *
- * Returns: how many pages the block has, which is how many bits its bitmap has.
+ * Returns: the number of pages in the block, and of bits in its bitmap.
  */
 static inline uint64_t mapped_ram_layout_pages(const MappedRamLayout *layout)
 {
@@ -117,7 +117,7 @@ uint64_t mapped_ram_layout_bitmap_size(const MappedRamLayout *layout);
  * @layout: a valid layout
  *
  * Returns: the offset of the first byte behind the block's pages, where the
- *          stream goes on.
+ *          stream continues.
  */
 static inline uint64_t mapped_ram_layout_end(const MappedRamLayout *layout)
 {
@@ -129,7 +129,7 @@ static inline uint64_t mapped_ram_layout_end(const MappedRamLayout *layout)
  * @layout: a valid layout
  * @buf: where to put the header
  *
- * Writes the header as it stands in the file.
+ * Encodes the header in its file format.
  */
 void mapped_ram_header_encode(const MappedRamLayout *layout,
                               uint8_t buf[MAPPED_RAM_HEADER_SIZE]);
@@ -141,7 +141,7 @@ void mapped_ram_header_encode(const MappedRamLayout *layout,
  *
  * Encodes the header of a RAM block whose RAM is not in the file, because the
  * capability x-ignore-shared leaves it in its shared memory: both offsets are
- * 0.  What comes next in the stream stands right behind it.
+ * 0, and the stream continues right behind the header.
  */
 void mapped_ram_header_encode_left_out(uint64_t page_size,
                                        uint8_t buf[MAPPED_RAM_HEADER_SIZE]);
@@ -160,21 +160,21 @@ bool mapped_ram_header_left_out(const uint8_t buf[MAPPED_RAM_HEADER_SIZE],
  * mapped_ram_header_decode:
  * @layout: the layout to fill in
  * @block: name of the RAM block, for messages
- * @buf: the header as it was read from the file; not trusted
- * @header_offset: the offset in the file from which it was read
+ * @buf: the header as read from the file; not trusted
+ * @header_offset: the file offset from which it was read
  * @length: length of this QEMU's RAM block in bytes; trusted
  * @page_size: page size of this QEMU's target in bytes; trusted
- * @file_size: size of the file in bytes, or 0 if it has none to compare with
+ * @file_size: size of the file in bytes, or 0 to skip the check against it
  * @errp: pointer to a NULL-initialized error object
  *
- * Reads the header and checks each field.  Version 1 leaves a writer no
- * choice in any of them, so a field that differs by one byte from what
- * mapped_ram_layout_init() computes is a damaged file, and is refused: to
- * believe it would put wrong pages into the guest.
+ * Decodes the header and checks each field.  Version 1 leaves the writer no
+ * choice in any of them, so if a field differs from what
+ * mapped_ram_layout_init() computes, the file is damaged and is refused:
+ * otherwise wrong pages would end up in the guest.
  *
  * Returns: true with @layout filled in, or false with @errp set to an error
- *          that names the block, the field, its offset in the file, what it
- *          holds and what it should hold.
+ *          that names the block, the field, its offset in the file, its value
+ *          and the expected value.
  */
 bool mapped_ram_header_decode(MappedRamLayout *layout, const char *block,
                               const uint8_t buf[MAPPED_RAM_HEADER_SIZE],
@@ -186,7 +186,7 @@ bool mapped_ram_header_decode(MappedRamLayout *layout, const char *block,
  * mapped_ram_bitmap_check:
  * @layout: a valid layout
  * @block: name of the RAM block, for messages
- * @bitmap: the bitmap as it was read from the file, of
+ * @bitmap: the bitmap as read from the file, of
  *          mapped_ram_layout_bitmap_size() bytes; not trusted
  * @errp: pointer to a NULL-initialized error object
  *
@@ -197,4 +197,4 @@ bool mapped_ram_header_decode(MappedRamLayout *layout, const char *block,
 bool mapped_ram_bitmap_check(const MappedRamLayout *layout, const char *block,
                              const unsigned long *bitmap, Error **errp);
 
-#endif /* MIGRATION_MAPPED_RAM_H */
+#endif /* MIGRATION_MAPPED_RAM_LAYOUT_H */

@@ -1,5 +1,5 @@
 /*
- * mapped-ram: what is known of guest memory without reading it
+ * mapped-ram: finding untouched guest memory without reading it
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -13,12 +13,12 @@
  * @fd_offset: the offset in @fd of the first byte of memory
  * @is_private: whether the mapping is private, so that pages may differ from
  *              the file's
- * @fd_has_holes: whether the file's holes are known at any time, those of
- *                pages included that are dirty in memory only
- * @fd_is_empty: whether the file has no data at all but what the caller puts
- *               there
+ * @fd_has_holes: whether the file reports its holes correctly at any time, even
+ *                with pages that are dirty in memory only
+ * @fd_is_empty: whether the file has no data except for what the caller writes
+ *               to it
  *
- * What is behind the memory of a RAM block.
+ * The backing of a RAM block's memory.
  */
 typedef struct MappedRamBacking {
     int fd;
@@ -35,9 +35,9 @@ typedef struct MappedRamBacking {
  * @is_private: whether the mapping is private
  * @loading: whether only the caller writes to the memory from now on
  *
- * Of file systems, only tmpfs and memfd are trusted to know their holes: others
- * may not know of pages that are dirty in memory.  hugetlbfs reports no holes,
- * but when a load begins its file may be known to be empty.  Any thread.
+ * Only tmpfs and memfd are trusted to report their holes: other file systems
+ * may not know about pages that are dirty in memory.  hugetlbfs reports no
+ * holes, but when a load begins its file may be known to be empty.  Any thread.
  *
  * Returns: the backing
  */
@@ -48,7 +48,8 @@ MappedRamBacking mapped_ram_memory_backing(int fd, uint64_t fd_offset,
  * MappedRamMemory:
  *
  * One thread's view of memory: the descriptor of the kernel's page map, or -1,
- * and where a file is known to have had data.  For one thread at a time.
+ * and the range of data that was found last in a file.  For one thread at a
+ * time.
  */
 typedef struct MappedRamMemory {
     int map;
@@ -60,9 +61,8 @@ typedef struct MappedRamMemory {
  * mapped_ram_memory_open:
  * @m: filled in, to be passed to mapped_ram_memory_close()
  *
- * Opens what the kernel tells of this process's page tables
- * (/proc/self/pagemap).  If it does not tell, no private memory is known to be
- * untouched.
+ * Opens the kernel's map of this process's page tables (/proc/self/pagemap).
+ * If that is not possible, no private memory is known to be untouched.
  */
 void mapped_ram_memory_open(MappedRamMemory *m);
 
@@ -75,15 +75,15 @@ void mapped_ram_memory_close(MappedRamMemory *m);
 /**
  * mapped_ram_memory_untouched:
  * @m: from mapped_ram_memory_open()
- * @backing: what is behind the memory
+ * @backing: the backing of the memory
  * @base: start of the memory of the RAM block
  * @first: first page of the range
  * @pages: number of pages in the range
- * @untouched: set for each page that is zero because nobody has touched it
+ * @untouched: set for each page that is zero because it was never touched
  *
- * Asks the kernel which pages have no memory behind them.  These are zero.
- * Reading one to see that would map it, and allocate it if it is in a file or
- * a huge page.  Pages are the host's.  A page may be missing from @untouched.
+ * Asks the kernel which pages have no memory behind them.  These are zero;
+ * reading one to find out would map it, and allocate it if it is in a file or
+ * a huge page.  Pages are those of the host.  @untouched may lack some pages.
  */
 void mapped_ram_memory_untouched(MappedRamMemory *m,
                                  const MappedRamBacking *backing,

@@ -5,21 +5,21 @@
  *
  * A pool of workers, each a thread with a DirectQueue of its own, moves
  * extents: stretches of a RAM block that start and end on words of its
- * bitmap.  So no two workers ever touch the same word of a bitmap, nor the
- * same page of the file, and none of them needs an atomic or a lock for it.
+ * bitmap.  So no two workers ever touch the same word of a bitmap, or the
+ * same page of the file, and they need neither atomics nor a lock for it.
  *
  * Saving: the migration thread takes dirty pages out of its dirty bitmap, an
- * extent at a time, and hands them to mapped_ram_pool_save().  A worker looks
- * which pages are zero, notes in the block's @present bitmap which are in the
+ * extent at a time, and hands them to mapped_ram_pool_save().  A worker finds
+ * the zero pages, records in the block's @present bitmap which pages are in the
  * file, and writes the others in as few requests as it can.
  *
- * Loading: mapped_ram_pool_load_block() has the workers read what @present says
- * is in the file, and zero the rest of the block where it is not zero yet.
+ * Loading: mapped_ram_pool_load_block() lets the workers read the pages in
+ * @present, and zero the rest of the block where it is not zero yet.
  *
- * The first error of any worker is kept.  From then on nothing more is
- * moved, and every call returns that error.
+ * The first error of any worker is kept.  From then on no page is moved, and
+ * every call returns that error.
  *
- * Nothing here knows of RAMBlock, QEMUFile or a version of QEMU.
+ * This file does not depend on RAMBlock, QEMUFile or a version of QEMU.
  */
 
 #ifndef MIGRATION_MAPPED_RAM_POOL_H
@@ -30,7 +30,7 @@
 #include "migration/mapped-ram-memory.h"
 #include "qemu/bitmap.h"
 
-/* The most pages in an extent; 4 MiB where a page has 4 KiB. */
+/* The most pages in an extent; 4 MiB with pages of 4 KiB. */
 #define MAPPED_RAM_EXTENT_PAGES 1024
 QEMU_BUILD_BUG_ON(MAPPED_RAM_EXTENT_PAGES % BITS_PER_LONG);
 
@@ -44,15 +44,15 @@ typedef struct MappedRamPool MappedRamPool;
  * @name: name of the RAM block, for messages
  * @host: its memory, of @layout.length bytes
  * @layout: its place in the file
- * @present: one bit a page, set when the page is in the file.  Written by the
+ * @present: one bit per page, set when the page is in the file.  Written by the
  *           workers while saving, read by them while loading.
  * @keep_absent: when loading, leave pages alone that are not in the file; when
- *               saving, those that are not dirty.  For memory whose pages
- *               may be discarded, and then must not even be touched.
- * @backing: what is behind the memory, to find pages without data
+ *               saving, those that are not dirty.  For memory whose pages may
+ *               be discarded and must not even be touched then.
+ * @backing: the backing of the memory, to find pages without data
  *
- * A RAM block as the workers see it.  Owned by the caller, and not to be
- * changed while a pool works on it.
+ * A RAM block as the workers see it.  Owned by the caller, who must not change
+ * it while a pool works on it.
  */
 typedef struct MappedRamBlock {
     const char *name;
@@ -65,11 +65,11 @@ typedef struct MappedRamBlock {
 
 /**
  * MappedRamExtent:
- * @block: the block it is in
+ * @block: the block that contains the extent
  * @first: its first page, a multiple of BITS_PER_LONG
  * @pages: how many pages it spans, up to MAPPED_RAM_EXTENT_PAGES; a multiple of
  *         BITS_PER_LONG unless the block ends there
- * @dirty: the pages of it to save, counted from @first
+ * @dirty: which of its pages to save, counted from @first
  */
 typedef struct MappedRamExtent {
     MappedRamBlock *block;
@@ -81,22 +81,22 @@ typedef struct MappedRamExtent {
 /**
  * MappedRamPoolConfig:
  * @name: name of the file, for messages
- * @thread_name: name of the threads, up to 11 bytes; a number is appended
+ * @thread_name: name of the threads, up to 11 bytes; their number is appended
  * @fd: descriptor of the file without O_DIRECT
  * @direct_fd: descriptor of the same file with O_DIRECT, or -1 to move
  *             everything through @fd
- * @direct_limits: what @direct_fd needs; no alignment may be larger than
- *                 MAPPED_RAM_EXTENT_ALIGN_MAX pages
- * @workers: how many threads, 1 or more
- * @engine: how the queues do their I/O
+ * @direct_limits: constraints on transfers through @direct_fd; no alignment may
+ *                 be larger than MAPPED_RAM_EXTENT_ALIGN_MAX pages
+ * @workers: number of threads, 1 or more
+ * @engine: the engine of the queues
  * @depth: how many requests each queue keeps in flight, 0 for the default
- * @keep_zeros: whether zero pages are saved like others
- * @thread_started: called by each thread first, with its name, which lives as
- *                  long as the pool; or NULL
- * @thread_ended: called by each thread last, with what @thread_started
- *                returned
+ * @keep_zeros: whether to save zero pages like others
+ * @thread_started: called by each thread when it starts, with its name, which
+ *                  lives as long as the pool; or NULL
+ * @thread_ended: called by each thread before it ends, with the return value of
+ *                @thread_started
  *
- * The descriptors stay the caller's, and must live as long as the pool.
+ * The caller owns the descriptors, which must live as long as the pool.
  */
 typedef struct MappedRamPoolConfig {
     const char *name;
@@ -115,16 +115,16 @@ typedef struct MappedRamPoolConfig {
 /**
  * MappedRamCounts:
  * @queued: dirty pages that were handed over, to be saved
- * @normal: pages that went to, or came from, the file
+ * @normal: pages that were written to, or read from, the file
  * @zero: pages that were found to be zero
  * @direct_bytes: bytes handed to the queue of the O_DIRECT descriptor
- * @buffered_bytes: bytes handed to the queue of the other one
- * @requests: how many stretches of memory that were
- * @counted: pages that mapped_ram_pool_count() has looked at
- * @counted_data: those of them that are other than zero
+ * @buffered_bytes: bytes handed to the queue of the other descriptor
+ * @requests: number of contiguous ranges that made up these bytes
+ * @counted: pages that mapped_ram_pool_count() has scanned
+ * @counted_data: those of them that are not zero
  *
- * What the workers have looked at.  Its reads and writes may still be in
- * flight; MappedRamStats knows of those that are done.
+ * What the workers have scanned.  The reads and writes may still be in flight;
+ * MappedRamStats counts those that are done.
  */
 typedef struct MappedRamCounts {
     uint64_t queued;
@@ -137,7 +137,7 @@ typedef struct MappedRamCounts {
     uint64_t counted_data;
 } MappedRamCounts;
 
-/* How many pages were handed over that the workers have not looked at yet. */
+/* How many pages were handed over that the workers have not scanned yet. */
 static inline uint64_t mapped_ram_counts_unscanned(const MappedRamCounts *c)
 {
     return c->queued - c->normal - c->zero;
@@ -145,10 +145,10 @@ static inline uint64_t mapped_ram_counts_unscanned(const MappedRamCounts *c)
 
 /**
  * MappedRamStats:
- * @direct: of the queues on the O_DIRECT descriptor
- * @buffered: of the queues on the other one
+ * @direct: sum of the queues on the O_DIRECT descriptor
+ * @buffered: sum of the queues on the other descriptor
  *
- * What the queues of all workers did: sums, but for the slowest request of
+ * What the queues of all workers did: sums, except for the slowest request of
  * all and for max_in_flight, which is that of the busiest queue.
  */
 typedef struct MappedRamStats {
@@ -161,13 +161,13 @@ void mapped_ram_stats_add(MappedRamStats *sum, const MappedRamStats *stats);
 
 /**
  * mapped_ram_pool_new:
- * @config: what to work on
+ * @config: the file, and how to move RAM
  * @errp: pointer to a NULL-initialized error object
  *
  * Starts the workers.
  *
  * Returns: the pool, to be freed with mapped_ram_pool_free(), or NULL with
- *          @errp set when a queue can't be made.
+ *          @errp set when a queue can't be created.
  */
 MappedRamPool *mapped_ram_pool_new(const MappedRamPoolConfig *config,
                                    Error **errp);
@@ -179,13 +179,13 @@ MappedRamPool *mapped_ram_pool_new(const MappedRamPoolConfig *config,
  * @errp: pointer to a NULL-initialized error object
  *
  * Hands an extent to the workers, and sleeps while they have enough to do.
- * The same pages must not be handed over again before mapped_ram_pool_drain():
- * that is what keeps two writes to one page from being in flight.
+ * The same pages must not be handed over again before mapped_ram_pool_drain(),
+ * so that no two writes to one page are ever in flight.
  *
  * Only one thread at a time may call this.
  *
- * Returns: true when the workers have it, which is not yet in the file; or
- *          false with @errp set to the first error that any worker met.
+ * Returns: true when the workers have accepted the extent, which is not in the
+ *          file yet; or false with @errp set to the first error of any worker.
  */
 bool mapped_ram_pool_save(MappedRamPool *pool, const MappedRamExtent *extent,
                           Error **errp);
@@ -193,11 +193,11 @@ bool mapped_ram_pool_save(MappedRamPool *pool, const MappedRamExtent *extent,
 /**
  * mapped_ram_pool_count:
  * @pool: the pool
- * @extent: whose dirty pages to look at; copied
+ * @extent: the extent whose dirty pages to scan; copied
  * @errp: pointer to a NULL-initialized error object
  *
- * As mapped_ram_pool_save(), but only has the workers count which of the pages
- * are other than zero, in MappedRamCounts.
+ * Like mapped_ram_pool_save(), but the workers only count which of the pages
+ * are not zero, in MappedRamCounts.
  *
  * Returns: true, or false with @errp set to the first error.
  */
@@ -209,9 +209,9 @@ bool mapped_ram_pool_count(MappedRamPool *pool, const MappedRamExtent *extent,
  * @pool: the pool
  * @errp: pointer to a NULL-initialized error object
  *
- * Sleeps until the workers have looked at all extents, so that the counts
- * and the bitmaps are exact, or until there is an error.  Writes may still be
- * in flight.
+ * Sleeps until the workers have scanned all extents, so that the counts and
+ * the bitmaps are exact, or until there is an error.  Writes may still be in
+ * flight.
  *
  * Returns: true, or false with @errp set to the first error.
  */
@@ -222,12 +222,12 @@ bool mapped_ram_pool_wait_scanned(MappedRamPool *pool, Error **errp);
  * @pool: the pool
  * @errp: pointer to a NULL-initialized error object
  *
- * Sleeps until all that was handed over is written, but not after an error or
- * mapped_ram_pool_cancel(): then workers may go on reading RAM and writing to
- * the file, until mapped_ram_pool_free() has returned.
+ * Sleeps until everything that was handed over is written.  Returns early after
+ * an error or mapped_ram_pool_cancel(): workers may then continue to read RAM
+ * and write to the file until mapped_ram_pool_free() has returned.
  *
- * Returns: true, or false with @errp set to the first error, in which case
- *          nothing can be said about what is in the file.
+ * Returns: true, or false with @errp set to the first error, in which case the
+ *          contents of the file are undefined.
  */
 bool mapped_ram_pool_drain(MappedRamPool *pool, Error **errp);
 
@@ -237,8 +237,8 @@ bool mapped_ram_pool_drain(MappedRamPool *pool, Error **errp);
  *
  * May be called from any thread.
  *
- * Returns: whether nothing was handed over since the last
- *          mapped_ram_pool_drain() has returned
+ * Returns: whether nothing was handed over since the last return of
+ *          mapped_ram_pool_drain()
  */
 bool mapped_ram_pool_drained(MappedRamPool *pool);
 
@@ -248,8 +248,8 @@ bool mapped_ram_pool_drained(MappedRamPool *pool);
  * @block: the block to load, with @present filled in and checked
  * @errp: pointer to a NULL-initialized error object
  *
- * Loads one block and returns when it is complete.  In a coroutine it yields
- * meanwhile instead of sleeping.
+ * Loads one block and returns when it is complete.  Waits by yielding if called
+ * in a coroutine, otherwise by sleeping.
  *
  * Returns: true, or false with @errp set to the first error, in which case
  *          part of the block's memory has been overwritten.
@@ -260,7 +260,7 @@ bool mapped_ram_pool_load_block(MappedRamPool *pool, MappedRamBlock *block,
 /**
  * mapped_ram_pool_counts:
  * @pool: the pool
- * @counts: where to put the sums since the pool was made
+ * @counts: set to the sums since the pool was created
  *
  * May be called from any thread.
  */
@@ -269,7 +269,7 @@ void mapped_ram_pool_counts(MappedRamPool *pool, MappedRamCounts *counts);
 /**
  * mapped_ram_pool_stats:
  * @pool: the pool
- * @stats: filled in with what was done since the pool was made
+ * @stats: set to what was done since the pool was created
  *
  * May be called from any thread, and does not wait for the disk.  After
  * mapped_ram_pool_drain() the figures are exact.
@@ -280,9 +280,9 @@ void mapped_ram_pool_stats(MappedRamPool *pool, MappedRamStats *stats);
  * mapped_ram_pool_engine_name:
  * @pool: the pool
  *
- * Returns: name of the engine that does the I/O; a constant string.  Should
- *          the workers have different ones, because something has run out,
- *          it is the least of them.
+ * Returns: name of the engine that does the I/O; a constant string.  If the
+ *          workers have different engines, because a resource ran out, the
+ *          least preferred one.
  */
 const char *mapped_ram_pool_engine_name(MappedRamPool *pool);
 
@@ -290,9 +290,8 @@ const char *mapped_ram_pool_engine_name(MappedRamPool *pool);
  * mapped_ram_pool_engine_reason:
  * @pool: the pool
  *
- * Returns: why that engine is none that would be better, see
- *          direct_queue_engine_reason(); or NULL.  It lives as long as the
- *          pool.
+ * Returns: why no preferred engine is in use, see direct_queue_engine_reason();
+ *          or NULL.  The string lives as long as the pool.
  */
 const char *mapped_ram_pool_engine_reason(MappedRamPool *pool);
 
@@ -300,8 +299,8 @@ const char *mapped_ram_pool_engine_reason(MappedRamPool *pool);
  * mapped_ram_pool_cancel:
  * @pool: the pool
  *
- * Makes the pool fail: the workers drop what they have not started, and
- * whoever waits for them gets an error.  Returns at once, without waiting for
+ * Makes the pool fail: the workers drop what they have not started, and callers
+ * that wait for them get an error.  Returns at once, without waiting for
  * requests in flight.  May be called from any thread.
  */
 void mapped_ram_pool_cancel(MappedRamPool *pool);
@@ -310,8 +309,8 @@ void mapped_ram_pool_cancel(MappedRamPool *pool);
  * mapped_ram_pool_free:
  * @pool: the pool, or NULL
  *
- * Stops the workers after their present requests, and frees the pool.  Waits
- * for the disk, so it is nothing for the main loop's thread.
+ * Stops the workers after their requests in flight, and frees the pool.  Waits
+ * for the disk, so it must not be called by the main loop's thread.
  */
 void mapped_ram_pool_free(MappedRamPool *pool);
 

@@ -3,12 +3,12 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * What must work is here; what must fail, and how, is in
- * migration-file-faults.c, and what QEMU tells in migration-file-status.c.
- * With -m slow all combinations are tried, else a choice in which each two
- * settings come together at least once.
+ * This file tests what must work; migration-file-faults.c tests what must fail,
+ * and how, and migration-file-status.c what QEMU reports.  With -m slow all
+ * combinations are tested, otherwise a selection in which every two settings
+ * are combined at least once.
  *
- * QDIO_TEST_DIR says where to put the files, to try other file systems.
+ * QDIO_TEST_DIR is the directory for the files, to test other file systems.
  */
 
 #include "qemu/osdep.h"
@@ -38,8 +38,8 @@ static const struct {
 };
 
 /*
- * The first pass over RAM takes longer than 100 ms with this bandwidth, and
- * without one measured in that time QEMU would not do a second.
+ * With this bandwidth the first pass over RAM takes longer than 100 ms; QEMU
+ * needs a bandwidth measured over that time to start a second pass.
  */
 #define LIVE_BANDWIDTH (100 * MiB)
 
@@ -66,7 +66,7 @@ static bool is_direct(const FileWay *way)
     return way->mapped && way->channels && way->direct;
 }
 
-/* Checks what query-migrate tells after RAM has moved as @way says. */
+/* Checks what query-migrate reports after RAM has moved as @way says. */
 static void check_direct_io(FileVM *vm, const FileWay *way)
 {
     QDict *info = file_vm_direct_io(vm);
@@ -107,7 +107,7 @@ static void check_direct_io(FileVM *vm, const FileWay *way)
     qobject_unref(info);
 }
 
-/* Writes what is to stay in front of the image, and an old image. */
+/* Writes data in front of the image that must be kept, and an old image. */
 static void put_old(const char *path, uint64_t offset)
 {
     uint64_t size = offset + FILE_VM_RUN;
@@ -115,14 +115,14 @@ static void put_old(const char *path, uint64_t offset)
 
     memset(old, 0x5a, size);
     g_assert_true(g_file_set_contents(path, old, size, NULL));
-    /* Longer than the new one will be */
+    /* Longer than the new image will be */
     g_assert_cmpint(truncate(path, offset + 4 * FILE_VM_RAM), ==, 0);
 }
 
 /*
- * What was in front of the image is still there, and the rest of the old image
- * is not.  RAM of a mapped-ram image has fixed places, and a paused guest's is
- * written once; the stream of a live guest has no bound.
+ * Checks that data in front of the image is still there, and the rest of the
+ * old image is not.  RAM of a mapped-ram image has fixed places, and a paused
+ * guest's is written once; the stream of a live guest has no bound.
  */
 static void check_old(const char *path, uint64_t offset, bool bounded)
 {
@@ -186,7 +186,7 @@ static void test_combination(const void *opaque)
     check_direct_io(from, &save);
 
     to = file_vm_start_target(NULL);
-    /* What is in RAM before must not shine through. */
+    /* The old content of RAM must be overwritten. */
     qtest_memset(to->qts, FILE_VM_BUSY_START, 0xa5,
                  FILE_VM_RAM - FILE_VM_BUSY_START);
     file_vm_restore(to, &restore, &target);
@@ -194,7 +194,7 @@ static void test_combination(const void *opaque)
 
     file_vm_compare(from, to);
     file_vm_cont(to);
-    /* Saving does no harm to the guest either. */
+    /* The saved guest is unharmed, too. */
     file_vm_cont(from);
     unlink(path);
 }
@@ -206,7 +206,7 @@ static bool is_possible(const Combination *c)
            ways[c->value[RESTORE_WAY]].mapped;
 }
 
-/* The next one in the order of counting; returns false after the last. */
+/* Advances to the next combination; returns false after the last. */
 static bool next_combination(Combination *c)
 {
     for (unsigned i = 0; i < N_SETTINGS; i++) {
@@ -232,10 +232,10 @@ static void add_combination(const Combination *c)
                              g_free);
 }
 
-/* Which pairs of values of two settings some test has already */
+/* Which pairs of values of two settings have been selected already */
 typedef bool Pairs[N_SETTINGS][MAX_VALUES][N_SETTINGS][MAX_VALUES];
 
-/* Counts the new pairs of @c, and with @mark they are no longer new. */
+/* Counts the new pairs of @c; with @mark, they are no longer new. */
 static unsigned new_pairs(Pairs seen, const Combination *c, bool mark)
 {
     unsigned count = 0;
@@ -252,9 +252,9 @@ static unsigned new_pairs(Pairs seen, const Combination *c, bool mark)
 }
 
 /*
- * Takes a combination with most new pairs, until there is none.  Which one of
- * those is chance, so that the rest of the settings varies, but always the
- * same.
+ * Repeatedly selects a combination with the most new pairs, until there are
+ * none.  Ties are broken at random, so that the other settings vary, but with
+ * a fixed seed.
  */
 static void add_choice(void)
 {
@@ -306,8 +306,8 @@ static int64_t query_ram(FileVM *vm, const char *key)
 }
 
 /*
- * All of RAM must have gone past the page cache, and what query-migrate
- * counts must be what was written.
+ * All of RAM must bypass the page cache, and query-migrate must count what was
+ * written.
  */
 static void test_past_cache(void)
 {
@@ -332,7 +332,7 @@ static void test_past_cache(void)
     direct = qdict_get_int(info, "direct-bytes");
     qobject_unref(info);
     g_assert_cmpint(normal, >, FILE_VM_SCATTERED - FILE_VM_RUN);
-    /* Short gaps of zero pages are written along. */
+    /* Short gaps of zero pages are written, too. */
     g_assert_cmpint(direct, >=, normal);
     g_assert_cmpint(direct, <=, normal + 2 * MiB);
     g_assert_cmpint(direct + query_ram(from, "duplicate") * FILE_VM_PAGE, >=,
@@ -348,7 +348,7 @@ static void test_past_cache(void)
     to = file_vm_start_target(NULL);
     file_vm_restore(to, &way, &target);
     file_vm_compare(from, to);
-    /* The stream is read through the cache, and some behind it. */
+    /* The stream is read through the cache, with some read-ahead. */
     g_assert_cmpuint(file_cached(path), <, 2 * MiB);
     unlink(path);
 }
@@ -395,8 +395,8 @@ static void test_descriptors(const void *opaque)
     wait_writing(vm);
 
     /*
-     * One descriptor with O_DIRECT, one to be closed at the end to hear of
-     * late errors, and in a set the one that they are from
+     * One descriptor with O_DIRECT, one to be closed at the end to detect late
+     * errors, and with a set the one in the set that they are duplicates of
      */
     all = file_vm_count_fds(vm, path, &direct);
     g_assert_cmpuint(direct, ==, fdset ? 3 : 2);
@@ -407,7 +407,7 @@ static void test_descriptors(const void *opaque)
     file_vm_wait(vm, "completed");
     check_direct_io(vm, &way);
 
-    /* What is left of the file's descriptors is the set, unchanged. */
+    /* The only descriptors left are those in the set, unchanged. */
     if (fdset) {
         file_vm_cont(vm);
         g_assert_cmpuint(file_vm_count_fds(vm, path, &direct), ==, 2);
@@ -420,7 +420,7 @@ static void test_descriptors(const void *opaque)
     unlink(path);
 }
 
-/* The set may hold an O_DIRECT descriptor that is not asked for. */
+/* The set may hold an O_DIRECT descriptor that is not wanted. */
 static void test_fdset_unused_direct(void)
 {
     FileWay way = { .mapped = true, .channels = 2 };
@@ -448,7 +448,7 @@ static void test_fdset_unused_direct(void)
     unlink(path);
 }
 
-/* RAM of the destination is a file that holds something else. */
+/* RAM of the destination is a file with other contents. */
 static void test_old_content(const void *opaque)
 {
     FileWay way = { .mapped = true, .channels = 2, .direct = opaque != NULL };
@@ -484,7 +484,7 @@ static void test_old_content(const void *opaque)
     unlink(ram);
 }
 
-/* The destination is told on its command line. */
+/* The command line of the destination has the URI. */
 static void test_incoming_option(void)
 {
     FileWay way = { .mapped = true, .channels = 2,
@@ -508,7 +508,7 @@ static void test_incoming_option(void)
     unlink(path);
 }
 
-/* mapped-ram works with descriptors of files that are passed as "fd:", too. */
+/* mapped-ram also works with files whose descriptors are passed as "fd:". */
 static void test_fd(const void *opaque)
 {
     FileWay way = { .mapped = true, .channels = GPOINTER_TO_UINT(opaque) };
@@ -534,7 +534,7 @@ static void test_fd(const void *opaque)
     unlink(path);
 }
 
-/* Pages change from data to zero, and the reverse, after they were saved. */
+/* Pages change from data to zero, and vice versa, after they were saved. */
 static void test_zero_later(const void *opaque)
 {
     FileWay way = { .mapped = true, .channels = GPOINTER_TO_UINT(opaque),
@@ -552,7 +552,7 @@ static void test_zero_later(const void *opaque)
     uri = file_vm_uri(from, &target, way.direct, true);
     file_vm_do(from, "{ 'execute': 'migrate', 'arguments': { 'uri': %s } }",
                uri);
-    /* From the third on, each page has been written at least once. */
+    /* When the third begins, each page has been written at least once. */
     file_vm_wait_syncs(from, 3);
     qtest_memset(from->qts, FILE_VM_RUN, 0, 2 * MiB);
     for (unsigned i = 0; i < 100; i++) {
@@ -620,7 +620,7 @@ static void test_round_trips(void)
     file_vm_set_bool(vm, "direct-io", true);
     g_assert_true(get_direct_io(vm));
     file_vm_check_hmp(vm, "info migrate_parameters", "direct-io: on");
-    /* Other parameters leave it alone. */
+    /* Setting other parameters does not change it. */
     file_vm_set_int(vm, "multifd-channels", 3);
     g_assert_true(get_direct_io(vm));
     file_vm_set_bool(vm, "direct-io", false);
@@ -652,7 +652,7 @@ static void test_globals(void)
     g_assert_true(get_cap(vm, "mapped-ram"));
 }
 
-/* What people and programs are told about each way to save */
+/* What users and programs are told about each way to save */
 static void test_tells(void)
 {
     static const FileWay tell[] = {

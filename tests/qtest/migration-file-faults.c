@@ -3,9 +3,9 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Whatever goes wrong: there is a message that says what, the guest that was
- * to be saved runs on and can be saved at once, and no emulator dies from a
- * signal or goes on with a guest that is not the one that was saved.
+ * Every failure gives a message with its cause; the guest that was to be saved
+ * runs on and can be saved at once; and no emulator dies from a signal or
+ * continues with a guest other than the one that was saved.
  */
 
 #include "qemu/osdep.h"
@@ -75,14 +75,14 @@ static void refuse_cap(FileVM *vm, const char *cap, const char *with)
     expect_text(desc, with);
 }
 
-/* With a capability that this host has; others are not its business. */
+/* Tests a capability; skips the test if this host does not have it. */
 static void test_capability(const void *opaque)
 {
     const char *cap = opaque;
     g_autoptr(FileVM) vm = file_vm_start_source();
     g_autofree char *desc = NULL;
 
-    /* One needs it, and others refuse it. */
+    /* zero-copy-send needs multifd; others refuse it. */
     file_vm_set_cap(vm, "multifd", g_str_equal(cap, "zero-copy-send"));
     desc = file_vm_try(vm, set_cap, cap);
     if (desc) {
@@ -107,8 +107,9 @@ static void test_capability(const void *opaque)
 }
 
 /*
- * With mapped-ram and the parameter @name the second of them is refused,
- * which gave @desc, or else, if that is NULL, the migration.
+ * Checks that mapped-ram and the parameter @name are refused together: either
+ * @desc is the error from setting the second of them, or, if it is NULL, the
+ * migration is refused.
  */
 static void refuse_parameter(FileVM *vm, const char *name, char *desc)
 {
@@ -163,7 +164,7 @@ static void test_transport(void)
     }
 }
 
-/* A descriptor that is not of a file */
+/* A descriptor that is not a file's */
 static void test_fd_pipe(const void *opaque)
 {
     FileWay mapped = { .mapped = true, .channels = GPOINTER_TO_UINT(opaque) };
@@ -303,8 +304,8 @@ static void test_fdset(const void *opaque)
     refuse(vm, &way, "file:/dev/fdset/x", "/dev/fdset/x");
 
     /*
-     * Nothing is lost, and nothing is left, but for what was in the sets on
-     * a base that keeps that until a guest runs.
+     * Nothing is lost, and no descriptor is left open, except for those of the
+     * sets on a base that keeps them until a guest runs.
      */
     g_assert_cmpuint(file_size(path), ==, sizeof(text));
     g_assert_cmpuint(file_size(other), ==, sizeof(text));
@@ -315,7 +316,7 @@ static void test_fdset(const void *opaque)
     unlink(other);
 }
 
-/* Files in huge pages can't be opened with O_DIRECT, on any host. */
+/* Files on hugetlbfs can't be opened with O_DIRECT, on any host. */
 static void test_no_direct(void)
 {
     FileWay direct = { .mapped = true, .channels = 2, .direct = true };
@@ -340,7 +341,7 @@ static void test_no_direct(void)
     close(fd);
 }
 
-/* Two can't save to one file, and none can restore from it meanwhile. */
+/* A second save to the file, or a restore from it, is refused meanwhile. */
 static void test_in_use(void)
 {
     FileWay way = { .mapped = true, .channels = 2 };
@@ -374,7 +375,7 @@ typedef struct CancelTest {
     bool direct;
 } CancelTest;
 
-/* Waits until the migration has been cancelled; it may be completed. */
+/* Waits until the migration has been cancelled; it may also complete. */
 static bool wait_cancelled(FileVM *vm)
 {
     gint64 end = g_get_monotonic_time() + 120 * G_USEC_PER_SEC;
@@ -410,8 +411,8 @@ static void start_and_cancel(FileVM *vm, const char *uri)
 }
 
 /*
- * Saves as soon as the cancelled migration is out of the way, unless it was
- * completed after all.
+ * Saves as soon as the cancelled migration has ended, unless it was completed
+ * after all.
  */
 static void save_at_once(FileVM *vm, const char *uri)
 {
@@ -463,7 +464,7 @@ static void test_cancel(const void *opaque)
             g_assert_cmpuint(file_size(path), ==, target.offset);
         } else {
             file_vm_cont(vm);
-            /* Cancelled early, the next save would leave this image alone. */
+            /* If cancelled early, the next save would leave this image. */
             g_assert_cmpint(truncate(path, target.offset), ==, 0);
         }
         file_vm_check_runs(vm);
@@ -488,7 +489,7 @@ static void limit_file_size(FileVM *vm, rlim_t limit)
     g_assert_cmpint(prlimit(vm->pid, RLIMIT_FSIZE, &rl, NULL), ==, 0);
 }
 
-/* The file can't become large enough, which is noticed only later. */
+/* The file can't become large enough, which is only noticed later. */
 static void test_fail_and_retry(const void *opaque)
 {
     const CancelTest *t = opaque;
@@ -523,7 +524,7 @@ static void test_fail_and_retry(const void *opaque)
                    uri);
         file_vm_wait(vm, "failed");
         file_vm_check_runs(vm);
-        /* It was refused, so not even a new file is left */
+        /* The save was refused, so not even a new file is left */
         g_assert_false(g_file_test(path, G_FILE_TEST_EXISTS));
     }
     limit_file_size(vm, RLIM_INFINITY);
@@ -538,7 +539,7 @@ static void test_fail_and_retry(const void *opaque)
     unlink(path);
 }
 
-/* Checks that @path does not restore, and that a message has @expected. */
+/* Checks that @path does not restore, with a message that has @expected. */
 static void expect_damaged(const char *path, bool direct,
                            const char *expected, const char *args)
 {
@@ -602,7 +603,7 @@ static void test_truncated(void)
     unlink(path);
 }
 
-/* Changes @size bytes of the file, and back. */
+/* Changes @size bytes of the file, checks the error, and restores them. */
 static void expect_field(const char *path, uint64_t offset, unsigned size,
                          uint64_t value, const char *expected)
 {
@@ -646,7 +647,7 @@ static void expect_fields(const char *path, const FileBlock *b)
         expect_field(path, b->header + FILE_HEADER_PAGES, 8, pages[i],
                      "pages offset");
     }
-    /* Length and name stand before the header. */
+    /* Length and name are stored before the header. */
     expect_field(path, b->header - 8, 8, b->length / 2, b->name);
     expect_field(path, b->header - 8, 8, 1ULL << 50, "");
     expect_field(path, b->header - 9, 1, 'X', "nknown ramblock");
@@ -669,13 +670,13 @@ static void test_fields(void)
             expect_fields(path, &blocks[i]);
         }
     }
-    /* All has been put back: it was not something else. */
+    /* The file is as before, so nothing else was wrong with it. */
     to = file_vm_start_target(NULL);
     file_vm_restore(to, &way, &target);
     unlink(path);
 }
 
-/* Images that are right, but not for this destination */
+/* Valid images that do not match this destination */
 static void test_other_guest(void)
 {
     g_autofree char *path = file_test_path("image");

@@ -14,7 +14,7 @@
 #include "qemu/cutils.h"
 #include FILE_BASE_BOOT_BLOCK
 
-/* How long anything may take; an idle host needs a hundredth of it. */
+/* How long anything may take; an idle host needs 1 % of it. */
 #define TIMEOUT_US (120 * G_USEC_PER_SEC)
 #define FIRMWARE_SIZE (64 * KiB)
 #define TMPFS_MAGIC 0x01021994
@@ -52,7 +52,7 @@ static void make_firmware(const char *path)
 
     end = memmem(rom, FIRMWARE_SIZE, compare, sizeof(compare));
     g_assert_nonnull(end);
-    /* On some bases there is a second loop over the same memory. */
+    /* On some bases a second loop covers the same memory. */
     while (end) {
         stl_le_p(end + 1, FILE_VM_BUSY_END);
         end = memmem(rom, FIRMWARE_SIZE, compare, sizeof(compare));
@@ -202,8 +202,8 @@ char *file_vm_stop_failed(FileVM *vm)
 }
 
 /*
- * Each page gets a value of its own, so that one in a wrong place is noticed,
- * and not in its first byte, which the guest counts in.
+ * Gives each page a unique value, so that a misplaced page is detected.  The
+ * value is not in the first byte, in which the guest counts.
  */
 static void fill_page(FileVM *vm, uint64_t addr)
 {
@@ -214,7 +214,7 @@ void file_vm_fill(FileVM *vm)
 {
     uint64_t addr;
 
-    /* The guest counts past 0, so some of its pages may be zero, not all. */
+    /* The guest's counters wrap at 0, so its other pages may become zero. */
     qtest_memset(vm->qts, FILE_VM_BUSY_START, 0x33, FILE_VM_BUSY_HALF -
                  FILE_VM_BUSY_START);
     for (addr = FILE_VM_BUSY_START; addr < FILE_VM_BUSY_END;
@@ -242,7 +242,7 @@ static QDict *answer(QDict *response)
         g_assert_not_reached();
     }
     ret = qdict_get_qdict(response, "return");
-    /* query-commands and the like return no dictionary. */
+    /* query-commands and similar commands do not return a dictionary. */
     if (ret) {
         qobject_ref(ret);
     }
@@ -383,7 +383,7 @@ char *file_vm_uri(FileVM *vm, const FileTarget *target, bool direct, bool save)
     int access = save ? O_WRONLY | O_CREAT : O_RDONLY;
 
     if (target->fdset) {
-        /* There may be no such set. */
+        /* The set may not exist. */
         g_free(file_vm_try(vm, "{ 'execute': 'remove-fd',"
                            " 'arguments': { 'fdset-id': 1 } }"));
         file_vm_add_fd(vm, 1, target->path, access);
@@ -468,7 +468,7 @@ void file_vm_wait_syncs(FileVM *vm, int64_t count)
         QDict *ram = qdict_get_qdict(info, "ram");
         const char *status = qdict_get_try_str(info, "status") ?: "none";
 
-        /* It must not come to an end before. */
+        /* The migration must not end before. */
         g_assert_true(g_str_equal(status, "setup") ||
                       g_str_equal(status, "active"));
         now = ram ? qdict_get_int(ram, "dirty-sync-count") : 0;
@@ -499,7 +499,7 @@ void file_vm_restore(FileVM *vm, const FileWay *way, const FileTarget *target)
     file_vm_wait(vm, "completed");
 }
 
-/* A mapped copy of all RAM */
+/* Maps a copy of all RAM */
 static uint8_t *dump(FileVM *vm, const char *name)
 {
     g_autofree char *path = file_test_path(name);
@@ -524,7 +524,7 @@ void file_vm_compare(FileVM *a, FileVM *b)
     unsigned wrong = 0;
 
     for (uint64_t addr = 0; addr < FILE_VM_RAM; addr += FILE_VM_PAGE) {
-        /* No RAM, but a graphics card that is not there */
+        /* Not RAM, but the memory of a graphics card that is absent */
         if (addr >= 0xa0000 && addr < 0xc0000) {
             continue;
         }
@@ -542,7 +542,7 @@ void file_vm_compare(FileVM *a, FileVM *b)
     g_assert_cmpuint(wrong, ==, 0);
 }
 
-/* Reads a number from what /proc tells about a descriptor. */
+/* Reads a number from a descriptor's information in /proc. */
 static unsigned long fd_field(const char *info, const char *name, int base)
 {
     const char *at = strstr(info, name);
@@ -564,7 +564,7 @@ static bool fd_is_direct(pid_t pid, const char *fd)
         !(fd_field(info, "flags:", 8) & O_DIRECT)) {
         return false;
     }
-    /* Pages have their places.  Only the stream, elsewhere, moves on. */
+    /* RAM uses absolute offsets; only the stream's position moves. */
     g_assert_cmpuint(fd_field(info, "pos:", 10), ==, 0);
     return true;
 }
@@ -649,7 +649,7 @@ unsigned file_find_blocks(const char *path, FileBlock *blocks, unsigned max)
     image = (uint8_t *)text;
     at = memmem(image, size, first, sizeof(first) - 1);
     g_assert_nonnull(at);
-    /* Before the first name stands the length of all blocks, with a flag. */
+    /* The first name is preceded by the length of all blocks, with a flag. */
     left = ldq_be_p(at - 8) & -FILE_VM_PAGE;
 
     for (n = 0; left; n++) {

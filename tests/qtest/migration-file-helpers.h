@@ -3,12 +3,12 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * The guest is the one of migration-test: it adds one to the first byte of
- * each page of a stretch of RAM, over and over.  It is started by a firmware
- * of a few instructions, so it runs at once and no firmware is needed.
+ * The guest is that of migration-test: it increments the first byte of each
+ * page in a range of RAM, over and over.  A boot ROM of a few instructions
+ * starts it, so it runs at once and needs no firmware.
  *
- * All functions fail the test when something is wrong that their comment does
- * not mention.  None is thread-safe.
+ * All functions fail the test if an error occurs that their comment does not
+ * mention.  None is thread-safe.
  */
 
 #ifndef MIGRATION_FILE_HELPERS_H
@@ -27,7 +27,7 @@
 #define FILE_VM_BUSY_HALF   (12 * MiB)
 /* ...up to here, and nothing else. */
 #define FILE_VM_BUSY_END    (24 * MiB)
-/* file_vm_fill() puts a run of pages here, then scattered ones, then none. */
+/* file_vm_fill() puts a run of pages here, then scattered pages, then none. */
 #define FILE_VM_RUN         (28 * MiB)
 #define FILE_VM_SCATTERED   (36 * MiB)
 #define FILE_VM_ZERO        (44 * MiB)
@@ -61,7 +61,7 @@ typedef struct FileWay {
 /**
  * FileTarget:
  * @path: the file
- * @offset: where in the file the migration starts, in bytes
+ * @offset: offset in the file at which the migration starts, in bytes
  * @fdset: pass descriptors instead of the path
  */
 typedef struct FileTarget {
@@ -70,7 +70,7 @@ typedef struct FileTarget {
     bool fdset;
 } FileTarget;
 
-/* Where RAM of one block lies in a mapped-ram file; see mapped-ram.h. */
+/* The place of one block's RAM in a mapped-ram file; see mapped-ram.h. */
 typedef struct FileBlock {
     char name[256];
     uint64_t header;
@@ -95,13 +95,13 @@ char *file_test_path(const char *name);
 /* Whether files there can be opened with O_DIRECT. */
 bool file_test_direct(void);
 
-/* Whether they are in RAM anyway, with O_DIRECT or without. */
+/* Whether they are in RAM anyway, with or without O_DIRECT. */
 bool file_test_in_ram(void);
 
 /**
  * file_vm_start: start an emulator
  *
- * @name: what to call it; no two may have the same name at once
+ * @name: its name; must be unique among running emulators
  * @extra: more options, or NULL
  *
  * The guest does not run yet.
@@ -119,35 +119,35 @@ void file_vm_stop(FileVM *vm);
 
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(FileVM, file_vm_stop)
 
-/* What the emulator wrote to stderr up to now; to be freed. */
+/* What the emulator has written to stderr so far; to be freed. */
 char *file_vm_log(FileVM *vm);
 
 /*
- * As file_vm_stop(), but it has to end by itself, with status 1.  Returns
- * what file_vm_log() would.
+ * Like file_vm_stop(), but the emulator must end by itself, with status 1.
+ * Returns the same as file_vm_log().
  */
 char *file_vm_stop_failed(FileVM *vm);
 
-/* Gives each page of the guest's RAM that is not to be zero a value. */
+/* Gives each page of the guest's RAM that must not be zero a value. */
 void file_vm_fill(FileVM *vm);
 
-/* Executes a command, with %-formats as qtest_qmp(); it must succeed. */
+/* Executes a command that must succeed, with %-formats as in qtest_qmp(). */
 void file_vm_do(FileVM *vm, const char *fmt, ...) G_GNUC_PRINTF(2, 3);
 
-/* The same, and returns what it returns. */
+/* Likewise, and returns the command's result. */
 QDict *file_vm_ask(FileVM *vm, const char *fmt, ...) G_GNUC_PRINTF(2, 3);
 
-/* The same, but it must fail.  Returns the error's text, to be freed. */
+/* Likewise, but the command must fail.  Returns the error, to be freed. */
 char *file_vm_refuse(FileVM *vm, const char *fmt, ...) G_GNUC_PRINTF(2, 3);
 
-/* As file_vm_refuse(); returns NULL if the command succeeds. */
+/* Like file_vm_refuse(), but returns NULL if the command succeeds. */
 char *file_vm_try(FileVM *vm, const char *fmt, ...) G_GNUC_PRINTF(2, 3);
 
 void file_vm_set_cap(FileVM *vm, const char *name, bool on);
 void file_vm_set_int(FileVM *vm, const char *parameter, int64_t value);
 void file_vm_set_bool(FileVM *vm, const char *parameter, bool value);
 
-/* Sets all of @way, and no limit of bandwidth. */
+/* Sets everything in @way, and no bandwidth limit. */
 void file_vm_set_way(FileVM *vm, const FileWay *way);
 
 /* Waits until the guest has changed its memory. */
@@ -157,9 +157,9 @@ void file_vm_check_runs(FileVM *vm);
 void file_vm_cont(FileVM *vm);
 
 /*
- * The URI of @target; to be freed.  With an fdset, first replaces the set by
- * one with a descriptor for the main stream and, if @direct, one with
- * O_DIRECT, to write to if @save and to read from otherwise.
+ * The URI of @target; to be freed.  With an fdset, first replaces the set: it
+ * then has a descriptor for the main stream and, if @direct, one with
+ * O_DIRECT, opened for writing if @save and for reading otherwise.
  */
 char *file_vm_uri(FileVM *vm, const FileTarget *target, bool direct,
                   bool save);
@@ -176,7 +176,7 @@ void file_vm_wait(FileVM *vm, const char *status);
 /* The status; to be freed. */
 char *file_vm_status(FileVM *vm);
 
-/* What query-migrate has under direct-io, to be unreferenced; or NULL. */
+/* The member direct-io of query-migrate, to be unreferenced; or NULL. */
 QDict *file_vm_direct_io(FileVM *vm);
 
 /* Executes an HMP command, and checks that its output has @expected. */
@@ -185,10 +185,10 @@ void file_vm_check_hmp(FileVM *vm, const char *command, const char *expected);
 /* Waits until the dirty bitmap has been synchronized @count times. */
 void file_vm_wait_syncs(FileVM *vm, int64_t count);
 
-/* Saves as @way tells, up to the end, and leaves the guest stopped. */
+/* Saves as @way says, to the end, and leaves the guest stopped. */
 void file_vm_save(FileVM *vm, const FileWay *way, const FileTarget *target);
 
-/* Restores as @way tells, up to the end, and leaves the guest stopped. */
+/* Restores as @way says, to the end, and leaves the guest stopped. */
 void file_vm_restore(FileVM *vm, const FileWay *way, const FileTarget *target);
 
 /* Compares all of RAM.  Neither guest may run. */
@@ -210,8 +210,8 @@ uint64_t file_cached(const char *path);
 void file_uncache(const char *path);
 
 /*
- * Finds the blocks in a mapped-ram file, in their order, of which there are
- * at most @max.  Returns how many there are.
+ * Finds the blocks in a mapped-ram file, at most @max, in the order in which
+ * they are stored.  Returns how many there are.
  */
 unsigned file_find_blocks(const char *path, FileBlock *blocks, unsigned max);
 

@@ -1,10 +1,10 @@
 /*
- * Saving guests to files: settings of the engine, and what QEMU tells
+ * Saving guests to files: settings of the engine, and what QEMU reports
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * No test measures time.  To look at a save that is under way, one sets
- * max-bandwidth so low that after its first extent it waits for long.
+ * No test measures time.  To examine a save in progress, a test sets
+ * max-bandwidth so low that the save stalls after its first extent.
  */
 
 #include "qemu/osdep.h"
@@ -18,9 +18,9 @@
 
 #define NO_DIRECT "no O_DIRECT here; set QDIO_TEST_DIR to try elsewhere"
 
-/* Bytes per second, of which a tenth is more than headers, less than RAM */
+/* Bytes per second; one tenth is more than the headers and less than RAM */
 #define STALLING_BANDWIDTH (64 * KiB)
-/* What is sent at once at such a rate */
+/* Bytes that are sent at once at this rate */
 #define LEAST_EXTENT (64 * FILE_VM_PAGE)
 /* Far more than the headers of all blocks */
 #define HEADERS (64 * KiB)
@@ -45,7 +45,7 @@ static void check_parameter(FileVM *vm, const char *name, const char *value)
     file_vm_check_hmp(vm, "info migrate_parameters", line);
 }
 
-/* Takes over @args. */
+/* Takes ownership of @args. */
 static void refuse_parameter(FileVM *vm, QDict *args, const char *expected)
 {
     g_autofree char *desc = file_vm_refuse(
@@ -86,7 +86,7 @@ static void test_parameters(void)
     check_parameter(vm, "file-sync", "off");
     check_parameter(vm, "x-direct-io-engine", "linux-aio");
     check_parameter(vm, "x-direct-io-depth", "1024");
-    /* Others leave them alone. */
+    /* Setting other parameters does not change them. */
     file_vm_set_int(vm, "multifd-channels", 3);
     params = file_vm_ask(vm, "{ 'execute': 'query-migrate-parameters' }");
     g_assert_false(qdict_get_bool(params, "file-sync"));
@@ -124,7 +124,7 @@ static void test_properties(void)
     check_parameter(vm, "x-direct-io-depth", "7");
 }
 
-/* The histogram must have each request once, in rising order. */
+/* The histogram must count each request once, in rising order. */
 static void check_latency(QDict *info)
 {
     QList *ranges = qdict_get_qlist(info, "latency");
@@ -162,7 +162,7 @@ static void check_section(FileVM *vm, const char *engine, int64_t depth,
     }
     workers = qdict_get_int(info, "channels");
     g_assert_cmpint(workers, >=, direct.channels);
-    /* What was set is shared by the workers. */
+    /* The workers share the depth that was set. */
     depth = MAX(DIV_ROUND_UP(depth, workers), MIN(depth, 2));
     g_assert_cmpint(qdict_get_int(info, "depth"), ==, depth);
     g_assert_cmpint(qdict_get_int(info, "depth-reached"), >=, 1);
@@ -183,7 +183,7 @@ static void check_well(FileVM *vm, const FileTarget *target)
     file_vm_save(vm, &direct, target);
 }
 
-/* Saving and restoring with an engine that was asked for, if it is here */
+/* Saves and restores with a given engine, if this host has it */
 static void test_engine(const void *opaque)
 {
     const char *engine = opaque;
@@ -225,7 +225,7 @@ static void test_engine(const void *opaque)
     unlink(path);
 }
 
-/* From here on no process of ours can make an io_uring. */
+/* Makes io_uring fail in this process and its children from now on. */
 static void forbid_io_uring(void)
 {
     struct sock_filter code[] = {
@@ -261,7 +261,7 @@ static void without_io_uring(void)
     file_vm_check_hmp(vm, "info migrate", "engine reason: io_uring: not ");
     file_vm_cont(vm);
 
-    /* Refused at once: the guest is not stopped, nor the image lost. */
+    /* Refused at once: the guest is not stopped, and the image is not lost. */
     set_string(vm, "x-direct-io-engine", "io_uring");
     desc = file_vm_refuse(vm, "{ 'execute': 'migrate',"
                           " 'arguments': { 'uri': %s } }", uri);
@@ -281,13 +281,13 @@ static void test_sandbox(void)
     } else if (g_test_subprocess()) {
         without_io_uring();
     } else {
-        /* The filter can't be taken away from a process again. */
+        /* A process can't remove its filter, so use a child. */
         g_test_trap_subprocess(NULL, 0, G_TEST_SUBPROCESS_INHERIT_STDERR);
         g_test_trap_assert_passed();
     }
 }
 
-/* The ram section, to be unreferenced; NULL if there is none yet. */
+/* The member ram of query-migrate, to be unreferenced; NULL if absent. */
 static QDict *query_ram(FileVM *vm)
 {
     QDict *info = file_vm_ask(vm, "{ 'execute': 'query-migrate' }");
@@ -300,7 +300,7 @@ static QDict *query_ram(FileVM *vm)
     return ram;
 }
 
-/* Starts a save that does not get far, and waits until it is that far. */
+/* Starts a save that stalls early, and waits until it does. */
 static void start_stalled(FileVM *vm, const FileWay *way, const char *path,
                           int64_t *total)
 {
@@ -327,7 +327,7 @@ static void start_stalled(FileVM *vm, const FileWay *way, const char *path,
     }
 }
 
-/* Goes on with it, without a limit. */
+/* Completes the save without a limit. */
 static void finish_stalled(FileVM *vm)
 {
     file_vm_set_int(vm, "max-bandwidth", 0);
@@ -344,8 +344,9 @@ static void check_phase(FileVM *vm, const char *expected)
 }
 
 /*
- * What is not written is remaining, whoever has it.  An asynchronous engine
- * has more to tell only when it is asked for more, so this is without one.
+ * Pages that are not written count as remaining, wherever they are queued.  An
+ * asynchronous engine updates its figures only with further requests, so this
+ * test does not use one.
  */
 static void test_figures_during(const void *opaque)
 {
@@ -357,7 +358,7 @@ static void test_figures_during(const void *opaque)
     file_vm_do(vm, "{ 'execute': 'stop' }");
     start_stalled(vm, &way, path, &total);
     check_phase(vm, "ram");
-    /* What is in flight comes to its end, and then nothing is for long. */
+    /* Requests in flight complete, and then nothing happens for long. */
     while (seen != total) {
         QDict *ram = query_ram(vm);
 
@@ -390,7 +391,7 @@ static void test_phase_stream(void)
     unlink(path);
 }
 
-/* How many pages of guest RAM are zero, and how many there are */
+/* Counts the zero pages of guest RAM, and all pages */
 static int64_t count_zero(FileVM *vm, int64_t *pages)
 {
     static const uint8_t zero[FILE_VM_PAGE];
@@ -398,7 +399,7 @@ static int64_t count_zero(FileVM *vm, int64_t *pages)
     int64_t count = 0;
 
     for (uint64_t addr = 0; addr < FILE_VM_RAM; addr += FILE_VM_PAGE) {
-        /* No RAM, but a graphics card that is not there */
+        /* Not RAM, but the memory of a graphics card that is absent */
         if (addr >= 0xa0000 && addr < 0xc0000) {
             continue;
         }
@@ -409,7 +410,7 @@ static int64_t count_zero(FileVM *vm, int64_t *pages)
     return count;
 }
 
-/* The figures after a paused guest was saved, whose RAM is known */
+/* The figures after saving a paused guest, whose RAM is known */
 static void test_figures_after(void)
 {
     FileWay way = { .mapped = true, .channels = 4,
@@ -426,7 +427,7 @@ static void test_figures_after(void)
     ram = query_ram(vm);
     info = file_vm_direct_io(vm);
 
-    /* Firmware and the like are RAM, too. */
+    /* Firmware and other blocks are RAM, too. */
     other = qdict_get_int(ram, "total") / FILE_VM_PAGE - pages;
     g_assert_cmpint(other, >=, 0);
     g_assert_cmpint(other, <, 2 * MiB / FILE_VM_PAGE);
@@ -440,7 +441,7 @@ static void test_figures_after(void)
     g_assert_cmpint(qdict_get_int(ram, "dirty-sync-count"), >=, 2);
     g_assert_cmpint(qdict_get_int(ram, "pages-per-second"), >, 0);
     g_assert_cmpfloat(qdict_get_double(ram, "mbps"), >, 0);
-    /* All that was written counts, gaps between pages as well. */
+    /* All written bytes count, including gaps between pages. */
     written = qdict_get_int(info, "direct-bytes") +
               qdict_get_int(info, "buffered-bytes");
     g_assert_cmpint(qdict_get_int(ram, "transferred"), >=, written);
@@ -452,7 +453,7 @@ static void test_figures_after(void)
     unlink(path);
 }
 
-/* How long the migration has lasted, in milliseconds, as QEMU says */
+/* The duration of the migration in milliseconds, as reported by QEMU */
 static int64_t query_time(FileVM *vm)
 {
     QDict *info = file_vm_ask(vm, "{ 'execute': 'query-migrate' }");
@@ -463,8 +464,9 @@ static int64_t query_time(FileVM *vm)
 }
 
 /*
- * No more is sent than the time allows that QEMU says it took, however long
- * that was.  At the low rate one extent is more than a period's share.
+ * No more is sent than the bandwidth allows in the time that QEMU reports,
+ * however long that is.  At the low rate one extent is more than a period's
+ * share.
  */
 static void test_bandwidth(const void *opaque)
 {
@@ -482,7 +484,7 @@ static void test_bandwidth(const void *opaque)
     file_vm_set_int(vm, "max-bandwidth", rate);
     file_vm_do(vm, "{ 'execute': 'migrate', 'arguments': { 'uri': %s } }",
                uri);
-    /* First the figure that grows with the other one. */
+    /* Read this first, since it grows with the time. */
     do {
         g_usleep(10000);
         ram = query_ram(vm);
@@ -525,7 +527,7 @@ static void test_hmp(void)
     unlink(path);
 }
 
-/* After a restore, all is loaded, whatever of it was zero. */
+/* After a restore all of RAM is loaded, however much of it was zero. */
 static void test_loaded(const void *opaque)
 {
     FileWay way = { .mapped = true, .channels = GPOINTER_TO_UINT(opaque),

@@ -1,5 +1,5 @@
 /*
- * Saving guests to files: settings of the engine, and what QEMU tells
+ * Saving guests to files: settings of the engine, and what QEMU reports
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

@@ -1,12 +1,12 @@
 /*
- * Where the tests of direct I/O run: on real file systems, if there are any
+ * Directories for the tests of direct I/O: real file systems, if there are any
  *
- * Whoever mounts some for the tests names them in the environment, separated
- * by colons: QDIO_TEST_DIRS (the last part of each path is the type of the
- * file system), QDIO_TEST_SMALL_DIRS (of a few MiB each),
- * QDIO_TEST_REFUSE_DIRS (without direct I/O, as statx tells) and
+ * To test mounted file systems, set these environment variables to paths
+ * separated by colons: QDIO_TEST_DIRS (the last part of each path is the type
+ * of the file system), QDIO_TEST_SMALL_DIRS (of a few MiB each),
+ * QDIO_TEST_REFUSE_DIRS (without direct I/O, as reported by statx) and
  * QDIO_TEST_BLOCKDEVS (devices that may be overwritten).  Without them the
- * tests run in the directory for temporary files only.
+ * tests run only in the directory for temporary files.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -14,7 +14,7 @@
 #ifndef TESTS_DIRECT_IO_DIRS_H
 #define TESTS_DIRECT_IO_DIRS_H
 
-/* The parts of environment variable @name; empty if it is unset. */
+/* Split the environment variable @name; empty if it is unset. */
 static inline char **direct_io_test_list(const char *name)
 {
     const char *value = g_getenv(name);

@@ -1,6 +1,6 @@
 /*
  * An engine for the tests of include/io/direct-queue.h whose requests fail,
- * stop short or complete out of order as a test wants it
+ * stop short or complete out of order, as planned by a test
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -60,7 +60,7 @@ static bool fault_hits(void)
            (fault.every && fault.submissions % fault.every == 0);
 }
 
-/* Transfer all, a part or nothing of @req, as planned. */
+/* Transfer all, part or nothing of @req, as planned. */
 static ssize_t fault_transfer(FaultState *s, DirectRequest *req)
 {
     DirectRequest part = *req;
@@ -114,12 +114,12 @@ static DirectSubmit fault_submit(void *state, DirectRequest *req,
     g_assert_cmpuint(s->n, <, s->depth);
     s->waiting[s->n].req = req;
     s->waiting[s->n++].result = *result;
-    /* The core must not look at it before the request is reaped. */
+    /* The core must not look at @result before the request is reaped. */
     *result = INT_MIN;
     return DIRECT_SUBMIT_QUEUED;
 }
 
-/* As late as the contract allows: nothing completes unless @wait. */
+/* Reap as late as the contract allows: nothing completes unless @wait. */
 static bool fault_reap(void *state, bool wait, DirectRequest **req,
                        ssize_t *result)
 {
@@ -186,7 +186,7 @@ void fault_write_and_read(DirectQueue *q, int fd, size_t len)
     g_assert(direct_queue_drain(q, &error_abort));
     pattern_check_file(fd, len, 0);
     memset(buf, 0, len);
-    /* @at is also the number of a submission among the reads. */
+    /* Count reads anew, so that @at hits one of them, too. */
     if (fault.at) {
         fault.submissions = 0;
     }

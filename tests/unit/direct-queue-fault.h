@@ -1,6 +1,6 @@
 /*
  * An engine for the tests of include/io/direct-queue.h whose requests fail,
- * stop short or complete out of order as a test wants it
+ * stop short or complete out of order, as planned by a test
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -18,14 +18,14 @@ typedef enum FaultOrder {
 
 /*
  * What the engine does next.  Submissions are counted from 1; a member that is
- * 0 asks for nothing.
+ * 0 has no effect.
  */
 typedef struct FaultPlan {
     /* Complete requests on submission, or else in this order. */
     bool immediate;
     FaultOrder order;
 
-    /* For fault_queue(): another alignment of memory; bytes in flight */
+    /* For fault_queue(): alignment of memory, and limit of bytes in flight */
     uint32_t mem_align;
     uint64_t bytes;
 
@@ -47,7 +47,7 @@ typedef struct FaultPlan {
     /* In addition: cancel this queue. */
     DirectQueue *cancel;
 
-    /* The first submissions move at most so many bytes, or fail like that. */
+    /* The most bytes, or the error, of each of the first submissions. */
     ssize_t script[4];
 
     /* What the engine has seen */
@@ -59,10 +59,10 @@ typedef struct FaultPlan {
 
 extern FaultPlan fault;
 
-/* Forget the plan and all that was seen. */
+/* Reset the plan and what the engine has seen. */
 void fault_reset(void);
 
-/* A queue with this engine on a new file, whose descriptor is @fd. */
+/* Create a queue with this engine on a new file, whose descriptor is @fd. */
 DirectQueue *fault_queue(int *fd, uint32_t align, uint32_t size,
                          unsigned depth);
 

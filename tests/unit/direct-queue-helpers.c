@@ -1,5 +1,5 @@
 /*
- * What the test programs of include/io/direct-queue.h share
+ * Shared code of the test programs of include/io/direct-queue.h
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -203,7 +203,7 @@ void add_case(const TestPlace *place, const char *what, GTestDataFunc func)
     g_test_add_data_func_full(path, copy, func, g_free);
 }
 
-/* By its block size: names of loop devices change from run to run. */
+/* Named by block size: names of loop devices change from run to run. */
 static char *device_name(const char *path)
 {
     DirectIOLimits limits = { };
@@ -220,7 +220,7 @@ static char *device_name(const char *path)
     return name;
 }
 
-/* Test cases keep path and name, hence the interned strings. */
+/* Test cases keep path and name, so these are interned strings. */
 static void for_each_engine(const char *path, bool is_device,
                             void (*add)(const TestPlace *place))
 {

@@ -1,9 +1,9 @@
 /*
- * What the test programs of include/io/direct-queue.h share
+ * Shared code of the test programs of include/io/direct-queue.h
  *
  * Test data, checks, and test cases that run with each engine that works on
- * this host, in each directory and on each block device that direct-io-dirs.h
- * knows, buffered and direct.  Linux only.
+ * this host, in each directory and on each block device from direct-io-dirs.h,
+ * buffered and direct.  Linux only.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -43,15 +43,15 @@ void assert_error(Error *err, const char *pattern);
  */
 void assert_fails_fast(DirectQueue *q, const char *pattern);
 
-/* How many requests are in the latency histogram. */
+/* The number of requests in the latency histogram. */
 uint64_t histogram_sum(const DirectQueueStats *stats);
 
 /* Engines, and places where they are tested */
 
-/* Whether a queue can be made with @engine on this host. */
+/* Whether a queue can be created with @engine on this host. */
 bool engine_works(DirectIoEngine engine);
 
-/* Where a test case runs: with which engine, and on what. */
+/* Where a test case runs: the engine, and the directory or device. */
 typedef struct TestPlace {
     const char *path;           /* a directory or a block device */
     const char *name;           /* for the paths of test cases */
@@ -73,7 +73,7 @@ DirectQueue *make_queue(int fd, const DirectIOLimits *limits,
 
 /*
  * Open the device, or a new file in the directory, with the access mode
- * @flags, and make a queue whose requests have @request_size bytes (0: the
+ * @flags, and create a queue whose requests have @request_size bytes (0: the
  * file's opt_transfer).
  *
  * Returns: false if @place has no direct I/O.  The test case is then marked as
@@ -83,7 +83,7 @@ bool fixture_open(QueueFixture *f, const TestPlace *place, int flags,
                   unsigned depth, uint32_t request_size);
 void fixture_close(QueueFixture *f);
 
-/* Programs */
+/* Test programs */
 
 /* To be called instead of g_test_init(). */
 void direct_queue_test_init(int *argc, char ***argv);

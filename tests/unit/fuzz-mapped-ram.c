@@ -1,5 +1,5 @@
 /*
- * Fuzzing the layout of mapped-ram: what a hostile file may say
+ * Fuzzing the layout of mapped-ram with hostile files
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
@@ -8,14 +8,14 @@
  *
  *     tests/unit/fuzz-mapped-ram -use_value_profile=1 [CORPUS]
  *
- * The input says where a RAM block is and how large it is, in how large a
- * file, then what the header and the bitmap hold.  The header of the input is
- * the difference from the right one, so that zeroes are a header that is to be
- * accepted, and any other header can still be reached.
+ * The input sets the position and the size of a RAM block and the size of the
+ * file, followed by the contents of the header and the bitmap.  The header of
+ * the input is its difference from the right one, so that zeroes give a header
+ * that must be accepted, and any other header can still be reached.
  *
- * What is checked, with arithmetic that can't overflow: a layout that was
- * accepted is what the format says, and nothing but that is accepted; what
- * was refused deserved it, and the error names the block.
+ * The checks use arithmetic that can't overflow: a layout that was accepted
+ * conforms to the format, and no other layout is accepted; a refusal is
+ * justified, and its error names the block.
  */
 
 #include "qemu/osdep.h"
@@ -25,7 +25,7 @@
 #include "qapi/error.h"
 #include "migration/mapped-ram-layout.h"
 
-/* Larger bitmaps say nothing that smaller ones do not. */
+/* Larger bitmaps find no more than smaller ones. */
 #define BITMAP_MAX (64 * 1024)
 
 typedef __uint128_t Wide;
@@ -51,7 +51,7 @@ FuzzTarget LLVMFuzzerTestOneInput;
     }                                                                       \
 } while (0)
 
-/* Either @ok and no error, or an error that names the block. */
+/* Check for either @ok and no error, or an error that names the block. */
 static bool check_outcome(bool ok, Error **err)
 {
     CHECK(ok == !*err);
@@ -63,7 +63,7 @@ static bool check_outcome(bool ok, Error **err)
     return ok;
 }
 
-/* The layout, from the description of the format in mapped-ram.h. */
+/* Compute the layout from the description of the format in mapped-ram.h. */
 static bool expected_layout(const Input *in, MappedRamLayout *layout)
 {
     uint64_t header_offset = le64_to_cpu(in->header_offset);
@@ -79,7 +79,7 @@ static bool expected_layout(const Input *in, MappedRamLayout *layout)
     pages = (Wide)header_offset + MAPPED_RAM_HEADER_SIZE + bitmap_size;
     pages = (pages + MAPPED_RAM_PAGES_ALIGN - 1) / MAPPED_RAM_PAGES_ALIGN *
             MAPPED_RAM_PAGES_ALIGN;
-    /* Whatever is accepted has offsets that a file can have. */
+    /* An accepted layout has offsets that a file can have. */
     CHECK(pages + length <= INT64_MAX);
 
     *layout = (MappedRamLayout) {
@@ -104,7 +104,7 @@ static void check_same(const MappedRamLayout *a, const MappedRamLayout *b)
     CHECK(a->page_size == b->page_size);
 }
 
-/* What a file says in which the right header is @right, NULL if none is. */
+/* Decode the input's header; @right is the right layout, NULL if none is. */
 static void check_decode(const Input *in, const MappedRamLayout *right)
 {
     uint64_t file_size = le64_to_cpu(in->file_size);
@@ -132,7 +132,7 @@ static void check_decode(const Input *in, const MappedRamLayout *right)
     }
 }
 
-/* The bitmap, of which the input has the last bytes, the others are 0. */
+/* Check the bitmap, whose last bytes are the input; the others are 0. */
 static void check_bitmap(const MappedRamLayout *layout, const uint8_t *bytes,
                          size_t size)
 {
@@ -144,7 +144,7 @@ static void check_bitmap(const MappedRamLayout *layout, const uint8_t *bytes,
     if (bitmap_size > BITMAP_MAX) {
         return;
     }
-    /* Not a byte more than that, so that a look behind it is seen. */
+    /* Allocate not a byte more, so that an overrun is detected. */
     bitmap = g_malloc0(bitmap_size);
     size = MIN(size, bitmap_size);
     if (size) {

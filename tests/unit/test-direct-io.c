@@ -1,7 +1,7 @@
 /*
  * Tests of include/qemu/direct-io.h on real file systems
  *
- * direct-io-dirs.h tells where they run.  Linux only.
+ * See direct-io-dirs.h for where they run.  Linux only.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -21,13 +21,13 @@
 #include "direct-io-dirs.h"
 
 /*
- * The tests' own statx(), to hear answers that no kernel here gives.  It
- * takes the C library's place because this program is linked first.
+ * A fake statx(), to test answers that no kernel here gives.  It replaces
+ * that of the C library because this program is linked first.
  */
 static struct {
     bool active;
-    int err;                    /* fails with it */
-    bool silent;                /* knows nothing about direct I/O */
+    int err;                    /* the call fails with this error */
+    bool silent;                /* reports nothing about direct I/O */
     uint32_t mem_align;
     uint32_t offset_align;
 } fake_statx;
@@ -60,7 +60,7 @@ static void fake_statx_off(void)
     memset(&fake_statx, 0, sizeof(fake_statx));
 }
 
-/* @err is an error whose message matches @pattern; frees it. */
+/* Check that @err is set and its message matches @pattern; frees @err. */
 static void assert_error(Error *err, const char *pattern)
 {
     g_assert_nonnull(err);
@@ -86,8 +86,8 @@ static void assert_sane(const DirectIOLimits *limits)
 }
 
 /*
- * The kernel takes transfers that obey @limits and no more than that: at an
- * offset that is no multiple of anything larger, likewise for the memory.
+ * Check that transfers that just obey @limits work: at an offset that is not a
+ * multiple of anything larger, and likewise in memory.
  */
 static void assert_sufficient(int fd, const DirectIOLimits *limits)
 {
@@ -109,7 +109,7 @@ static void assert_sufficient(int fd, const DirectIOLimits *limits)
     g_assert_cmphex(buf[limits->offset_align - 1], ==, 0x5a);
 }
 
-/* A direct descriptor of a new file in @dir, or a skip. */
+/* Open a direct descriptor of a new file in @dir, or skip the test. */
 static int open_direct_or_skip(const char *dir, int *buffered)
 {
     Error *err = NULL;
@@ -119,7 +119,7 @@ static int open_direct_or_skip(const char *dir, int *buffered)
     g_assert_cmpint(*buffered, >=, 0);
     fd = direct_io_reopen(*buffered, "test", O_RDWR, &err);
     if (fd < 0 && g_getenv("QDIO_TEST_DIRS")) {
-        /* These are known to be able to. */
+        /* These file systems are known to support it. */
         error_report_err(err);
         g_assert_not_reached();
     } else if (fd < 0) {
@@ -153,7 +153,7 @@ static void test_limits(gconstpointer data)
     close(buffered);
 }
 
-/* Where the kernel does not tell, the guess is sufficient, too. */
+/* If the kernel does not report alignment, the guess is sufficient, too. */
 static void test_limits_guessed(gconstpointer data)
 {
     const char *dir = data;
@@ -201,7 +201,7 @@ static void test_fs_name(gconstpointer data)
     g_assert_cmpstr(name, ==, "of unknown type");
 }
 
-/* The new descriptor is the same file even without a name, and independent. */
+/* The new descriptor is independent, and works even on an unlinked file. */
 static void test_reopen(gconstpointer data)
 {
     const char *dir = data;
@@ -233,7 +233,7 @@ static void test_reopen(gconstpointer data)
     close(buffered);
 }
 
-/* Renamed, and another file put in its place: still the first one. */
+/* If another file takes the name, reopening still gives the first one. */
 static void test_reopen_renamed(gconstpointer data)
 {
     const char *dir = data;
@@ -264,7 +264,7 @@ static void test_reopen_renamed(gconstpointer data)
     close(fd);
 }
 
-/* An ext4 that journals data opens files with O_DIRECT, but won't do it. */
+/* ext4 with journalled data opens files with O_DIRECT, but can't do it. */
 static void test_refused_by_statx(gconstpointer data)
 {
     const char *dir = data;
@@ -325,7 +325,7 @@ static void test_nonsense(void)
         g_assert_cmpuint(limits.opt_transfer, ==, 3);
     }
 
-    /* The largest that makes sense. */
+    /* The largest alignment that is accepted. */
     fake_statx.mem_align = 4;
     fake_statx.offset_align = DIRECT_IO_ALIGN_MAX;
     g_assert(direct_io_probe(fd, "the-name", &limits, &error_abort));
@@ -392,7 +392,7 @@ static void test_same_file_errors(void)
     close(fd);
 }
 
-/* Every Linux has a file system that does not do O_DIRECT. */
+/* Every Linux has a file system that does not support O_DIRECT. */
 static void test_refused_by_open(void)
 {
     int fd = open("/proc/self/status", O_RDONLY);
@@ -404,7 +404,7 @@ static void test_refused_by_open(void)
     close(fd);
 }
 
-/* Other reasons are told as they are: a running program is not writable. */
+/* Other errors are reported as they are: a running program is read-only. */
 static void test_reopen_busy(void)
 {
     int fd = open("/proc/self/exe", O_RDONLY);
@@ -416,20 +416,20 @@ static void test_reopen_busy(void)
     close(fd);
 }
 
-/* Reopens @fd in a process that has no /proc.  Ends it: 2 if that can't be. */
+/* Reopens @fd in a process without /proc.  Exits with 2 if that can't be. */
 static void reopen_without_proc(int fd)
 {
     Error *err = NULL;
 
     if (unshare(CLONE_NEWNS) < 0 ||
-        /* The root of a chroot is no mount point, but /proc is one */
+        /* The root of a chroot is not a mount point, but /proc is one */
         mount(NULL, "/proc", NULL, MS_PRIVATE, NULL) < 0 ||
         mount("tmpfs", "/proc", "tmpfs", 0, NULL) < 0) {
         _exit(2);
     }
     g_assert_cmpint(direct_io_reopen(fd, "the-name", O_RDONLY, &err), ==, -1);
     assert_error(err, "the-name: * /proc/self/fd is missing; *");
-    /* Sanitizers want it back. */
+    /* Sanitizers need /proc. */
     g_assert_cmpint(umount("/proc"), ==, 0);
     _exit(0);
 }
@@ -476,7 +476,7 @@ static void test_block_device(gconstpointer data)
     assert_sane(&limits);
     assert_sufficient(fd, &limits);
 
-    /* Without the kernel's help. */
+    /* Likewise without the kernel's report. */
     fake_statx.active = fake_statx.silent = true;
     g_assert(direct_io_probe(fd, path, &limits, &error_abort));
     fake_statx_off();
@@ -484,7 +484,7 @@ static void test_block_device(gconstpointer data)
     g_assert_cmpuint(limits.mem_align, ==, sector);
     assert_sufficient(fd, &limits);
 
-    /* Another node of the same device is the same; a file is not. */
+    /* Another node of the same device is the same; a regular file is not. */
     g_assert_cmpint(fstat(fd, &st), ==, 0);
     node = g_strdup_printf("%s.direct-io-test.%d", path, (int)getpid());
     if (mknod(node, S_IFBLK | 0600, st.st_rdev) == 0) {

@@ -9,7 +9,7 @@
 #include "direct-queue-fault.h"
 #include "direct-queue-helpers.h"
 
-/* What other threads may do: get statistics, and cancel. */
+/* Do what other threads may do: get statistics, and cancel. */
 static void *look_and_cancel(void *opaque)
 {
     DirectQueue *q = opaque;

@@ -1,7 +1,7 @@
 /*
  * Tests of include/io/direct-queue.h: the choice of an engine
  *
- * Queues that are made, or fail to be, and engines that a sandbox forbids.
+ * Creating queues, errors from that, and engines that a sandbox forbids.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -28,7 +28,7 @@ static unsigned count_descriptors(void)
     return n;
 }
 
-/* More queues, one after the other, than may exist at once. */
+/* Create more queues, one after the other, than may exist at once. */
 static void test_many_queues(gconstpointer data)
 {
     const TestPlace *place = data;
@@ -124,7 +124,7 @@ static bool forbid(int number, int err)
            prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
 }
 
-/* The same for linux-aio: libaio takes either call to wait for requests. */
+/* The same for linux-aio: libaio uses either call to wait for requests. */
 static bool forbid_aio(int number, int err)
 {
 #ifdef SYS_io_pgetevents
@@ -144,7 +144,7 @@ typedef struct Forbidden {
 
 /*
  * With @uring and @aio (may be NULL) forbidden, AUTO must choose engine @name,
- * which must work, and give their reasons.  Ends the process: 0 for success,
+ * which must work, and give their reasons.  Exits with 0 for success, or with
  * 2 if there are no seccomp filters.
  */
 static void check_choice(int fd, const Forbidden *uring, const Forbidden *aio,
@@ -197,7 +197,7 @@ static void *write_late(void *opaque)
     return NULL;
 }
 
-/* A request that takes seconds is waited for, and completes once. */
+/* The queue waits for a request that takes seconds; it completes once. */
 static void test_uring_patience(void)
 {
     DirectQueueConfig config = {

@@ -1,8 +1,8 @@
 /*
  * Tests of include/io/direct-queue.h: errors
  *
- * The first error is kept, with the file, the offset and the cause, and nothing
- * new is started after it.
+ * The first error is kept, with the file, the offset and the cause, and no
+ * request is started after it.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -11,7 +11,7 @@
 #include "direct-queue-fault.h"
 #include "direct-queue-helpers.h"
 
-/* Reads beyond the end of a file that ends anywhere in a block. */
+/* Read beyond the end of a file that ends anywhere in a block. */
 static void test_eof(gconstpointer data)
 {
     const TestPlace *place = data;
@@ -42,7 +42,7 @@ static void test_eof(gconstpointer data)
             assert_error(err, pattern);
             assert_fails_fast(f.q, pattern);
             if (depth == 1) {
-                /* The data before the end was read. */
+                /* The data before the end has been read. */
                 pattern_check(buf, QEMU_ALIGN_DOWN(sizes[i], BUF_ALIGN), 0);
             }
             fixture_close(&f);
@@ -153,7 +153,7 @@ static void test_error_at(void)
                 direct_queue_write(q, buf, len, 0, NULL);
                 assert_fails_fast(q, pattern);
 
-                /* All in flight was reaped, and nothing was submitted since. */
+                /* All requests were reaped, and none was submitted since. */
                 g_assert_cmpuint(fault.submissions, ==, fault.reaped);
                 g_assert_cmpuint(fault.submissions, ==,
                                  fault.submissions_when_failed);
@@ -169,7 +169,7 @@ static void test_error_at(void)
     qemu_vfree(buf);
 }
 
-/* Of several errors the first to be reaped is kept. */
+/* Of several errors, the one that is reaped first is kept. */
 static void test_error_first(void)
 {
     uint8_t *buf = qemu_memalign(BUF_ALIGN, BUF_ALIGN);

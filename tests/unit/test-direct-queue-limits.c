@@ -1,7 +1,7 @@
 /*
  * Tests of include/io/direct-queue.h: limits
  *
- * Limits of files and devices, of alignment, and of the bytes in flight.
+ * Limits of files and devices, alignment limits, and limits of bytes in flight.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -52,7 +52,7 @@ static void test_rlimit(gconstpointer data)
     qemu_vfree(buf);
 }
 
-/* A full file system or device: the error, and what has been written. */
+/* A full file system or device: check the error, and what was written. */
 static void test_full(gconstpointer data)
 {
     const TestPlace *place = data;
@@ -126,7 +126,7 @@ static void test_bad_offset(gconstpointer data)
     qemu_vfree(buf);
 }
 
-/* Write in a child process.  Returns its status as waitpid() has it. */
+/* Write in a child process.  Returns its status as waitpid() does. */
 static int write_in_child(const TestPlace *place, int fd, const uint8_t *buf,
                           size_t len, uint64_t offset)
 {

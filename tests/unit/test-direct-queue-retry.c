@@ -1,7 +1,7 @@
 /*
  * Tests of include/io/direct-queue.h: short and repeated transfers
  *
- * Short transfers are continued; interrupted and refused ones are tried again.
+ * Short transfers are continued; interrupted and refused ones are retried.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -60,8 +60,8 @@ static void test_signals(gconstpointer data)
 }
 
 /*
- * Wrappers of the libraries' functions that submit.  They refuse the first
- * @refuse_first calls, and each @refuse_every-th one.
+ * Wrappers of the libraries' submission functions.  They refuse the first
+ * @refuse_first calls, and every @refuse_every-th one.
  */
 static unsigned refuse_every, refuse_first, submit_calls, submit_refused;
 
@@ -108,7 +108,7 @@ static void test_refused(gconstpointer data)
     for (i = 0; i < ARRAY_SIZE(cases); i++) {
         if (cases[i].every == 1 &&
             place->engine == DIRECT_IO_ENGINE_IO_URING) {
-            /* It would wait for ever: refused entries stay in the ring. */
+            /* It would wait forever: refused entries stay in the ring. */
             continue;
         }
         if (!fixture_open(&f, place, O_RDWR, 4, 64 * KiB)) {
@@ -191,8 +191,8 @@ static void test_short_always(void)
 }
 
 /*
- * With the plan as it is, a write makes no progress: it fails after so many
- * submissions, of which the last transferred @taken bytes.
+ * With the current plan, a write makes no progress: it fails after
+ * @submissions submissions, the last of which transferred @taken bytes.
  */
 static void check_stuck(uint8_t *buf, unsigned submissions, unsigned taken)
 {
@@ -227,7 +227,7 @@ static void test_short_stuck(void)
     fault.result = 0;
     check_stuck(buf, 1, 0);
 
-    /* After progress, a transfer without any is tried again once more. */
+    /* After progress, a transfer without any is retried once more. */
     fault_reset();
     fault.script[0] = 100;
     fault.script[1] = 1000;
@@ -242,7 +242,7 @@ static void test_short_stuck(void)
     qemu_vfree(buf);
 }
 
-/* Interrupted, refused or busy: tried again until it succeeds. */
+/* Interrupted, refused and busy requests are retried until they succeed. */
 static void test_again(void)
 {
     const struct {
@@ -278,7 +278,7 @@ static void test_again(void)
     }
 }
 
-/* A mixture of everything that the queue must handle by itself. */
+/* A mixture of everything that the queue must handle internally. */
 static void test_mixed(void)
 {
     uint8_t *buf = qemu_memalign(BUF_ALIGN, BUF_ALIGN);

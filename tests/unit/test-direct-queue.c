@@ -39,7 +39,7 @@ static void cut(Extent *extents, size_t n, size_t total, size_t unit)
 }
 
 /*
- * Whether requests at @place are sure to complete after their submission.  On
+ * Whether requests at @place certainly complete after their submission.  On
  * buffered descriptors, and on tmpfs, they may or may not.
  */
 static bool is_really_asynchronous(const TestPlace *place)
@@ -49,7 +49,7 @@ static bool is_really_asynchronous(const TestPlace *place)
             g_str_has_suffix(place->path, "xfs"));
 }
 
-/* Many extents of all sizes in random order, and the statistics. */
+/* Transfer extents of all sizes in random order; check the statistics. */
 static void test_write_read(gconstpointer data)
 {
     const TestPlace *place = data;
@@ -84,7 +84,7 @@ static void test_write_read(gconstpointer data)
     g_assert_cmpuint(stats.requests, ==, requests);
     pattern_check_file(f.buffered, total, 0);
 
-    /* Read into memory that has no more than the required alignment. */
+    /* Read into memory with just the required alignment. */
     memset(back, 0, total + unit);
     cut(extents, ARRAY_SIZE(extents), total, unit);
     for (i = 0; i < ARRAY_SIZE(extents); i++) {
@@ -223,7 +223,7 @@ static void test_wait(void)
 }
 
 /*
- * The statistics show a slow request.  Nothing is assumed of the others: the
+ * The statistics show a slow request.  Other requests may be slow, too: the
  * machine may be busy.
  */
 static void test_slow(void)

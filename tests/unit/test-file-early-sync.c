@@ -1,5 +1,5 @@
 /*
- * Tests of when a live save syncs before it stops the guest
+ * Tests of early syncs, before a live save stops the guest
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -14,7 +14,7 @@
 #define DOWNTIME_MS 300
 #define THRESHOLD (300ULL * 1000 * 1000)
 
-/* What the code under test needs of the rest. */
+/* Stubs for the code under test. */
 
 bool migrate_file_sync(void)
 {
@@ -40,7 +40,7 @@ static void test_first(void)
 {
     FileEarlySync e = {};
 
-    /* Nothing is known of the disk: always, if anything is written */
+    /* With no figures of the disk yet: always, if anything is written */
     g_assert_false(wanted(&e, 0, 0));
     g_assert_true(wanted(&e, 4096, 0));
     g_assert_true(wanted(&e, GiB, 0));
@@ -59,12 +59,12 @@ static void test_rest(void)
     g_assert_false(wanted(&e, e.synced, 0));
     g_assert_false(wanted(&e, e.synced + 29 * 1000 * 1000, 0));
     g_assert_true(wanted(&e, e.synced + 31 * 1000 * 1000, 0));
-    /* What is pending is written, which takes time by itself, and synced */
+    /* Pending data is written, which takes time by itself, and synced */
     g_assert_false(wanted(&e, e.synced + 1, 27 * 1000 * 1000));
     g_assert_true(wanted(&e, e.synced + 1, 28 * 1000 * 1000));
 }
 
-/* A disk that is always too slow does not keep a save from ending. */
+/* A save ends even on a disk that is always too slow. */
 static void test_limit(void)
 {
     FileEarlySync e = { .synced = MiB, .bytes = MiB, .us = 1000 * 1000 };

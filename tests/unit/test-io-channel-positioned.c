@@ -44,7 +44,7 @@ static void test_size(QIOChannel *ioc, off_t expected)
     g_assert_cmpint(st.st_size, ==, expected);
 }
 
-/* Check that @err is an error that tells each of the given strings */
+/* Check that @err is set and its message has each of the given strings */
 static void G_GNUC_NULL_TERMINATED test_error(Error *err, ...)
 {
     const char *text;
@@ -63,7 +63,7 @@ static void G_GNUC_NULL_TERMINATED test_error(Error *err, ...)
 }
 
 /*
- * A channel over memory that moves at most @chunk bytes per call and says
+ * A channel over memory that moves at most @chunk bytes per call and returns
  * "not ready" before each of them: what a file may do but rarely does.
  */
 #define TYPE_TEST_CHANNEL "test-channel-positioned"
@@ -92,7 +92,7 @@ static ssize_t test_channel_move(QIOChannel *ioc, const struct iovec *iov,
     }
     t->ready = false;
     t->calls++;
-    /* Otherwise the caller asks for nothing and learns nothing from 0 */
+    /* An empty transfer would be useless: its result of 0 means nothing */
     g_assert_cmpuint(iov[0].iov_len, >, 0);
     if (offset >= t->size) {
         return 0;
@@ -139,7 +139,7 @@ static GSource *test_channel_create_watch(QIOChannel *ioc,
     return g_source_new(&test_channel_source_funcs, sizeof(GSource));
 }
 
-/* Not a TypeInfo's class_init, whose type differs between versions of QEMU */
+/* Not in class_init of a TypeInfo: its type differs between QEMU versions */
 static void test_channel_register(const TypeInfo *info)
 {
     QIOChannelClass *ioc_klass;
@@ -196,7 +196,7 @@ static void test_roundtrip(void)
     g_assert_cmpint(in[1], ==, 'x');
     g_assert_cmpint(in[2], ==, out[2]);
 
-    /* The hole before reads as zeroes */
+    /* The hole before that data reads as zeroes */
     g_assert_cmpint(qio_channel_pread_all(ioc, in, 3000, 1000, &error_abort),
                     ==, 0);
     g_assert_true(buffer_is_zero(in, 3000));
@@ -227,7 +227,7 @@ static void test_many_iov(void)
     g_assert_cmpint(qio_channel_pwritev_all(ioc, iov, n, 10, &error_abort),
                     ==, 0);
     test_size(ioc, n * 3 + 10);
-    /* The caller's array is not touched */
+    /* The caller's array is left alone */
     g_assert_cmpmem(iov, n * sizeof(*iov), orig, n * sizeof(*iov));
 
     for (size_t i = 0; i < n; i++) {
@@ -253,7 +253,7 @@ static void test_eof(void)
     g_assert_cmpint(qio_channel_pwrite_all(ioc, buf, 60, 0, &error_abort),
                     ==, 0);
 
-    /* Short, then nothing: both fine for a single transfer */
+    /* Short, then nothing: both are fine for a single transfer */
     g_assert_cmpint(qio_channel_pread(ioc, buf, 100, 20, &error_abort),
                     ==, 40);
     g_assert_cmpint(qio_channel_pread(ioc, buf, 100, 60, &error_abort),
@@ -268,7 +268,7 @@ static void test_eof(void)
     g_assert_cmpint(qio_channel_pread_all(ioc, buf, 100, 9999, &err), ==, -1);
     test_error(err, "ended at offset 9999", "100 bytes missing", NULL);
 
-    /* Exactly to the end, and nothing at all */
+    /* Exactly up to the end, and an empty transfer */
     g_assert_cmpint(qio_channel_pread_all(ioc, buf, 40, 20, &error_abort),
                     ==, 0);
     g_assert_cmpint(qio_channel_pread_all(ioc, buf, 0, 9999, &error_abort),
@@ -285,7 +285,7 @@ static void test_short_file_write(void)
     uint8_t out[8192], in[8192];
     Error *err = NULL;
 
-    /* Beyond the limit the kernel sends SIGXFSZ and then says EFBIG */
+    /* Beyond the limit the kernel sends SIGXFSZ and then returns EFBIG */
     signal(SIGXFSZ, SIG_IGN);
     g_assert_cmpint(getrlimit(RLIMIT_FSIZE, &old), ==, 0);
     limit = old;
@@ -408,7 +408,7 @@ static void test_closed(void)
     close(fd);
 }
 
-/* @ioc, which is consumed, must neither claim nor do positioned I/O */
+/* Check that @ioc, which is consumed, neither claims nor does positioned I/O */
 static void test_refused(QIOChannel *ioc)
 {
     char c = 'c';

@@ -3,8 +3,8 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * The golden bytes are what a QEMU 10.0.2 writes: do not change them to make
- * a test pass.
+ * The golden bytes are what QEMU 10.0.2 writes: do not change them to make a
+ * test pass.
  */
 
 #include "qemu/osdep.h"
@@ -24,7 +24,7 @@ static MappedRamLayout init_ok(uint64_t header_offset, uint64_t length)
     return l;
 }
 
-/* Every refusal must say something, and name the block. */
+/* Check that an error is set, names the block and contains @needle. */
 static void expect_error(bool ok, Error *err, const char *needle)
 {
     g_assert_false(ok);
@@ -68,7 +68,7 @@ static void test_offsets(void)
     l = init_ok(1 * MiB - MAPPED_RAM_HEADER_SIZE - 8, 65 * PAGE);
     g_assert_cmpuint(l.pages_offset, ==, 2 * MiB);
 
-    /* a bitmap larger than the alignment: 64 GiB have 2 MiB of it */
+    /* a bitmap larger than the alignment: 2 MiB for 64 GiB */
     l = init_ok(100, 64 * GiB);
     g_assert_cmpuint(mapped_ram_layout_bitmap_size(&l), ==, 2 * MiB);
     g_assert_cmpuint(l.pages_offset, ==, 3 * MiB);
@@ -191,7 +191,7 @@ static void test_decode_refusals(void)
     }
 }
 
-/* Whatever single bit of the header flips, it is refused. */
+/* A header with any single bit flipped is refused. */
 static void test_every_bit(void)
 {
     MappedRamLayout l = init_ok(0x49, 128 * MiB), out;

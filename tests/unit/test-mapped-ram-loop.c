@@ -1,10 +1,10 @@
 /*
- * Tests of the save loop, on a made-up base
+ * Tests of the save loop, with a mock base
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * The base has one RAM block and a dirty bitmap, and checks what the loop
- * promises: no synchronization while workers have something to do, the BQL
+ * The base has one RAM block and a dirty bitmap, and checks the guarantees of
+ * the loop: no synchronization while workers have something to do, the BQL
  * held where it must be, nothing claimed once the bandwidth is used up.
  */
 
@@ -30,14 +30,14 @@ typedef struct Base {
     DECLARE_BITMAP(scribble, PAGES);
     int scribbles;
     unsigned long position;
-    /* bytes a period may have, and has had */
+    /* bytes that a period may use, and has used */
     uint64_t limit, used;
     uint64_t pages_accounted;
     int syncs, checks, bitmaps, claims;
     bool bql, failed, no_block, no_space;
 } Base;
 
-/* The thread that runs the loop holds it or not; there is no other one. */
+/* The base under test; its @bql stands for the BQL, with only one thread. */
 static Base *the_base;
 
 static int64_t base_claim(void *opaque, MappedRamExtent *extent,
@@ -236,7 +236,7 @@ static void test_save(void)
     base_destroy(&b);
 }
 
-/* What the main loop dirties while the BQL is released is written too. */
+/* Pages that the main loop dirties while the BQL is released are written. */
 static void test_finish(void)
 {
     for (int scribbles = 1; scribbles < 8; scribbles++) {
@@ -249,7 +249,7 @@ static void test_finish(void)
         g_assert_true(mapped_ram_loop_finish(&b.loop, &error_abort));
         g_assert_true(b.bql);
         g_assert_cmpuint(base_dirty_pages(&b), ==, 0);
-        /* after so many the lock is kept, which ends it */
+        /* after this many passes the lock is kept, which ends the loop */
         g_assert_cmpint(b.syncs, ==, MIN(scribbles,
                                          MAPPED_RAM_UNLOCKED_PASSES) + 1);
         check_file(&b);

@@ -1,10 +1,10 @@
 /*
- * Tests of extents: what is moved, and that it arrives
+ * Tests of extents: which pages are moved, and that they arrive
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * A device with large sectors is played by limits that ask for them: the
- * queue asserts that every direct request keeps to its limits.
+ * A device with large sectors is simulated by limits that require them: the
+ * queue asserts that every direct request obeys its limits.
  */
 
 #include "qemu/osdep.h"
@@ -46,9 +46,9 @@ static void test_plan(void)
         { "#..#....", "########", "####....", 2, 1 },
         { "#...#...", "########", "#...#...", 2, 1 },
         { "#.#.#.#.", "########", "#######.", 1, 1 },
-        /* not at either end */
+        /* at neither end */
         { ".#....#.", "########", ".#....#.", 3, 1 },
-        /* and not over what must not be touched */
+        /* and not over pages that must not be touched */
         { "#..#....", "#.......", "#..#....", 2, 1 },
         { "#.#..#..", "#######.", "######..", 2, 1 },
         { "#.#..#..", "###.#...", "###..#..", 2, 1 },
@@ -58,7 +58,7 @@ static void test_plan(void)
         { "...##...", "........", "########", 0, 4 },
         { "#......#", "........", "########", 0, 4 },
         { "#.......", "........", "##......", 0, 2 },
-        /* where the block ends, that is as far as it goes */
+        /* rounding ends where the block ends */
         { "....#.", "......", "....##", 0, 4 },
     };
 
@@ -121,7 +121,7 @@ static void fixture_init(Fixture *f, unsigned long pages)
                                          pages * PAGE, PAGE, &error_abort));
     f->block.present =
         g_malloc0(mapped_ram_layout_bitmap_size(&f->block.layout));
-    /* as in a migration, something follows the pages */
+    /* as in a migration, the pages are followed by other data */
     g_assert_cmpint(pwrite(f->fd, "end", 3,
                            mapped_ram_layout_end(&f->block.layout)), ==, 3);
 }
@@ -150,7 +150,7 @@ static MappedRamPool *new_pool(Fixture *f, unsigned workers, unsigned align)
     return mapped_ram_pool_new(&config, &error_abort);
 }
 
-/* A page's first word tells the page and its generation; 0 is a zero page. */
+/* A page's first word holds the page and its generation; 0 is a zero page. */
 static void fill_page(Fixture *f, unsigned long page, uint64_t generation)
 {
     uint64_t *p = (uint64_t *)(f->block.host + page * PAGE);
@@ -160,7 +160,7 @@ static void fill_page(Fixture *f, unsigned long page, uint64_t generation)
     }
 }
 
-/* Hands over all pages for which @dirty says so. */
+/* Hands over all pages in @dirty. */
 static bool save_pages(Fixture *f, MappedRamPool *pool,
                        const unsigned long *dirty, unsigned long stretch,
                        Error **errp)
@@ -188,8 +188,8 @@ typedef struct Shape {
 } Shape;
 
 /*
- * Saves twice, with pages that come and go in between, and loads over memory
- * that is full of something else.
+ * Saves twice, with pages that become zero or non-zero in between, and loads
+ * over memory with other contents.
  */
 static void test_roundtrip(const void *opaque)
 {
@@ -248,8 +248,8 @@ static void test_roundtrip(const void *opaque)
 }
 
 /*
- * Gaps of up to 16 KiB cost no request of their own, neither way.  What the
- * file holds there does not matter: the pages become zero.
+ * Gaps of up to 16 KiB cost no request of their own, in either direction.  What
+ * the file holds there does not matter: the pages become zero.
  */
 static void test_gaps(void)
 {
@@ -320,7 +320,7 @@ static void test_clean_gaps(void)
     g_assert_true(save_pages(&f, pool, dirty, 128, &error_abort));
     mapped_ram_pool_counts(pool, &before);
 
-    /* each third page of those with data, and of those without */
+    /* every third page of those with data, and of those without */
     bitmap_zero(dirty, 128);
     for (int i = 0; i < 32; i += 3) {
         fill_page(&f, i, 2);
@@ -343,7 +343,7 @@ static void test_clean_gaps(void)
     fixture_destroy(&f);
 }
 
-/* Counting moves nothing, and notes nothing. */
+/* Counting moves no pages, and does not change the bitmap. */
 static void test_count(void)
 {
     Fixture f = {};
@@ -383,7 +383,7 @@ typedef struct Backing {
 #define HUGE (2 * MiB)
 #define UNTOUCHED_PAGES (8 * HUGE / PAGE)
 
-/* Maps memory of the kind; false if there is none here. */
+/* Maps memory of this kind; returns false if it is not available here. */
 static bool map_backing(Fixture *f, const Backing *backing, int *fd)
 {
     int flags = backing->is_private ? MAP_PRIVATE : MAP_SHARED;
@@ -402,7 +402,7 @@ static bool map_backing(Fixture *f, const Backing *backing, int *fd)
     return f->block.host != MAP_FAILED;
 }
 
-/* How many bytes have memory behind them */
+/* The number of bytes with memory behind them */
 static uint64_t allocated(Fixture *f, const Backing *backing, int fd)
 {
     struct stat st = {};
@@ -429,14 +429,15 @@ static uint64_t allocated(Fixture *f, const Backing *backing, int fd)
 }
 
 /*
- * Memory that nobody has touched stays so, where the file has nothing and when
- * it is saved: its pages are not even read, which would map or allocate them.
+ * Memory that was never touched stays so, when it is saved, and when it is
+ * loaded without a page in the file: its pages are not even read, which would
+ * map or allocate them.
  */
 static void test_untouched(const void *opaque)
 {
     const Backing *backing = opaque;
     uint64_t unit = backing->flags ? HUGE : PAGE;
-    /* of a private page, the kernel keeps the file's, too */
+    /* for a private page, the kernel keeps the file's page, too */
     uint64_t expected = backing->is_private && backing->file &&
                         !backing->flags ? 2 * unit : unit;
     DECLARE_BITMAP(dirty, UNTOUCHED_PAGES);
@@ -457,7 +458,7 @@ static void test_untouched(const void *opaque)
     }
     madvise(f.block.host, UNTOUCHED_PAGES * PAGE, MADV_NOHUGEPAGE);
 
-    /* one page comes from the file, and then goes there */
+    /* one page is loaded from the file, then saved */
     f.block.backing = mapped_ram_memory_backing(fd, 0, backing->is_private,
                                                 true);
     set_bit(page, f.block.present);
@@ -483,7 +484,7 @@ static void test_untouched(const void *opaque)
         g_assert_cmpuint(allocated(&f, backing, fd), ==, expected);
     }
 
-    /* and becomes zero again */
+    /* then it becomes zero again */
     bitmap_zero(f.block.present, UNTOUCHED_PAGES);
     pool = new_pool(&f, 2, 0);
     g_assert_true(mapped_ram_pool_load_block(pool, &f.block, &error_abort));
@@ -523,7 +524,7 @@ static void add_untouched_tests(void)
 }
 #endif
 
-/* Pages that are not in the file keep what they have, if that is asked for. */
+/* With @keep_absent, pages that are not in the file keep their content. */
 static void test_keep_absent(void)
 {
     Fixture f = {};
@@ -551,7 +552,7 @@ static void test_keep_absent(void)
     fixture_destroy(&f);
 }
 
-/* After an error nothing more is written, and every call says so. */
+/* After an error nothing more is written, and every call returns it. */
 static void test_write_error(void)
 {
     Fixture f = {};
@@ -589,7 +590,7 @@ static void test_write_error(void)
     fixture_destroy(&f);
 }
 
-/* A file that ends in the middle of the pages is an error at any worker. */
+/* A file that ends in the middle of the pages is an error in any worker. */
 static void test_truncated(void)
 {
     Fixture f = {};
@@ -608,7 +609,7 @@ static void test_truncated(void)
     fixture_destroy(&f);
 }
 
-/* What has been written is known without a drain, also of an idle worker. */
+/* Written bytes are known without a drain, also those of an idle worker. */
 static void test_idle(void)
 {
     Fixture f = {};
@@ -693,7 +694,7 @@ static void test_cancel(void)
 }
 
 /*
- * From the first extent on until a drain has returned the pool may write, so
+ * From the first extent on, until a drain has returned, the pool may write, so
  * the dirty bitmap must not be synchronized.
  */
 static void test_drained(void)
@@ -711,7 +712,7 @@ static void test_drained(void)
     for (int pass = 0; pass < 2; pass++) {
         g_assert_true(mapped_ram_pool_save(pool, &extent, &error_abort));
         g_assert_false(mapped_ram_pool_drained(pool));
-        /* all is looked at, but requests may be in flight */
+        /* all extents are scanned, but requests may be in flight */
         g_assert_true(mapped_ram_pool_wait_scanned(pool, &error_abort));
         g_assert_false(mapped_ram_pool_drained(pool));
         g_assert_true(mapped_ram_pool_drain(pool, &error_abort));
@@ -724,7 +725,7 @@ static void test_drained(void)
     g_assert_false(mapped_ram_pool_wait_scanned(pool, &err));
     error_free_or_abort(&err);
     g_assert_false(mapped_ram_pool_drained(pool));
-    /* a drain does not wait for workers then: they end when they can */
+    /* then a drain does not wait for workers, which end when they can */
     g_assert_false(mapped_ram_pool_drain(pool, &err));
     error_free_or_abort(&err);
     g_assert_false(mapped_ram_pool_save(pool, &extent, &err));

@@ -65,7 +65,7 @@ static void test_contents(const char *expected, size_t len)
     g_assert_cmpmem(contents, size, expected, len);
 }
 
-/* Check that @f is in error, and that the error tells each of the strings */
+/* Check that @f has an error whose message has each of the strings */
 static void G_GNUC_NULL_TERMINATED test_error(QEMUFile *f, ...)
 {
     Error *err = NULL;
@@ -93,7 +93,7 @@ static void test_put_at(void)
     qemu_put_buffer(f, (const uint8_t *)"abc", 3);
     qemu_put_buffer_at(f, (const uint8_t *)"XY", 2, 8);
     qemu_put_buffer_at(f, (const uint8_t *)"Z", 1, 5);
-    /* The stream goes on as if nothing had happened */
+    /* The stream continues as if nothing had happened */
     qemu_put_buffer(f, (const uint8_t *)"d", 1);
     g_assert_cmpint(test_transferred(f), ==, 7);
     qemu_fflush(f);
@@ -153,7 +153,7 @@ static void test_get_at(void)
     g_assert_cmpint(qemu_get_byte(f), ==, test_byte(1));
     g_assert_cmpint(qemu_file_get_error(f), ==, 0);
 
-    /* To the end is one thing, beyond it another */
+    /* Reading up to the end works, reading beyond it fails */
     g_assert_cmpint(qemu_get_buffer_at(f, buf, 5, TEST_SIZE - 3), ==, 0);
     test_error(f, "the-image", "ended at offset 102400", "2 bytes missing",
                NULL);
@@ -170,7 +170,7 @@ static void test_read_offset(void)
     f = test_open(O_RDONLY);
     g_assert_cmpint(qemu_get_offset(f), ==, 0);
     g_assert_cmpint(qemu_get_byte(f), ==, test_byte(0));
-    /* 32 KiB have been read, one byte has been got; peeking is not getting */
+    /* 32 KiB have been read ahead, one byte consumed; peeking consumes none */
     g_assert_cmpint(qemu_get_offset(f), ==, 1);
     g_assert_cmpint(qemu_peek_buffer(f, &peeked, 9, 0), ==, 9);
     g_assert_cmpint(qemu_get_offset(f), ==, 1);
@@ -201,13 +201,13 @@ static void test_write_error(void)
     QIOChannelFile *fioc = QIO_CHANNEL_FILE(qemu_file_get_ioc(f));
     int ro = open(test_path, O_RDONLY);
 
-    /* Make the descriptor read-only behind the file's back */
+    /* Make the descriptor read-only without telling QEMUFile */
     g_assert_cmpint(dup2(ro, fioc->fd), ==, fioc->fd);
     close(ro);
     qemu_put_buffer_at(f, (const uint8_t *)"x", 1, 4321);
     test_error(f, "the-image", "offset 4321", strerror(EBADF), NULL);
     g_assert_cmpint(test_transferred(f), ==, 0);
-    /* The first error stays */
+    /* The first error is kept */
     qemu_put_buffer_at(f, (const uint8_t *)"x", 1, 8888);
     test_error(f, "offset 4321", NULL);
     g_assert_cmpint(qemu_fclose(f), ==, -EIO);
@@ -240,7 +240,7 @@ static void test_not_seekable(void)
     test_error(f, "does not support positioned I/O", NULL);
     qemu_fclose(f);
 
-    /* A channel buffer can seek for itself, but not with read-ahead */
+    /* A channel buffer can seek by itself, but not with read-ahead */
     f = test_buffer_file(true);
     qemu_set_offset(f, 0, SEEK_SET);
     test_error(f, "not a seekable file", NULL);

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """From the repository to commits: `./run apply`.
 
-Commits are made beside the work tree, in an index of their own, and the work
-tree is then moved from what it had to the new tip.  So files that did not
-change keep their times and ninja builds only what did, and the same series
-always gives the same commit ids, which also tell whether there is anything to
-do."""
+Commits are made outside the work tree, in a separate index, and the work tree
+is then moved from its previous commit to the new tip.  So unchanged files keep
+their times, and ninja rebuilds only what changed.  The same series always
+gives the same commit ids, which also show whether there is anything to do."""
 
 import os
 import re
@@ -22,7 +21,7 @@ _TRAILER_LINE = re.compile(r'[A-Za-z][A-Za-z-]*: \S')
 
 
 def with_trailer(message, name):
-    """A slug's message as its commit has it."""
+    """A slug's message as used in its commit."""
     message = message.rstrip('\n') + '\n'
     last = message.rstrip('\n').split('\n\n')[-1].split('\n')
     in_trailers = '\n\n' in message and all(map(_TRAILER_LINE.match, last))
@@ -40,7 +39,8 @@ def slug_of(message):
 
 
 def signed_off(text, signoff):
-    """A message with the line that says who passes the change on."""
+    """A message with the Signed-off-by line of the person who sends the
+    change."""
     line = f'Signed-off-by: {signoff}'
     lines = text.rstrip('\n').split('\n')
     if line in lines:
@@ -50,9 +50,9 @@ def signed_off(text, signoff):
 
 
 def make_commits(series, base, directory, start, trailer=True, signoff=None):
-    """Make the series' commits for `base` on top of the commit `start`, in
-    the repository in `directory`; `signoff`, 'NAME <ADDRESS>', is who passes
-    them on.  Returns [(slug, commit)]."""
+    """Make the series' commits for `base` on top of the commit `start`, in the
+    repository in `directory`; `signoff`, 'NAME <ADDRESS>', is the person who
+    sends them.  Returns [(slug, commit)]."""
     result = []
     parent = start
     with tempfile.TemporaryDirectory() as top:
@@ -99,7 +99,7 @@ def _stage_slug(git, series, slug, base):
 
 
 def edits_in(git):
-    """What somebody did in an applied tree since it was applied, or None."""
+    """The edits made in an applied tree since it was applied, or None."""
     dirty = git.dirty()
     if dirty:
         return f"'{dirty[0]}' is changed"
@@ -110,7 +110,7 @@ def edits_in(git):
 
 
 def _save_edits(git):
-    """Keep what is in the work tree on a branch, and say where."""
+    """Keep the content of the work tree on a branch, and print its name."""
     git('add', '-A')
     kept = git('commit-tree', git('write-tree'), '-p', 'HEAD', '-m',
                'what was in the work tree')
@@ -121,8 +121,8 @@ def _save_edits(git):
 
 def apply(series, base, tree, edits='refuse'):
     """Bring an unpacked base to the series' tip.  Returns the commits.
-    `edits`: what to do with somebody's edits in the tree: 'refuse', 'keep'
-    (on a branch) or 'discard'."""
+    `edits`: what to do with edits made in the tree: 'refuse', 'keep' (on a
+    branch) or 'discard'."""
     git = Git(tree.src)
     found = edits_in(git)
     if found and edits == 'refuse':
@@ -142,7 +142,7 @@ def apply(series, base, tree, edits='refuse'):
 
 
 def applied_tree(tree):
-    """The tree, fetched if needed, with this checkout's series on it."""
+    """The tree, fetched if needed, with this checkout's series applied."""
     with tree.locked():
         tree.ensure()
         apply(Series(ROOT), tree.base.name, tree)

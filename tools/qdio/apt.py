@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Debian's packages, with a private configuration of apt.
 
-The sources that the system names are left alone.  The private ones have the
-same archive and keyring, and in addition the suites and the source entries
-that we need.  So no address of an archive is written here."""
+The system's sources are not changed.  The private ones have the same archive
+and keyring, plus the suites and the source entries that we need.  So this file
+contains no address of an archive."""
 
 import os
 import re
@@ -20,8 +20,7 @@ KEYRING = '/usr/share/keyrings/debian-archive-keyring.gpg'
 
 def _archives():
     """{suite: (address, keyring)} of the Debian archive that the system uses:
-    the release, and its updates, from which packages that are installed
-    already may come."""
+    the release and its updates, from which installed packages may come."""
     host = this_host()
     try:
         out = subprocess.run(
@@ -85,7 +84,7 @@ def _stanzas():
 
 
 def _keyring(uri, signed):
-    """The keyring for an archive: what the sources say, else Debian's."""
+    """The keyring for an archive: the one in the sources, else Debian's."""
     candidates = [signed] + [key for where, _, key in _stanzas()
                              if where.rstrip('/') == uri.rstrip('/')]
     for path in candidates + [KEYRING]:
@@ -96,8 +95,8 @@ def _keyring(uri, signed):
 
 
 def _sources(archives, suites=()):
-    """The private sources: the system's, with backports and sources too.  Or,
-    if `suites` are named, only their source packages."""
+    """The private sources: the system's, plus backports and source packages.
+    If `suites` are named, only their source packages."""
     host = this_host()
     uri, keyring = archives[host.release]
     if suites:
@@ -115,14 +114,14 @@ def _sources(archives, suites=()):
                    for types, where, suites, key in wanted)
 
 
-# Parts of the tests run side by side, and apt has one lock of its own
+# Parts of the tests run in parallel, and apt has a single lock
 _one_at_a_time = threading.Lock()
 
 
 class Apt:
-    """apt-get with the private configuration, made anew when needed.  With
-    `suites` it knows only those releases' source packages, and keeps that
-    knowledge apart: what the rest needs does not depend on them."""
+    """apt-get with the private configuration, which is recreated when needed.
+    With `suites` it uses only those releases' source packages and keeps their
+    lists separate, because nothing else depends on them."""
 
     def __init__(self, suites=()):
         self.suites = tuple(suites)
@@ -135,8 +134,8 @@ class Apt:
         return os.path.join(self.directory, name)
 
     def prepare(self):
-        """Write the sources, and read the archive's lists if they were never
-        read or belong to other sources."""
+        """Write the sources, and fetch the archive's lists if they are missing
+        or belong to other sources."""
         if self.options:
             return
         archives = _archives()
@@ -171,7 +170,8 @@ class Apt:
         open(os.path.join(self.directory, 'updated'), 'w').close()
 
     def _get(self, name, *argv, cwd=None):
-        """apt-get; if the archive can't be reached, one clear line."""
+        """Run apt-get; if the archive can't be reached, print one clear
+        line."""
         env = dict(os.environ, DEBIAN_FRONTEND='noninteractive', LC_ALL='C')
         log = log_path('apt-' + argv[0])
         with _one_at_a_time:
@@ -181,8 +181,8 @@ class Apt:
                 raise _explain(name, log)
 
     def fetch(self, name, *argv, cwd=None):
-        """apt-get, once more with new lists if the archive no longer has the
-        version that the old ones name."""
+        """Run apt-get; retry with new lists if the archive no longer has the
+        version in the old ones."""
         self.prepare()
         try:
             self._get(name, *argv, cwd=cwd)
@@ -209,7 +209,7 @@ class Apt:
         return dsc
 
     def packages(self, *argv):
-        """What `apt-cache` prints."""
+        """The output of `apt-cache`."""
         self.prepare()
         done = subprocess.run(['apt-cache', *self.options, *argv],
                               capture_output=True, text=True)
@@ -217,16 +217,16 @@ class Apt:
 
 
 def fetch_family(suites, package, family, where):
-    """Fetch into `where` the newest source package of a family of versions
-    that `suites` have.  Returns its .dsc, or None if they have none."""
+    """Fetch into `where` the newest source package of a family of versions in
+    `suites`.  Returns its .dsc, or None if there is none."""
     apt = Apt(suites)
     version = newest_of_family(apt.source_versions(package), family)
     return version and apt.fetch_source(package, version, where)
 
 
 def newest_of_family(versions, family, later=False):
-    """The newest of a list of versions that are of the family, or, if there
-    is none of it and `later` is set, the newest that is later."""
+    """The newest version of the family in a list or, if there is none and
+    `later` is set, the newest later version."""
     wanted = _numbers(family)
     found = [v for v in versions if _numbers(v)[:len(wanted)] == wanted]
     if not found and later:
@@ -270,15 +270,15 @@ def _installed(package):
 
 
 def missing_packages(host, more=()):
-    """What of the host's packages and `more` is not installed or too old, as
-    apt-get takes it."""
+    """The packages of the host and of `more` that are not installed or too
+    old, as arguments of apt-get."""
     return [p for p in (*host.packages, *more)
             if not _installed(plain(p)) or _too_old(host, plain(p))]
 
 
 def install_needed(more=()):
-    """Install what is missing of the host's packages and `more`, or say what
-    to install.  With --no-install, say what of all that builds need is
+    """Install the missing packages of the host and of `more`, or list what to
+    install.  With --no-install, list everything that builds need and that is
     missing."""
     if no_install():
         check_needed()
@@ -299,7 +299,7 @@ def install_needed(more=()):
 
 
 def _too_old(host, package):
-    """Whether an installed package is older than the bases can do with."""
+    """Whether an installed package is too old for the bases."""
     if package not in host.at_least:
         return False
     done = subprocess.run(['dpkg-query', '-W', '-f', '${Version}', package],

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The bases' sources: fetched, unpacked, and imported to a git tree.
 
-A tree lies in the cache as trees/BASE/src, with the build next to it: so its
-path relative to the build is the same everywhere, and ccache finds what
-another checkout or an earlier tree has compiled.  Its branch `base` is the
-pristine source, its branch `series` what was applied."""
+A tree is in the cache as trees/BASE/src, with the build next to it.  So its
+path relative to the build is the same everywhere, and ccache finds objects
+that another checkout or an earlier tree has compiled.  Its branch `base` is
+the pristine source; its branch `series` has the applied series."""
 
 import contextlib
 import fcntl
@@ -68,8 +68,8 @@ class Tree:
                 self._import(*self._fetch(top))
 
     def source_package(self):
-        """The .dsc of the Debian source package that the tree was made
-        from."""
+        """The .dsc of the Debian source package from which the tree was
+        made."""
         if self.source:
             path = _packed(self.source)
             if not path.endswith('.dsc'):
@@ -125,7 +125,7 @@ class Tree:
 
     def _import(self, where, name):
         """Commit a directory as the branch `base`.  The work tree is only
-        moved, so what did not change keeps its times."""
+        updated, so unchanged files keep their times."""
         version = version_of(where, name)
         if not self.base.is_version(version):
             raise Fault(f'{name} has QEMU {version}, but the base is '
@@ -166,7 +166,7 @@ def clone_beside(tree, suffix):
 
 
 def version_of(where, name):
-    """The version of the source in `where`, which people call `name`."""
+    """The version of the source in `where`; messages call it `name`."""
     try:
         with open(os.path.join(where, 'VERSION'), encoding='utf-8') as f:
             return f.read().strip()
@@ -176,8 +176,8 @@ def version_of(where, name):
 
 
 def _packed(path):
-    """What a user's --source stands for: a source tree, or a file to unpack.
-    A directory may hold a source package or a tarball."""
+    """Resolve a user's --source: a source tree, or a file to unpack.  A
+    directory may hold a source package or a tarball."""
     if not os.path.isdir(path) or os.path.exists(os.path.join(path,
                                                               'VERSION')):
         return path
@@ -192,8 +192,8 @@ def _packed(path):
 
 
 def unpack_source(source, top, name):
-    """The source tree that a user's --source stands for, unpacked in `top`,
-    unless it is a directory; `name` is for logs."""
+    """The source tree for a user's --source, unpacked in `top`, unless it is a
+    directory; `name` is for logs."""
     path = _packed(source)
     if os.path.isdir(path):
         return path
@@ -213,14 +213,14 @@ def unpack_package(dsc, where, name):
     step(f'unpack {os.path.basename(dsc)}',
          ['dpkg-source', '--no-check', '-x', dsc, where],
          log_path(f'unpack-{name}'))
-    # What dpkg-source notes for itself is no part of the source
+    # dpkg-source's own metadata is not part of the source
     shutil.rmtree(os.path.join(where, '.pc'), ignore_errors=True)
     return where
 
 
 def _copy_tree(path, where):
-    """Copy a source tree: of a git checkout what git tracks, submodules
-    included; of another directory all but builds."""
+    """Copy a source tree: for a git checkout the tracked files, including
+    submodules; for another directory everything except builds."""
     if os.path.exists(os.path.join(path, '.git')):
         names = Git(path).lines('ls-files', '-z', '--recurse-submodules')
         for name in names:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Try the hooks on a version of QEMU that is no base: `./run canary`.
+"""Try the hooks on a version of QEMU that is not a base: `./run canary`.
 
-It tells what a port would have to do, and repairs nothing."""
+It shows what a port would have to do, and changes nothing."""
 
 import collections
 import glob
@@ -18,9 +18,9 @@ from .git import sections
 from .say import Failure, Fault, note
 
 KEYS = ('package', 'suite', 'family', 'hooks')
-SKIPPED = 77            # no source to be had
+SKIPPED = 77            # no source available
 
-# What became of one hunk: 'applies', 'fuzzy' or 'fails', and patch's words
+# The result of one hunk: 'applies', 'fuzzy' or 'fails', and patch's words
 Hunk = collections.namedtuple('Hunk', 'path number state said')
 
 _RESULT = re.compile(r'^Hunk #(\d+) (succeeded at .*|FAILED at .*|ignored.*)$',
@@ -28,7 +28,7 @@ _RESULT = re.compile(r'^Hunk #(\d+) (succeeded at .*|FAILED at .*|ignored.*)$',
 
 
 class Canary:
-    """What bases/NAME.canary says:
+    """The content of bases/NAME.canary:
 
     package, family   as of a base
     suite             the releases that may have it
@@ -43,8 +43,8 @@ class Canary:
         self.hooks = values['hooks']
 
     def fetch(self):
-        """The .dsc of the newest version of the family that the archive has,
-        else the newest of all that is later; None if there is none."""
+        """The .dsc of the newest version of the family in the archive, else of
+        the newest later version; None if there is none."""
         try:
             apt = Apt(self.suites)
             version = newest_of_family(apt.source_versions(self.package),
@@ -61,7 +61,7 @@ class Canary:
                                     os.path.join(cache(), 'sources',
                                                  self.name))
         except Failure as err:
-            # Some archives list more than they serve
+            # Some archives list packages that they do not serve
             note(f'{", ".join(self.suites)} list QEMU {version}, but it '
                  f'cannot be fetched: {err}')
             return None
@@ -109,8 +109,8 @@ def _try_file(path, target, part, count):
 
 
 def report(series, base, source):
-    """Print what becomes of each slug's hooks.  A hunk that fails may be the
-    reason for later slugs' hunks in the same place to fail."""
+    """Print the result of each slug's hooks.  A hunk that fails may cause
+    later slugs' hunks in the same place to fail."""
     totals = collections.Counter()
     with tempfile.TemporaryDirectory() as work:
         for slug in series.of(base):

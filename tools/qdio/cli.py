@@ -17,9 +17,9 @@ HELP = """\
 usage: ./run COMMAND [OPTION...]
 
   demo     build QEMU with the series, boot a guest, save and restore it
-           buffered and direct, and compare what that costs
+           buffered and direct, and compare the cost
            [--base B] [--emulator PATH|stock] [--verbose]
-  test     the tests that find most, on the base of the demo: 15 minutes
+  test     the most effective tests, on the base of the demo: 15 minutes
            [--all]: all tests on all bases: an hour
            [--base B] [--only PART,...] [--list]
   packages name the packages that are missing here, and install nothing
@@ -34,27 +34,27 @@ usage: ./run COMMAND [OPTION...]
   where    print the path of the built emulator   --base B
   install  install the emulator and its firmware  --base B --prefix DIR
            [--destdir DIR]
-  deb      make Debian's source package with the series in debian/patches,
+  deb      create Debian's source package with the series in debian/patches,
            ready for dpkg-buildpackage            --base B [--output DIR]
   fetch    fetch and unpack stock | kernel | firmware | libvirt, and print
-           where it is
+           its path
 
   base B       fetch and import the source of a base   [--update]
   apply B      make the series' commits on a base      [--discard]
-  refresh B    take commits back into this repository  [--tree DIR] [--rev R]
-  emit B       write mails that git am takes           [--output DIR]
+  refresh B    import commits into this repository     [--tree DIR] [--rev R]
+  emit B       write mails for git am                  [--output DIR]
                [--signoff 'NAME <ADDRESS>']
-  release V    write all that a release has, the same bytes each time
+  release V    write all files of a release, reproducibly
                [--output DIR]
   walk B       build and test each commit alone        [--no-build] [SLUG...]
   lint         check the repository's rules
-  canary       tell which hooks fit on a QEMU that is no base yet
+  canary       show which hooks apply to a QEMU that is not a base yet
 
   help     print this
 
-Everywhere: --source PATH takes your own source of QEMU (a checkout or another
+All commands: --source PATH uses your own QEMU source (a checkout or another
 directory, a tarball, a .dsc) for the base in place of Debian's package;
---no-install installs no packages, but names what is missing.  The demo's base
+--no-install installs no packages, but lists the missing ones.  The demo's base
 is {demo} here.
 B is one of: {bases}.
 Sources, trees, builds and logs are kept in {cache}
@@ -143,14 +143,14 @@ def _series():
 
 
 def _ready():
-    """What every command that builds or fetches needs."""
+    """Do what every command that builds or fetches needs."""
     from .apt import install_needed
     config.check_space()
     install_needed()
 
 
 def _prepared(args, update=False):
-    """The tree of the named base, fetched if it was not yet."""
+    """The tree of the named base, fetched if necessary."""
     tree = _tree_of(args)
     if not tree.exists() and not tree.source:
         from .apt import install_needed
@@ -333,8 +333,8 @@ def cmd_demo(args):
 
 
 def cmd_bench(options):
-    """The benchmark has options of its own, which it is given as they are;
-    here is only looked at what they need."""
+    """Pass the benchmark's own options through unchanged; only provide what
+    they require."""
     from . import fetch
     from .apply import applied_tree
     from .apt import install_needed
@@ -360,7 +360,7 @@ def cmd_bench(options):
         needs += ['--qemu', ours, '--stock', fetch.stock_emulator(),
                   '--stock-lib', fetch.stock_libraries(),
                   '--firmware', ':'.join(fetch.firmware_directories())]
-        # The base itself: where it has mapped-ram, or over sockets
+        # The base itself: if it has mapped-ram, or over sockets
         if base.mapped_ram or {'tcp', 'all', '--figures'} & set(rest):
             with tree.locked():
                 tree.ensure()
@@ -373,7 +373,7 @@ def cmd_bench(options):
 
 
 def cmd_libvirt(args):
-    """Shows what virsh save and restore cost, with stock QEMU and ours."""
+    """Show the cost of virsh save and restore, with stock QEMU and ours."""
     from . import fetch
     from .apply import applied_tree
     from .apt import install_needed
@@ -399,7 +399,7 @@ def cmd_libvirt(args):
 
 
 def cmd_packages(args):
-    """What root has to install; exit code 1 if there is anything."""
+    """Print what root has to install; exit code 1 if there is anything."""
     from .apt import missing_packages
     from .host import this_host
     wanted = missing_packages(this_host())
@@ -420,9 +420,9 @@ def help_text():
 
 
 def main(argv):
-    # A pipe such as "| head" that closes early is no error
+    # If a pipe such as "| head" closes early, this is not an error
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    # Being ended lets steps end what they started, also in the background,
+    # On a signal, steps must end what they started, also in the background,
     # where shells start programs with interrupts ignored
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -17,15 +17,15 @@ from .emit import emit
 from .git import AUTHOR, Git
 from .say import Failure, Fault, step
 
-# Added to the version.  It sorts after Debian's, and before its next update,
-# so that an update from Debian is seen.
+# Added to the version.  It sorts after Debian's version and before Debian's
+# next update, so that an update from Debian is offered.
 SUFFIX = '+directio1'
 PATCHES = 'direct-io'           # below debian/patches
 
 
 def make_package(series, tree, output):
-    """Write to the empty directory `output` the package, unpacked and as
-    dpkg-source packs it.  Returns (unpacked directory, .dsc)."""
+    """Write the package to the empty directory `output`, unpacked and as
+    packed by dpkg-source.  Returns (unpacked directory, .dsc)."""
     original = tree.source_package()
     for path in _package_files(original):
         shutil.copy2(path, output)
@@ -48,7 +48,7 @@ def make_package(series, tree, output):
 
 
 def check_empty(output):
-    """Make a directory, or refuse one in which somebody keeps things."""
+    """Make a directory, or refuse one that is not empty."""
     os.makedirs(output, exist_ok=True)
     found = os.listdir(output)
     if found:
@@ -57,7 +57,7 @@ def check_empty(output):
 
 
 def _package_files(dsc):
-    """The .dsc's tarballs; the .dsc itself is of no more use."""
+    """The .dsc's tarballs; the .dsc itself is no longer needed."""
     with open(dsc, encoding='utf-8') as f:
         listed = re.search(r'^Files:\n((?: .*\n)+)', f.read(), re.M)
     names = [line.split()[2] for line in listed.group(1).splitlines()] \
@@ -69,7 +69,7 @@ def _package_files(dsc):
 
 
 def _version(dsc):
-    """(package, version with epoch) as the .dsc says."""
+    """(package, version with epoch) from the .dsc."""
     with open(dsc, encoding='utf-8') as f:
         fields = dict(re.findall(r'^(Source|Version): *(\S+)', f.read(), re.M))
     if len(fields) != 2:
@@ -87,7 +87,8 @@ def _upstream(version):
 
 
 def _add_patches(series, tree, unpacked):
-    """The emitted mails, as quilt takes them too, after Debian's patches."""
+    """Add the emitted mails, which quilt also accepts, after Debian's
+    patches."""
     where = os.path.join(unpacked, 'debian', 'patches')
     with tempfile.TemporaryDirectory(dir=cache()) as top:
         mails = emit(series, tree.base.name, tree, os.path.join(top, 'mails'))
@@ -127,8 +128,8 @@ def _now():
 
 
 def _push(unpacked):
-    """Apply the patches that are new in debian/patches/series, and note them
-    as applied, as quilt would."""
+    """Apply the new patches in debian/patches/series, and record them as
+    applied, as quilt would."""
     done = subprocess.run(['dpkg-source', '--before-build', '.'],
                           cwd=unpacked, capture_output=True, text=True)
     if done.returncode:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`./run demo`: save and restore a real guest, buffered and direct.
 
-One guest runs, is saved, restored in a new QEMU, runs on, and is saved and
-restored once more: first through one buffered descriptor, then through a
+One guest runs, is saved, is restored in a new QEMU, continues, and is saved
+and restored once more: first through one buffered descriptor, then through a
 buffered and a direct one, as libvirt passes them."""
 
 import hashlib
@@ -26,12 +26,13 @@ CHANNELS = 4
 RAM = 1024                      # MiB
 FILL = 640                      # MiB of the guest's RAM that hold data
 FINAL = ('completed', 'failed', 'cancelled')
-# What to watch, not what to read: polled too often to be printed
+# Polled too often to be printed
 POLLED = ('query-migrate',)
 
 
 def _library():
-    """What knows how to run guests, for the tests and the benchmark too."""
+    """Import the code that runs guests, which the tests and the benchmark
+    share."""
     if ROOT not in sys.path:
         sys.path.insert(0, ROOT)
     from lab.guest import build_initramfs
@@ -42,8 +43,8 @@ def _library():
 
 
 def follows(last, lines):
-    """Recompute the guest's chain of hashes.  A guest that started anew, or
-    that has other memory, prints other hashes."""
+    """Recompute the guest's chain of hashes.  A guest that restarted, or whose
+    memory differs, prints different hashes."""
     for line in lines:
         _, number, _, chain = last.split()
         number = int(number) + 1
@@ -55,14 +56,14 @@ def follows(last, lines):
 
 
 def counts(text):
-    """The guest's complete lines "count N chain HASH" in what it printed."""
+    """The complete lines "count N chain HASH" in the guest's output."""
     return [line for line in text[:text.rfind('\n') + 1].splitlines()
             if line.startswith('count ')]
 
 
 def sync_and_drop(path):
-    """Write what is dirty of a file and take it out of the page cache, so
-    that a restore reads the disk."""
+    """Write back the dirty pages of a file and drop it from the page cache, so
+    that a restore reads from the disk."""
     fd = os.open(path, os.O_RDWR)
     try:
         os.fdatasync(fd)
@@ -72,13 +73,13 @@ def sync_and_drop(path):
 
 
 def moved(info):
-    """(phase, bytes done, bytes in all) from query-migrate.  The destination
-    of a QEMU without the series counts nothing."""
+    """(phase, bytes done, total bytes) from query-migrate.  The destination of
+    a QEMU without the series reports no bytes."""
     ram = info.get('ram', {})
     direct = info.get('direct-io', {})
     phase = direct.get('phase') or info.get('status', 'none')
     total = ram.get('total', 0)
-    if phase == 'setup':                # what is counted is of the last one
+    if phase == 'setup':                # the counters are from the last one
         return phase, 0, total
     if direct.get('load-total'):
         return phase, direct.get('load-done', 0), direct['load-total']
@@ -87,7 +88,7 @@ def moved(info):
 
 
 class Figures:
-    """What one save or restore cost."""
+    """The cost of one save or restore."""
 
     def __init__(self, seconds, cpu, size, cached):
         self.seconds = seconds
@@ -103,7 +104,7 @@ class Figures:
 
 
 class Demo:
-    """The run in `directory`, with the image in `image`."""
+    """One run in `directory`, with the image in `image`."""
 
     def __init__(self, emulator_path, firmware, libraries, directory, image,
                  verbose=False):
@@ -120,7 +121,7 @@ class Demo:
                      f'random.trust_bootloader=on fill={FILL}']
         self.image = image
         self.vm = None
-        self.torn = ''          # what the guest had begun to print when saved
+        self.torn = ''          # the guest's incomplete last line when saved
 
     def say(self, text):
         print(text, flush=True)
@@ -134,7 +135,7 @@ class Demo:
             self.vm.qmp.command = self._loud(self.vm.qmp.command)
 
     def _loud(self, command):
-        """The QMP command function, printing what goes to and fro."""
+        """The QMP command function, which also prints commands and replies."""
         def run(name, arguments=None, fds=(), timeout=60):
             answer = command(name, arguments, fds, timeout)
             if name not in POLLED:
@@ -152,8 +153,8 @@ class Demo:
             return self.torn + f.read()
 
     def add_descriptors(self, flags, direct):
-        """The file's descriptors to an fdset: one buffered and, for direct
-        I/O, one with O_DIRECT."""
+        """Pass the file's descriptors to an fdset: one buffered and, for
+        direct I/O, one with O_DIRECT."""
         for extra in (0, os.O_DIRECT) if direct else (0,):
             fd = os.open(self.image, flags | extra, 0o600)
             try:
@@ -196,7 +197,7 @@ class Demo:
             os.close(fd)
 
     def check_direct(self, info, title):
-        """With the series, query-migrate tells whether RAM bypassed the page
+        """With the series, query-migrate shows whether RAM bypassed the page
         cache."""
         told = info.get('direct-io')
         if told is not None and title.startswith('direct') and \
@@ -237,8 +238,9 @@ class Demo:
         self.vm.check_guest()
 
     def there_and_back(self, mode, name):
-        """Save the running guest, restore it in a new QEMU, check that it
-        goes on.  Returns (save, restore) and the round it was saved in."""
+        """Save the running guest, restore it in a new QEMU, and check that it
+        continues.  Returns (save, restore) and the round in which it was
+        saved."""
         self.vm.command('stop')
         saved = self.save(mode)
         text = self.printed()
@@ -287,8 +289,9 @@ def _how(mode):
 
 
 def _emulator(args):
-    """(path, directories with firmware, libraries) of what to show.  What is
-    built or installed here finds its firmware without being told."""
+    """(path, directories with firmware, libraries) of the emulator to show.
+    An emulator that was built or installed here finds its firmware without
+    options."""
     if args.emulator == 'stock':
         return (fetch.stock_emulator(),
                 ':'.join(fetch.firmware_directories()),
@@ -306,8 +309,8 @@ def demo(args):
     install_needed()
     start = time.monotonic()
     emulator = _emulator(args)
-    # The image lies where direct I/O works, which /tmp need not; sockets lie
-    # in /tmp, because their names must be short.
+    # The image is where direct I/O works, which may not be the case in /tmp;
+    # sockets are in /tmp, because their paths must be short.
     with tempfile.TemporaryDirectory(dir=cache(), prefix='demo.') as where, \
             tempfile.TemporaryDirectory(prefix='demo.') as directory:
         errors = _library()[-1]

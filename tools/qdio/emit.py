@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The series as mails that `git am` takes: `./run emit`."""
+"""The series as mails for `git am`: `./run emit`."""
 
 import glob
 import os
@@ -14,7 +14,7 @@ from .say import Fault
 
 
 def own_signoff():
-    """'NAME <ADDRESS>' of git's own user: nobody else's is invented."""
+    """'NAME <ADDRESS>' of the configured git user; none is invented."""
     def ask(key):
         done = subprocess.run(['git', 'config', key], capture_output=True,
                               text=True, cwd=ROOT)
@@ -34,11 +34,11 @@ def check_signoff(text):
 
 
 def emit(series, base, tree, directory, signoff=None):
-    """Write the patches and a cover letter; `signoff` is who passes them on.
-    Returns the patches' paths.
+    """Write the patches and a cover letter; `signoff` is the person who sends
+    them.  Returns the patches' paths.
 
-    The cover letter is named apart from them, since `git am` refuses mails
-    without a patch and a user will say `git am DIR/*.patch`."""
+    The cover letter has a different suffix, because `git am` refuses mails
+    without a patch and a user will run `git am DIR/*.patch`."""
     commits = make_commits(series, base, tree.src, tree.base_commit(),
                            trailer=False, signoff=signoff)
     if not commits:
@@ -62,7 +62,7 @@ def emit(series, base, tree, directory, signoff=None):
 
 
 def _cover(series, draft, path):
-    """Fill in what git leaves blank, from series/cover."""
+    """Fill in the blanks that git leaves, from series/cover."""
     with open(draft, encoding='utf-8') as f:
         text = f.read()
     try:
@@ -79,7 +79,7 @@ def _cover(series, draft, path):
 
 
 def takes(tree, patches, directory):
-    """`git am` the patches on the pristine base, in a clone of its own in
+    """Apply the patches with `git am` to the pristine base, in a new clone in
     `directory`.  Returns that clone's Git."""
     if os.path.exists(directory):
         shutil.rmtree(directory)

@@ -19,7 +19,7 @@ from .config import cache, check_space, log_path
 from .host import this_host
 from .say import Failure
 
-# What libvirt's packages depend on, but what we start of them does not
+# Dependencies of libvirt's packages that the programs we start do not need
 NOT_FOR_LIBVIRT = ('ipxe-', 'libnss-', 'libpam-', 'libsystemd', 'libudev',
                    'logrotate', 'qemu-', 'seabios', 'systemd')
 
@@ -36,7 +36,7 @@ def _unpacked(name, get, only=(), without=()):
     shutil.rmtree(where, ignore_errors=True)
     os.makedirs(where)
     with tempfile.TemporaryDirectory(dir=cache()) as debs:
-        # apt's own sandboxed user must be able to write there
+        # apt's sandbox user must be able to write there
         os.chmod(debs, 0o755)
         never = this_host().system
         get(Apt(), debs)
@@ -68,8 +68,8 @@ def _download(apt, directory, names, what):
 
 
 def _dependencies(apt, directory, packages, what):
-    """Download what the system lacks to run `packages`: apt works out how to
-    install them, but only downloads."""
+    """Download what the system lacks to run `packages`: apt resolves the
+    dependencies, but only downloads."""
     os.makedirs(os.path.join(directory, 'partial'), exist_ok=True)
     apt.fetch(f'download what {what} depends on',
               'install', '-y', '-q', '--download-only',
@@ -107,8 +107,8 @@ def firmware():
 
 
 def firmware_directories():
-    """What to give QEMU with -L; which of these there are depends on the
-    release."""
+    """The directories to pass to QEMU with -L; which of them exist depends on
+    the release."""
     root = firmware()
     found = [os.path.join(root, d) for d in
              ('usr/share/seabios', 'usr/share/qemu', 'usr/lib/ipxe/qemu')]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`./run test --only fresh`: the README's first command on a machine that has
-never seen the project, namely in a minimal root of each Debian that
-tools/hosts describes, with git and nothing else."""
+"""`./run test --only fresh`: runs the README's first command on a new machine,
+namely in a minimal root of each Debian that tools/hosts describes, with only
+git installed."""
 
 import contextlib
 import os
@@ -17,9 +17,9 @@ from .git import Git
 from .host import Host, host_names, plain
 from .say import step, tail
 
-# Run in namespaces of its own, with the root, ccache's directory, that of
-# fetched packages and a command.  What comes from outside, objects that were
-# compiled and packages that were fetched before, only saves time.
+# Run in separate namespaces, with the root, ccache's directory, that of
+# fetched packages and a command.  Objects compiled earlier and packages
+# fetched earlier, which come from outside, only save time.
 MOUNT = r'''
 set -e
 root=$1 ccache=$2 packages=$3
@@ -48,7 +48,7 @@ def _directory():
 
 
 def _tarball(host):
-    """A minimal root, packed; made once a cache."""
+    """A minimal root as a tarball; created once per cache."""
     path = os.path.join(_directory(), f'{host.name}.tar')
     if os.path.exists(path):
         return path
@@ -118,15 +118,16 @@ class Machine:
 
 
 def named_packages(text):
-    """The packages in the one line that tells an ordinary user what root has
-    to install, or None."""
+    """The packages in the line that tells an ordinary user what root has to
+    install, or None."""
     found = re.findall(r'^run: packages are missing; as root, run.*: apt-get '
                        r'install --no-install-recommends (.+)$', text, re.M)
     return found[0].split() if len(found) == 1 else None
 
 
 def _check_user(machine, report):
-    """An ordinary user is told all that root has to install, in one line."""
+    """Check that one line tells an ordinary user everything that root has to
+    install."""
     code, log = machine.run('demo as an ordinary user', ['./run', 'demo'],
                             NOBODY)
     named = named_packages(tail(log, 10))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""git, without what a user's own configuration would change.
+"""git, independent of the user's own configuration.
 
 Patches and commits that the tools make must be the same on every machine, so
 neither the user's nor the system's configuration is read, and dates and names
@@ -16,7 +16,7 @@ DATE = '1700000000 +0000'
 
 
 class GitError(Fault):
-    """git refused; `said` is what it wrote."""
+    """git failed; `said` is its output."""
 
     def __init__(self, argv, said):
         super().__init__(f"git {argv[0]}: {' | '.join(said.split(chr(10)))}")
@@ -36,7 +36,7 @@ def environment(index=None):
 
 
 class Git:
-    """One repository; `index` names an index file other than its own."""
+    """One repository; `index` names a separate index file."""
 
     def __init__(self, directory, index=None, options=()):
         self.directory = directory
@@ -65,12 +65,12 @@ class Git:
         return self.raw(*argv, data=data).decode(errors='replace').rstrip('\n')
 
     def lines(self, *argv):
-        """Output that was asked for with -z."""
+        """The output of a command with -z, as a list."""
         return [x for x in self.raw(*argv).decode(errors='replace').split('\0')
                 if x]
 
     def commit_id(self, name):
-        """The commit that `name` stands for, or None."""
+        """The commit that `name` refers to, or None."""
         try:
             return self('rev-parse', '--verify', '--quiet',
                         name + '^{commit}')
@@ -81,12 +81,12 @@ class Git:
         return self.raw('cat-file', 'blob', f'{commit}:{path}')
 
     def dirty(self):
-        """The paths that differ from what is committed."""
+        """The paths that differ from the commit."""
         out = self.lines('status', '--porcelain', '-z', '--no-renames')
         return [line[3:] for line in out]
 
 
-# Options under which a diff is the same text wherever it is made
+# Options with which a diff has the same text on every machine
 _STABLE = ('--no-color', '--no-ext-diff', '--no-textconv', '--no-renames',
            '-U3', '--diff-algorithm=myers', '--inter-hunk-context=0',
            '--src-prefix=a/', '--dst-prefix=b/', '--no-indent-heuristic')

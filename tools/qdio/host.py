@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The system that this runs on: tools/hosts/ID-VERSION.conf says what its
-packages are called and where they come from.  On any other system, or with
---no-install, this looks whether what builds need is there."""
+"""The system that this runs on: tools/hosts/ID-VERSION.conf names its packages
+and their sources.  On any other system, or with --no-install, this module
+checks whether everything that builds need is present."""
 
 import glob
 import os
@@ -12,11 +12,11 @@ import subprocess
 from .config import ROOT, base_names, read_conf
 from .say import Fault
 
-NO_INSTALL = 'QDIO_NO_INSTALL'          # also for what is started from here
+NO_INSTALL = 'QDIO_NO_INSTALL'          # also for child processes
 
 
 class Host:
-    """A release of a distribution, as tools/hosts/NAME.conf says:
+    """A release of a distribution, from tools/hosts/NAME.conf:
 
     release    its code name, as apt's sources call it
     extra      further suites that packages come from, such as backports
@@ -46,8 +46,7 @@ class Host:
         self.kernel = values['kernel']
         self.busybox = values['busybox']
         self.at_least = dict(x.split('=') for x in values['at_least'].split())
-        # The release and its updates, from which packages that are installed
-        # already may come
+        # The release and its updates, from which installed packages may come
         self.suites = (self.release, self.release + '-updates',
                        self.release + '-security')
 
@@ -85,7 +84,7 @@ def find_host():
 
 
 def this_host():
-    """The Host that this runs on; a Fault elsewhere."""
+    """The Host that this runs on; raises a Fault on other systems."""
     host = find_host()
     if host is None:
         known = ' and '.join(Host(n).label for n in host_names())
@@ -97,8 +96,7 @@ def this_host():
 
 
 def demo_base():
-    """The base that is taken when none is named: the one that the system's
-    own QEMU belongs to."""
+    """The default base: the one of the system's own QEMU."""
     host = find_host()
     names = base_names()
     return host.demo if host and host.demo in names else names[0]
@@ -108,7 +106,7 @@ def no_install():
     return bool(os.environ.get(NO_INSTALL))
 
 
-# What to look for where nothing is installed
+# What to look for if nothing is to be installed
 
 def _search_path():
     """Where builds look for programs; see build.environment()."""
@@ -133,7 +131,7 @@ def needed():
 
 
 def missing():
-    """{kind: names} of what builds need and is not here."""
+    """{kind: names} of what builds need and is missing."""
     tests = {
         'programs': lambda x: shutil.which(x, path=_search_path()),
         'modules': lambda x: _succeeds(['pkg-config', '--exists', x]),

@@ -5,12 +5,12 @@
 import ast
 import os
 
-# package: those that it may not import
+# package: those that it must not import
 APART = {'lab': ('e2e', 'bench'), 'bench': ('e2e',), 'e2e': ('bench',)}
 
 
 def complaints(root, paths):
-    """A line for each import that there may not be in the files `paths`."""
+    """A line for each forbidden import in the files `paths`."""
     for path in paths:
         package = path.split('/')[0]
         if package not in APART or not path.endswith('.py'):
@@ -35,7 +35,7 @@ def complaints(root, paths):
 
 
 def _is_test(name):
-    """Of a path or of a module."""
+    """Whether a path or a module is a test."""
     return name.removesuffix('.py').replace('/', '.').rpartition('.')[2] \
         .startswith('test_')
 
@@ -50,7 +50,7 @@ def _imported(root, path, tree):
             start = here[:len(here) + 1 - node.level] if node.level else []
             parts = start + (node.module.split('.') if node.module else [])
             if os.path.isdir(os.path.join(root, *parts)):
-                # What is imported from a package may be a module
+                # A name imported from a package may be a module
                 yield from ('.'.join([*parts, alias.name])
                             for alias in node.names)
             else:

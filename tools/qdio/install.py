@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Install a built emulator: `./run install`.
 
-Only what the build with the base's options is for is installed: the emulator,
-and what meson would install beside it.  QEMU finds its data relative to its
-own program, so the build needs no other --prefix than it has.  Firmware is
-that which the build itself starts with, since Debian's source has none."""
+Only the emulator and what meson would install with it are installed.  QEMU
+finds its data relative to its own program, so the build needs no different
+--prefix.  The firmware is the one that the build itself uses, because Debian's
+source has none."""
 
 import os
 import shutil
@@ -16,8 +16,8 @@ BUILT_FOR = '/usr/local'        # configure's own default for --prefix
 
 
 def writable(prefix, destdir=''):
-    """Where to install, found to be possible before anything is built.
-    `destdir` comes before all paths, as with "make install"."""
+    """The directory to install to, checked before anything is built. `destdir`
+    is prepended to all paths, as with "make install"."""
     if not os.path.isabs(prefix):
         raise Fault(f"--prefix {prefix}: name a directory from '/' on")
     where = os.path.abspath(os.path.join(destdir, prefix.lstrip('/'))
@@ -57,7 +57,7 @@ def _below(target):
 
 
 def _copy(path, target):
-    """Copy a file or a directory.  A program that runs keeps its old file."""
+    """Copy a file or a directory.  A running program keeps its old file."""
     if os.path.isdir(path):
         shutil.copytree(path, target, dirs_exist_ok=True)
         return

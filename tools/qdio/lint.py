@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What must hold for the repository: `./run lint`."""
+"""The rules of the repository: `./run lint`."""
 
 import os
 import re
@@ -17,7 +17,7 @@ _VERSION_IF = re.compile(
     r'|^\s*#\s*(?:el)?if.*\b\w*_BASE_(?:VERSION|\d)', re.M)
 
 # Addresses of registries, and paths that only the machine of one developer
-# has.  Split, so that this file does not have them itself.
+# has.  Split, so that this file does not contain them itself.
 _FOREIGN = (
     (re.compile(r'https?://\S*(?:debian|ubuntu|pypi|npmjs|snapshot)\S*', re.I),
      'has the address of a package archive'),
@@ -209,7 +209,7 @@ class Lint:
                     self._say(f"{where} edits '{path}', which QEMU {base} "
                               'does not have')
 
-    # What is in the files
+    # The content of the files
 
     def _contents(self):
         for path in self.tracked():
@@ -223,7 +223,7 @@ class Lint:
                 continue
             text = data.decode(errors='replace')
             if path.endswith('.patch'):
-                # Context is the base's; only what we add is ours
+                # Context lines are the base's; only added lines are ours
                 text = '\n'.join(line[1:] for line in text.split('\n')
                                  if line.startswith('+'))
             self._content(path, text)

@@ -13,8 +13,8 @@ _TESTS = (('tests/unit/test-', 'unit'), ('tests/qtest/', 'qtest'))
 
 
 class Commit:
-    """What one slug's commits in the tree amount to: neighbours with the
-    same slug, such as a fix made on top, count as one."""
+    """The combined commits of one slug in the tree: adjacent commits with the
+    same slug, such as a fix on top, count as one."""
 
     def __init__(self, name, message, old, new):
         self.name = name
@@ -61,7 +61,7 @@ def read_commits(git, base, rev=None):
 
 
 def sort_changes(git, commits):
-    """Tell for each commit what it adds and hooks."""
+    """Determine for each commit what it adds and hooks."""
     ours = {}                   # {path: the slug that adds it}
     for commit in commits:
         out = git.lines('diff-tree', '-r', '-z', '--raw', '--no-renames',
@@ -87,7 +87,7 @@ def sort_changes(git, commits):
 
 
 class Writer:
-    """Writes only what differs, and remembers what that was."""
+    """Writes only files that differ, and remembers them."""
 
     def __init__(self, root):
         self.root = root
@@ -118,8 +118,8 @@ class Writer:
 
 
 def refresh(root, base, directory, rev=None):
-    """Take over the commits of the tree in `directory`.  Returns the paths
-    in the repository that changed."""
+    """Import the commits of the tree in `directory`.  Returns the paths in the
+    repository that changed."""
     git = Git(directory)
     if not git.commit_id('HEAD'):
         raise Fault(f'{directory} is no git tree with commits')
@@ -159,7 +159,7 @@ def _merged_order(series, base, names):
                         f'series/order marks for other bases than {base}; '
                         f'add {base} to its line there')
     if [n for n in names if n in known] != known:
-        # Reordered: the slots that this base's slugs have stay the same
+        # Reordered: this base's slugs keep the same slots
         slots = [positions[n] for n in known]
         marks = {slug.name: slug.bases for slug in series.slugs}
         for slot, name in zip(slots, [n for n in names if n in known]):
@@ -186,7 +186,7 @@ def _homes(series, base, commits):
 
 
 def _check_homes(series, homes):
-    """The repository's own files must not be overwritten by one of the tree
+    """A file of the tree must not overwrite one of the repository's own files
     with the same name."""
     listed = {p for slug in series.slugs for p in slug.files()}
     for home in homes.values():
@@ -221,9 +221,9 @@ def _write(writer, git, series, base, commits, homes):
 
 
 def _own_hooks(git, slug, base, commit):
-    """What hooks-BASE.patch must have: everything, or, if the base falls back
-    to another one, the files in which that one's hooks do not make the same
-    of the base's file."""
+    """The content of hooks-BASE.patch: everything or, if the base falls back
+    to another one, the files for which that one's hooks do not give the same
+    result."""
     hooks = stable_diff(git, commit.old, commit.new, commit.hooked)
     inherited = dict(sections(slug.inherited_hooks(base))) if slug else {}
     if not inherited:
@@ -236,7 +236,8 @@ def _own_hooks(git, slug, base, commit):
 
 
 def _makes_same(git, commit, path, patch):
-    """Whether a hook of another base does here what the commit does."""
+    """Whether a hook of another base has the same effect here as the
+    commit."""
     if not patch:
         return False
     with tempfile.TemporaryDirectory() as top:
@@ -270,7 +271,7 @@ def _guess_tests(added):
 
 
 def _write_order(writer, series, order):
-    """Write series/order anew only if slugs came or moved, so that its
+    """Rewrite series/order only if slugs were added or moved, so that its
     comments otherwise stay where they are."""
     if order == [(slug.name, slug.bases) for slug in series.slugs]:
         return

@@ -63,7 +63,7 @@ def _packages(series, tree, output):
 
 
 def write_sums(output):
-    """SHA256SUMS, as sha256sum -c reads it."""
+    """Write SHA256SUMS for sha256sum -c."""
     lines = []
     for where, _, names in os.walk(output):
         for name in names:
@@ -77,7 +77,7 @@ def write_sums(output):
 
 
 def release(series, version, output=None):
-    """Returns the directory with all of it."""
+    """Make a release.  Returns its directory."""
     check_version(ROOT, version)
     check_clean(ROOT)
     output = os.path.abspath(output or os.path.join(cache(), 'release',
@@ -88,7 +88,7 @@ def release(series, version, output=None):
         tree = Tree(get_base(base))
         with tree.locked():
             tree.ensure()
-            # Whoever sends the mails signs off: see ./run emit
+            # The sender of the mails signs off: see ./run emit
             emit(series, base, tree, os.path.join(output, 'mails', base))
             _packages(series, tree, os.path.join(output, 'debian', base))
     _copy_pages(ROOT, output)

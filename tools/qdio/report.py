@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What passed and what did not."""
+"""Reports what passed and what failed."""
 
 import re
 import threading
@@ -10,8 +10,8 @@ from .say import Failure, duration, say, tail
 
 
 def _excerpt(log):
-    """The lines of a log that say what failed: those of TAP, with the remarks
-    after them, and the end."""
+    """The lines of a log that show what failed: those of TAP, with the
+    comments that follow them, and the end of the log."""
     with open(log, errors='replace') as f:
         lines = f.read().splitlines()
     picked = []
@@ -35,12 +35,12 @@ def skip_reasons(log):
 
 
 class Part:
-    """What the table at the end says of one part."""
+    """The row for one part in the final table."""
 
     def __init__(self, name):
         self.name = name
         self.passed = self.failed = self.skipped = 0
-        self.reasons = []           # why something was skipped
+        self.reasons = []           # reasons for skipped tests
         self.seconds = None
 
     def cells(self):
@@ -58,7 +58,7 @@ class Report:
     may report, each on a part of its own."""
 
     def __init__(self):
-        self._parts = {}            # in the order of the table, by name
+        self._parts = {}            # by name, in the order of the table
         self._lane = threading.local()
 
     def expect(self, names):
@@ -67,7 +67,7 @@ class Report:
             self._parts[name] = Part(name)
 
     def _part(self):
-        """The part that the thread is at."""
+        """The part that the current thread runs."""
         name = getattr(self._lane, 'name', 'start')
         return self._parts.setdefault(name, Part(name))
 
@@ -75,7 +75,7 @@ class Report:
         """`remarks`: lines that say more."""
         passed, failed, skipped = count or (int(bool(ok)), int(not ok), 0)
         if not ok and not failed:
-            failed = 1              # it died without saying which case
+            failed = 1              # it died without naming a case
         part = self._part()
         part.passed += passed
         part.failed += failed
@@ -99,8 +99,8 @@ class Report:
         say(f'ok - {name} # SKIP {why}')
 
     def part(self, name, run, where=''):
-        """Run one part; a step of it that fails does not end the others.
-        `where` says how far all of them are."""
+        """Run one part; if a step of it fails, the other parts still run.
+        `where` shows the overall progress."""
         start = time.monotonic()
         say(f'# {name}, {where}' if where else f'# {name}')
         self._lane.name = name

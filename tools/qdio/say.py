@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How the tools speak: errors in one line, and progress of long steps."""
+"""Output of the tools: errors in one line, and progress of long steps."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ class _Steps:
             self._processes.discard(process)
 
     def end(self):
-        """End them, and let no other begin."""
+        """End all steps, and prevent others from starting."""
         with self._lock:
             self.ended = True
             processes = list(self._processes)
@@ -47,21 +47,22 @@ _steps = _Steps()
 
 
 class Fault(Exception):
-    """Something that the user must put right: one clear line that says what
-    is wrong and what to do.  Ends the program with exit code 2."""
+    """An error that the user must correct: one clear line that says what is
+    wrong and what to do.  Ends the program with exit code 2."""
 
 
 class Failure(Exception):
-    """A step that was started properly did not succeed, such as a build.
-    Ends the program with exit code 1."""
+    """A step that was started properly, such as a build, has failed.  Ends the
+    program with exit code 1."""
 
 
 class Ended(Exception):
-    """Another thread has failed, or the user has ended the program."""
+    """Another thread has failed, or the user has stopped the program."""
 
 
 def say(*lines):
-    """Lines of output that stay together, whoever else speaks."""
+    """Print lines that are not interleaved with the output of other
+    threads."""
     with _speaking:
         print('\n'.join(lines), flush=True)
 
@@ -94,7 +95,7 @@ class _Ticker:
             self._show('', '\r' if self._terminal else '\n')
 
     def _last(self):
-        """What the log says of how far it is: ninja's [n/m], or nothing."""
+        """The progress from the log: ninja's [n/m], or nothing."""
         try:
             with open(self._log, 'rb') as f:
                 f.seek(max(0, os.path.getsize(self._log) - 4096))
@@ -128,8 +129,8 @@ def tail(path, lines=25):
 
 
 def _end(process):
-    """End a program and all that it started.  It may clean up first: tests
-    have file systems to unmount."""
+    """End a program and all its children.  They may clean up first: tests have
+    file systems to unmount."""
     for number, seconds in ((signal.SIGTERM, 30), (signal.SIGKILL, 5)):
         try:
             os.killpg(process.pid, number)
@@ -140,9 +141,9 @@ def _end(process):
 
 def step(name, argv, log, cwd=None, env=None, check=True, append=False,
          timeout=None):
-    """Run a long command with its output in the file `log`, and show that it
-    goes on.  A failure shows the log's last lines and where it is.  Returns
-    the exit code."""
+    """Run a long command with its output in the file `log`, and show its
+    progress.  A failure shows the log's last lines and its path.  Returns the
+    exit code."""
     os.makedirs(os.path.dirname(log), exist_ok=True)
     with open(log, 'ab' if append else 'wb') as out:
         out.write(('$ ' + ' '.join(map(str, argv)) + '\n').encode())
@@ -183,8 +184,9 @@ def step(name, argv, log, cwd=None, env=None, check=True, append=False,
 
 
 def side_by_side(actions):
-    """Run functions, each in a thread of its own, until all have returned.  An
-    exception of one ends what the others run, and is raised."""
+    """Run functions, each in its own thread, until all have returned.  If one
+    raises an exception, the steps of the others are ended, and the exception
+    is raised."""
     with ThreadPoolExecutor(len(actions)) as pool:
         futures = [pool.submit(action) for action in actions]
         try:

@@ -20,8 +20,8 @@ must find their exact context, at whatever line; they are never applied with
 fuzz or merged, so the result depends on nothing but the repository and the
 base.
 
-A root file is what the slug that lists it adds: no later slug edits it, and
-refresh takes no such edit."""
+A root file is added by the slug that lists it: no later slug edits it, and
+refresh refuses such an edit."""
 
 import os
 import re
@@ -30,7 +30,7 @@ from .config import lineage
 from .git import sections
 from .say import Fault
 
-# What lies at the root and is no part of the series
+# Files at the root that are not part of the series
 HOUSE = {'run', 'tools', 'bases', '.ci', '.gitignore', '.gitattributes',
          'README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md',
          'COPYING', 'MAINTAINERS', 'meson.build', 'series',
@@ -79,7 +79,7 @@ class Slug:
         return _bytes(self.path('message')).decode(errors='replace')
 
     def files(self):
-        """The repository's paths of all files that it adds somewhere."""
+        """The repository's paths of all files that it adds on any base."""
         return _lines(self.path('files'))
 
     def installs(self, base):
@@ -114,7 +114,7 @@ class Slug:
                         sorted(merged, key=str.encode))
 
     def inherited_hooks(self, base):
-        """What a base that falls back to another one takes from there."""
+        """The hooks that a base takes from the base it falls back to."""
         others = self.series.lineage(base)[1:]
         return self.hooks(others[0]) if others else b''
 

@@ -10,7 +10,7 @@ from . import build as building
 from .config import ROOT, log_path
 from .say import Failure, note, step, tail
 
-SKIPPED = 77            # the exit code that test harnesses take for that
+SKIPPED = 77            # the exit code that means "skipped" to test harnesses
 _CASE = re.compile(r'^(not )?ok\b[^#\n]*(# *SKIP)?', re.M | re.I)
 
 
@@ -26,7 +26,7 @@ def targets_of(build, tests):
 
 
 def suite_targets(build, suites):
-    """The files that the tests of some of meson's suites need.  `meson test`
+    """The files that the tests of the given meson suites need.  `meson test`
     would build everything."""
     files = {}
     for target in build.introspect('targets'):
@@ -50,8 +50,8 @@ def count_cases(log):
 
 def run_program(name, argv, log, report, env=None, cwd=None, timeout=600,
                 filesystems=False):
-    """Run one test program that writes TAP, with real file systems at hand
-    if it wants some, and count its cases."""
+    """Run one test program that writes TAP, with real file systems if it uses
+    them, and count its cases."""
     def run(wrapper):
         return step(name, [*wrapper, *argv], log, cwd=cwd, env=env,
                     check=False, timeout=timeout)
@@ -104,12 +104,12 @@ def run_qtest(build, name, report, filesystems=False, variables=None,
                 cwd=build.directory, timeout=2400, filesystems=filesystems)
 
 
-# Programs that the iotests need beside the emulator
+# Programs that the iotests need besides the emulator
 IOTEST_PROGRAMS = ('qemu-img', 'qemu-io', 'qemu-nbd',
                    'storage-daemon/qemu-storage-daemon')
 
 
-# Compares how long things take, which on a busy machine is anything
+# Compares durations, which are unpredictable on a busy machine
 UNSTEADY_IOTESTS = {'migrate-bitmaps-postcopy-test'}
 
 
@@ -136,7 +136,7 @@ def run_iotests(build, image_format, report):
     src = os.path.join(os.path.dirname(build.directory), 'src', 'tests',
                        'qemu-iotests')
     where = os.path.join(build.directory, 'tests', 'qemu-iotests')
-    # What a test that was ended left there makes it fail the next time
+    # Files left by an interrupted test make it fail the next time
     scratch = os.path.join(where, 'scratch')
     shutil.rmtree(scratch, ignore_errors=True)
     run_program(name, [sys.executable, 'check', f'-{image_format}', '-tap',

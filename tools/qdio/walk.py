@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Look at each commit alone: `./run walk`."""
+"""Check each commit alone: `./run walk`."""
 
 import os
 import re
@@ -15,15 +15,15 @@ from .git import Git, environment
 from .say import note
 from .suites import run_unit_tests, run_suite, targets_of
 
-# The repository's own MAINTAINERS covers our files; a hook into the base's
-# would be in every patch.
-# From 10.2 on the files are listed before the question.
+# The repository's own MAINTAINERS covers our files; otherwise every patch
+# would need a hook into the base's.  From 10.2 on the files are listed before
+# the question.
 _KNOWN = re.compile(r'added, moved or deleted file\(s\)(, does|:.*\n\nDoes) '
                     r'MAINTAINERS need updating\?', re.S)
 
 
 def checkpatch(git, commit):
-    """What the base's checkpatch.pl has to say on a commit, as a list."""
+    """The complaints of the base's checkpatch.pl about a commit, as a list."""
     mail = git.raw('format-patch', '-1', '--stdout', '--no-signature', commit)
     done = subprocess.run(['perl', 'scripts/checkpatch.pl', '--quiet', '-'],
                           cwd=git.directory, input=mail, capture_output=True,
@@ -38,11 +38,11 @@ def checkpatch(git, commit):
 
 
 def walk_patches(series, base, tree, report):
-    """`git am` takes the emitted series, gives the same trees, and
-    checkpatch.pl is content with every commit."""
+    """Check that `git am` accepts the emitted series and gives the same trees,
+    and that checkpatch.pl accepts every commit."""
     commits = make_commits(series, base, tree.src, tree.base_commit())
     with tempfile.TemporaryDirectory(dir=os.path.join(cache(), 'trees')) as top:
-        # Whoever emits signs off; checkpatch.pl wants somebody
+        # The sender signs off; checkpatch.pl requires some sign-off
         patches = emit(series, base, tree, os.path.join(top, 'patches'),
                        'Nobody <nobody@example.org>')
         git = takes(tree, patches, os.path.join(top, 'src'))
@@ -61,8 +61,8 @@ def walk_patches(series, base, tree, report):
 
 
 def walk_builds(series, base, tree, report, only=None):
-    """Build every commit, and run the tests that pass from it on.  In a tree
-    of its own, which is moved from commit to commit."""
+    """Build every commit, and run the tests that must pass from it on, in a
+    separate tree that is moved from commit to commit."""
     directory = clone_beside(tree, 'walk')
     commits = make_commits(series, base.name, tree.src, tree.base_commit())
     git = Git(os.path.join(directory, 'src'))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a base is stands in bases/BASE.conf, and nowhere in the programs."""
+"""A base is described in bases/BASE.conf and nowhere in the programs."""
 
 import ast
 import glob

@@ -42,7 +42,7 @@ def page_of(seed):
 
 
 class Maker:
-    """Writes an image.  What a test wants otherwise is an attribute."""
+    """Writes an image.  Attributes override the defaults."""
 
     def __init__(self):
         self.offset = 0
@@ -186,7 +186,7 @@ class Case(unittest.TestCase):
         return json.loads(out)
 
     def problems(self, spec=None, code=1, says=None):
-        """verify finds these problems, and tells them to people, too."""
+        """verify finds these problems, and also prints them as text."""
         found = self.result('verify', spec or self.image, code=code)
         _, out, _ = self.run_tool('verify', spec or self.image)
         if says:
@@ -233,7 +233,7 @@ class Good(Case):
             return f.read()
 
     def test_all_kinds(self):
-        """Whatever may be left out or differ is understood."""
+        """All optional parts and variants are understood."""
         for changes in ({}, {'offset': 12345}, {'machine': b''},
                         {'footers': False}, {'description': False},
                         {'early': b'\x04early device' * 20}):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The operators' page explains messages: each that it quotes is one that the
-sources have, so that it is found by who searches for it."""
+"""The operators' page explains messages: each quoted message must exist in the
+sources, so that a search for it succeeds."""
 
 import glob
 import os
@@ -51,12 +51,12 @@ def messages():
 
 
 def same(text):
-    """In which order variable parts meet does not matter."""
+    """Adjacent variable parts count as one."""
     return re.sub(r'\.\.\.[. ]*', '...', re.sub(r'\\n', '', text)).strip()
 
 
 def quoted():
-    """What the page quotes: the terms of its lists."""
+    """The messages that the page quotes: the terms of its lists."""
     with open(PAGE, encoding='utf-8') as f:
         text = f.read()
     for _, line in re.findall(r'(?m)^( *)(``.*)\n(?=\1 +\S|\n\1 )',

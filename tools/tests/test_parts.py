@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which parts of `./run test` run on which base, and who exchanges images."""
+"""Which parts of `./run test` run on which base, and which bases exchange
+images."""
 
 import os
 import sys

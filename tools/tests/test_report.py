@@ -69,8 +69,8 @@ class Printed(unittest.TestCase):
 
 
     def test_order(self):
-        """The table has the parts in the order that was told, whichever ran
-        first."""
+        """The table has the parts in the expected order, regardless of the
+        order in which they ran."""
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             report = Report()

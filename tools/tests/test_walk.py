@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What checkpatch.pl says of new files is known, however it puts that."""
+"""checkpatch.pl's complaint about new files is recognized in each wording."""
 
 import os
 import sys

@@ -3,7 +3,7 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * The same names stand for the same things on every version.
+ * The same names have the same meaning in every version.
  */
 
 #ifndef QEMU_MIGRATION_MAPPED_RAM_COMPAT_H
@@ -19,13 +19,13 @@
 #include "system/system.h"
 #include "threadinfo.h"
 
-/* Whether RAM of @rb does not go to the file. */
+/* Whether RAM of @rb is left out of the file. */
 static inline bool mapped_ram_compat_is_ignored(RAMBlock *rb)
 {
     return migrate_ram_is_ignored(rb);
 }
 
-/* Adds pages and bytes to what query-migrate says, and to the bandwidth. */
+/* Adds to the pages and bytes in query-migrate, and to the used bandwidth. */
 static inline void mapped_ram_compat_account(QEMUFile *f, uint64_t normal,
                                              uint64_t zero, uint64_t bytes)
 {
@@ -35,7 +35,7 @@ static inline void mapped_ram_compat_account(QEMUFile *f, uint64_t normal,
                &mig_stats.qemu_file_transferred, bytes);
 }
 
-/* Bytes of a period, or UINT64_MAX. */
+/* Bytes per period, or UINT64_MAX. */
 static inline uint64_t mapped_ram_compat_rate_limit(QEMUFile *f)
 {
     uint64_t limit = migration_rate_get();
@@ -43,7 +43,7 @@ static inline uint64_t mapped_ram_compat_rate_limit(QEMUFile *f)
     return limit == RATE_LIMIT_DISABLED ? UINT64_MAX : limit;
 }
 
-/* Whether the period's bytes are used up, with @claimed ones more. */
+/* Whether the period's bytes are used up, including @claimed more. */
 static inline bool mapped_ram_compat_rate_exceeded(QEMUFile *f,
                                                    uint64_t claimed)
 {
@@ -69,22 +69,22 @@ static inline void mapped_ram_compat_setup_unlock(void)
     bql_unlock();
 }
 
-/* Says why a load has failed; takes ownership of @err. */
+/* Reports why a load has failed; takes ownership of @err. */
 static inline void mapped_ram_compat_load_failed(QEMUFile *f, Error *err)
 {
-    /* Kept with the stream, it reaches query-migrate, and libvirt */
+    /* query-migrate, and so libvirt, shows the error of the stream */
     qemu_file_set_error_obj(f, -EINVAL, err);
 }
 
-/* Whether zero pages are to be written like others. */
+/* Whether zero pages must be written like others. */
 static inline bool mapped_ram_compat_keep_zeros(void)
 {
     return migrate_zero_page_detection() == ZERO_PAGE_DETECTION_NONE;
 }
 
 /*
- * Lists the calling thread in query-migrationthreads, by a @name that must
- * live as long.  Returns what to pass to _thread_ended().
+ * Adds the calling thread to query-migrationthreads.  @name must live as long
+ * as the thread.  Returns the argument for _thread_ended().
  */
 static inline void *mapped_ram_compat_thread_started(const char *name)
 {
@@ -102,13 +102,13 @@ static inline bool mapped_ram_compat_memory_locked(void)
     return should_mlock(mlock_state);
 }
 
-/* Forbids to save the machine because of @reason, which it takes over. */
+/* Blocks saving the machine because of @reason, which it takes over. */
 static inline bool mapped_ram_compat_block(Error **reason, Error **errp)
 {
     return migrate_add_blocker_internal(reason, errp) == 0;
 }
 
-/* Allows it again. */
+/* Allows saving the machine again. */
 static inline void mapped_ram_compat_unblock(Error **reason)
 {
     migrate_del_blocker(reason);

@@ -1,12 +1,12 @@
 /*
- * mapped-ram: for files of QEMU that are left with RAM in streams
+ * mapped-ram: for files of QEMU that only handle RAM in streams
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * To be included last.  RAM of a mapped-ram file is moved by mapped-ram-*.c
- * and passes by these files.  What reaches them is RAM in a stream, also
- * while the capability is set: a snapshot then.  So there the capability
- * counts as off, and upstream's own code for mapped-ram stays, unreachable.
+ * To be included last.  mapped-ram-*.c move the RAM of a mapped-ram file, past
+ * the files that include this.  These only see RAM in a stream, even if the
+ * capability is set: then it is a snapshot.  So for them the capability is
+ * off, and upstream's own code for mapped-ram stays, unreachable.
  */
 
 #ifndef QEMU_MIGRATION_MAPPED_RAM_STREAMS_H

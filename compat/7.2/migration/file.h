@@ -3,7 +3,7 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Later versions take it apart in general code.
+ * Later versions parse the URI in general code.
  */
 
 #ifndef QEMU_MIGRATION_FILE_H
@@ -12,7 +12,7 @@
 /**
  * FileMigrationArgs:
  * @filename: the file
- * @offset: where in it the image starts, in bytes
+ * @offset: offset in bytes at which the image starts
  */
 typedef struct FileMigrationArgs {
     char *filename;
@@ -20,7 +20,7 @@ typedef struct FileMigrationArgs {
 } FileMigrationArgs;
 
 /**
- * file_start_outgoing_uri: file_transport_start_outgoing() by a URI
+ * file_start_outgoing_uri: file_transport_start_outgoing() with a URI
  * @s: the migration
  * @spec: PATH[,offset=N], the URI without its "file:"
  * @errp: pointer to a NULL-initialized error object
@@ -28,7 +28,7 @@ typedef struct FileMigrationArgs {
 void file_start_outgoing_uri(MigrationState *s, const char *spec,
                              Error **errp);
 
-/* Likewise file_transport_start_incoming() */
+/* Likewise for file_transport_start_incoming() */
 void file_start_incoming_uri(const char *spec, Error **errp);
 
 #endif

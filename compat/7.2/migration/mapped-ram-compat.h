@@ -3,7 +3,7 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * The same names stand for the same things on every version.
+ * The same names have the same meaning in every version.
  */
 
 #ifndef QEMU_MIGRATION_MAPPED_RAM_COMPAT_H
@@ -17,13 +17,13 @@
 #include "ram.h"
 #include "sysemu/sysemu.h"
 
-/* Whether RAM of @rb does not go to the file. */
+/* Whether RAM of @rb is left out of the file. */
 static inline bool mapped_ram_compat_is_ignored(RAMBlock *rb)
 {
     return ramblock_is_ignored(rb);
 }
 
-/* Adds pages and bytes to what query-migrate says, and to the bandwidth. */
+/* Adds to the pages and bytes in query-migrate, and to the used bandwidth. */
 static inline void mapped_ram_compat_account(QEMUFile *f, uint64_t normal,
                                              uint64_t zero, uint64_t bytes)
 {
@@ -33,7 +33,7 @@ static inline void mapped_ram_compat_account(QEMUFile *f, uint64_t normal,
     qemu_file_acct_rate_limit(f, bytes);
 }
 
-/* Bytes of a period, or UINT64_MAX. */
+/* Bytes per period, or UINT64_MAX. */
 static inline uint64_t mapped_ram_compat_rate_limit(QEMUFile *f)
 {
     int64_t limit = qemu_file_get_rate_limit(f);
@@ -41,7 +41,7 @@ static inline uint64_t mapped_ram_compat_rate_limit(QEMUFile *f)
     return limit > 0 ? limit : UINT64_MAX;
 }
 
-/* Whether the period's bytes are used up, with @claimed ones more. */
+/* Whether the period's bytes are used up, including @claimed more. */
 static inline bool mapped_ram_compat_rate_exceeded(QEMUFile *f,
                                                    uint64_t claimed)
 {
@@ -66,10 +66,10 @@ static inline void mapped_ram_compat_setup_unlock(void)
 {
 }
 
-/* Says why a load has failed; takes ownership of @err. */
+/* Reports why a load has failed; takes ownership of @err. */
 static inline void mapped_ram_compat_load_failed(QEMUFile *f, Error *err)
 {
-    /* Kept with the stream, it reaches query-migrate */
+    /* query-migrate shows the error of the stream */
     qemu_file_set_error_obj(f, -EINVAL, err);
 }
 
@@ -95,7 +95,7 @@ static inline bool mapped_ram_compat_memory_locked(void)
     return enable_mlock;
 }
 
-/* Forbids to save the machine because of @reason, which it takes over. */
+/* Blocks saving the machine because of @reason, which it takes over. */
 static inline bool mapped_ram_compat_block(Error **reason, Error **errp)
 {
     if (migrate_add_blocker_internal(*reason, errp) < 0) {
@@ -105,7 +105,7 @@ static inline bool mapped_ram_compat_block(Error **reason, Error **errp)
     return true;
 }
 
-/* Allows it again. */
+/* Allows saving the machine again. */
 static inline void mapped_ram_compat_unblock(Error **reason)
 {
     if (*reason) {

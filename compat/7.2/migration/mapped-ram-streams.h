@@ -1,11 +1,11 @@
 /*
- * mapped-ram: for files of QEMU that are left with RAM in streams
+ * mapped-ram: for files of QEMU that only handle RAM in streams
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * To be included last.  RAM of a mapped-ram file is moved by mapped-ram-*.c
- * and passes by these files.  What reaches them is RAM in a stream, also
- * while the capability is set: a snapshot then.  So there multifd is on only
+ * To be included last.  mapped-ram-*.c move the RAM of a mapped-ram file, past
+ * the files that include this.  These only see RAM in a stream, even if the
+ * capability is set: then it is a snapshot.  So for them multifd is on only
  * for packets.
  */
 

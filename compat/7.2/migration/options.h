@@ -1,5 +1,5 @@
 /*
- * The settings of a migration, by the names that later versions have
+ * The settings of a migration, by the names that later versions use
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

@@ -1,5 +1,5 @@
 /*
- * In what QEMU 10.0 differs for the tests that save guests to files
+ * What is specific to QEMU 10.0 in the tests that save guests to files
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

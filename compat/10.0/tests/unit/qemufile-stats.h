@@ -1,9 +1,9 @@
 /*
- * What a QEMUFile has transferred, and its limit, for tests
+ * Bytes transferred by a QEMUFile, and its limit, for tests
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Here the counts are those of the migration, which all files share.
+ * In this version all files share the counts of the migration.
  */
 
 #ifndef TESTS_QEMUFILE_STATS_H
@@ -17,7 +17,7 @@ static inline void test_reset_transferred(void)
     stat64_set(&mig_stats.qemu_file_transferred, 0);
 }
 
-/* Bytes that were put to @f since test_reset_transferred() */
+/* Bytes written to @f since test_reset_transferred() */
 static inline uint64_t test_transferred(QEMUFile *f)
 {
     return qemu_file_transferred(f);

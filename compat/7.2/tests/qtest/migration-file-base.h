@@ -1,5 +1,5 @@
 /*
- * In what QEMU 7.2 differs for the tests that save guests to files
+ * What is specific to QEMU 7.2 in the tests that save guests to files
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

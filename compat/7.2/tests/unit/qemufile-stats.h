@@ -1,9 +1,9 @@
 /*
- * What a QEMUFile has transferred, and its limit, for tests
+ * Bytes transferred by a QEMUFile, and its limit, for tests
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Here each QEMUFile counts for itself.
+ * In this version each QEMUFile has its own counts.
  */
 
 #ifndef TESTS_QEMUFILE_STATS_H
@@ -15,7 +15,7 @@ static inline void test_reset_transferred(void)
 {
 }
 
-/* Bytes that were put to @f so far */
+/* Bytes written to @f so far */
 static inline uint64_t test_transferred(QEMUFile *f)
 {
     return qemu_file_total_transferred_fast(f);
