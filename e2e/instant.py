@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What tests of instant restore share."""
+"""Code shared by the tests of instant restore."""
 
 import collections
 import os
@@ -16,14 +16,14 @@ HELD = ('large read', ALL, 'hold')
 
 
 def instant(vm, mode, **params):
-    """Sets what a destination needs, so that RAM follows the guest."""
+    """Sets what a destination needs for an instant restore."""
     vm.setup(mode, **params)
     vm.command('migrate-set-capabilities', {'capabilities': [
         {'capability': 'postcopy-ram', 'state': True}]})
 
 
 def begin(vm, uri, mode, **params):
-    """Restores, as far as to where the guest may run."""
+    """Starts a restore and waits until the guest may run."""
     instant(vm, mode, **params)
     vm.command('migrate-incoming', {'uri': uri})
     return wait_status(vm, 'postcopy-active', 'completed')
@@ -50,15 +50,17 @@ def wait_runstate(vm, wanted):
 Restore = collections.namedtuple('Restore', 'disk path want vm info')
 
 
-def restore(t, *faults, mode=DIRECT, ram=RAM, source=None, **kwargs):
-    """Begins to restore from a file system on which `faults` go wrong after
-    the save.  What is `large read` is the background load, when direct."""
+def restore(t, *faults, mode=DIRECT, ram=RAM, source=None, params=None,
+            **kwargs):
+    """Begins to restore from a file system that injects `faults` after the
+    save.  With direct I/O, a `large read` is one of the background load."""
     disk = broken(t, *faults, armed=False)
     path = os.path.join(disk.mount, 'image')
     want = saved(t, path, mode, ram, source, **kwargs)
     disk.arm()
     vm = t.vm(incoming=True, ram=ram, **kwargs)
-    return Restore(disk, path, want, vm, begin(vm, f'file:{path}', mode))
+    return Restore(disk, path, want, vm,
+                   begin(vm, f'file:{path}', mode, **(params or {})))
 
 
 def figures(info):
@@ -66,7 +68,7 @@ def figures(info):
 
 
 def saved(t, path, mode=DIRECT, ram=RAM, source=None, **kwargs):
-    """Saves a guest, or that of `source`; returns the hash of its RAM."""
+    """Saves a guest, or the guest of `source`; returns the hash of its RAM."""
     src = source or t.source(ram=ram, **kwargs)
     src.save(f'file:{path}', mode)
     want = src.ram_hash()
@@ -75,7 +77,8 @@ def saved(t, path, mode=DIRECT, ram=RAM, source=None, **kwargs):
 
 
 def check_complete(t, vm, want=None):
-    """All is loaded: the figures add up, RAM is as it was saved."""
+    """Checks that all RAM is loaded, that the figures add up, and that RAM has
+    its saved content."""
     info = vm.wait_migration()
     assert info['status'] == 'completed', info
     found = figures(info)
@@ -91,7 +94,7 @@ def check_complete(t, vm, want=None):
 
 
 def follows(t, uri, mode, want, descriptors=(), **kwargs):
-    """RAM follows the guest, and is right."""
+    """Checks that RAM is loaded while the guest runs, and is correct."""
     vm = t.vm(incoming=True, ram=RAM, **kwargs)
     vm.add_fds(3, *descriptors)
     begin(vm, uri, mode)

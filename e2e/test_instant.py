@@ -11,8 +11,8 @@ from lab.vm import Mode
 
 from .checks import case, expect_error
 from .faults import check_engine, each_engine, faulty, with_engine
-from .harness import test
-from .instant import DIRECT, HELD, RAM, begin, check_complete, figures, \
+from .harness import Skip, test
+from .instant import ALL, DIRECT, HELD, RAM, begin, check_complete, figures, \
     follows, instant, restore, saved, wait_runstate
 
 MODES = [Mode(0), Mode(1, True), Mode(4, True), Mode(2)]
@@ -33,8 +33,8 @@ def test_same(t):
 @test('instant: the guest runs, and writes, before its RAM is there',
       quick=True)
 def test_runs(t):
-    """The background load gets no answer, or all reads a slow one, so that
-    most of RAM is still missing when the guest goes on."""
+    """The background load hangs, or all reads are slow, so that most of RAM is
+    still missing when the guest resumes."""
     for mode, fault in ((DIRECT, HELD), (Mode(0), ('read', LATER, 0.02))):
         disk, _, _, vm, info = restore(t, fault, mode=mode, guest=DIRTY)
         assert info['status'] == 'postcopy-active', info
@@ -54,6 +54,22 @@ def test_runs(t):
                f'{found["fault-bytes"] >> 10} of {found["total"] >> 10} '
                'KiB by faults')
         vm.kill()
+
+
+@test('instant: query-migrationthreads lists the threads', quick=True)
+def test_threads(t):
+    def names():
+        return {x['name'] for x in vm.command('query-migrationthreads')}
+
+    disk, _, _, vm, _ = restore(t, HELD)
+    try:
+        found = names()
+    except QMPError as err:
+        raise Skip(f'{vm.emulator.version} has no such command') from err
+    assert {'mapped-fault_0', 'mapped-rest_0', 'mapped-rest_1'} <= found, found
+    disk.release()
+    check_complete(t, vm)
+    assert not names(), names()
 
 
 @test('instant: a disk that fails stops the guest, and cont tries again',
@@ -87,8 +103,8 @@ def test_error(t):
 
 @test('instant: a disk that fails while the guest runs', quick=True)
 def test_error_running(t):
-    """A CPU of the guest waits for a page that cannot be read: all stand
-    still, QMP answers, and the guest goes on when the disk does."""
+    """A CPU of the guest waits for a page that cannot be read: all CPUs stop,
+    QMP answers, and the guest continues when the disk works again."""
     disk, path, _, vm, _ = restore(t, ('direct read', LATER, errno.EIO),
                                    guest=DIRTY)
     for _ in range(3):
@@ -107,6 +123,7 @@ def test_error_running(t):
         vm.command('cont')
         time.sleep(0.05)
     check_complete(t, vm)
+    assert 'error-desc' not in vm.migration(), vm.migration()
     # The last error may have come after the last cont, and the rest by itself
     status = vm.command('query-status')['status']
     assert status in ('running', 'io-error'), status
@@ -115,6 +132,30 @@ def test_error_running(t):
     vm.ticks_on()
     vm.wait_guest('sweep', 2)
     vm.kill()
+
+
+@test('instant: an error that is gone before the guest has stopped',
+      quick=True)
+def test_error_gone(t):
+    """A read for a fault fails.  When it is tried again, a background read
+    fails, so the guest is to stop; a moment later the other one succeeds."""
+    disk, _, _, vm, _ = restore(t, ('large read', ALL, 'hold, fail'),
+                                ('later small read', range(1, 2), errno.EIO),
+                                ('later small read', range(2, 3), 'fail held'),
+                                params={'x_direct_io_depth': 1})
+    disk.arm_later()
+    vm.command('cont')
+    wait_runstate(vm, 'io-error')
+    vm.command('cont')
+    while not figures(vm.migration())['faults']:
+        vm.raise_if_dead()
+    disk.release()
+    check_complete(t, vm)
+    if vm.command('query-status')['status'] == 'io-error':
+        t.note('the guest stopped in time')
+        vm.command('cont')
+    vm.ticks_on()
+    vm.wait_guest('sweep')
 
 
 @test('instant: quit while the disk fails', quick=True)
@@ -142,7 +183,7 @@ def test_save_refused(t):
     assert 'still being loaded' in info['error-desc'], info
     assert path in info['error-desc'], info
     assert not os.path.exists(other)
-    # The image is in use, so nobody else may write it
+    # The image is in use, so no other process may write it
     second = t.source(ram=RAM)
     info = second.try_save(f'file:{path}', DIRECT)
     assert info['status'] == 'failed' and 'lock' in info['error-desc'], \

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Instant restore from wherever an image can be, into whatever RAM is."""
+"""Instant restore from all kinds of targets into all kinds of RAM."""
 
 import os
 import shutil

@@ -1,23 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A FUSE file system over a directory, whose I/O goes wrong on purpose.
+"""A FUSE file system over a directory that injects I/O faults.
 
-faultfd.c changes what QEMU asks of the kernel; here the kernel itself
-returns errors, short counts and late answers, to every engine and in any
-order.  It speaks the protocol of /dev/fuse (linux/fuse.h) directly; only what
-saving to a file and restoring from it needs is there: files in one directory.
+faultfd.c intercepts QEMU's system calls; with this file system the kernel
+itself returns errors, short counts and late completions, to every engine and
+in any order.  The module speaks the protocol of /dev/fuse (linux/fuse.h)
+directly.  It implements only what saving to a file and restoring from it need:
+files in one directory.
 
 A fault is a tuple (operation, which, what):
     operation   'read', 'write' or 'sync'; 'direct read' and 'direct write' are
                 those of descriptors with O_DIRECT, counted apart, and
                 'buffered read' and 'buffered write' all others; 'large read'
-                and 'large write' those of half a MiB or more
+                and 'large write' those of half a MiB or more, 'small read' and
+                'small write' the others; each with 'later ' before it, those
+                after FaultFS.arm_later()
     which       a range of numbers; requests of a kind count from 1
     what        an errno; 'short': write only the first half, in pages (a
                 short read would be the end of the file, to FUSE); a float:
-                answer after that many seconds; or 'hold': answer when
-                FaultFS.release() is called
+                answer after that many seconds; 'hold': answer when
+                FaultFS.release() is called; 'hold, fail': the same, but before
+                a request with 'fail held' answer with EIO, right after that
+                request has come, which is answered a moment later
 
-With `armed=False` requests neither count nor go wrong before FaultFS.arm().
+With `armed=False` requests are neither counted nor made to fail before
+FaultFS.arm().
 """
 
 import collections
@@ -50,13 +56,15 @@ FOPEN_DIRECT_IO = 1 << 0
 SET_MODE, SET_SIZE = 1 << 0, 1 << 3
 ROOT = 1
 THREADS = 16
-# Bytes of the memory that is shared with the server
-HITS, ARMED, RELEASED, HELD = range(4)
+# Layout of the memory that is shared with the server
+HITS, ARMED, RELEASED, HELD, FAIL = range(5)
+NOW, LATER = 1, 2                       # values of ARMED
+MOMENT = 0.2                            # seconds
 NO_REPLY = object()
 
 
 class Server:
-    """The side that answers; in a process of its own."""
+    """The server side; it runs in a separate process."""
 
     def __init__(self, fd, directory, faults, writeback, shared):
         self.fd = fd
@@ -76,7 +84,7 @@ class Server:
         self.files = {}                 # node to descriptor
 
     def serve(self):
-        """Until the file system is unmounted."""
+        """Serves requests until the file system is unmounted."""
         threads = [threading.Thread(target=self._serve)
                    for _ in range(THREADS)]
         for thread in threads:
@@ -92,7 +100,7 @@ class Server:
                 continue
             except OSError as err:
                 if err.errno in (errno.ENOENT, errno.EAGAIN):
-                    continue            # the request has gone meanwhile
+                    continue            # the request was aborted meanwhile
                 return
             _, opcode, unique, node, *_ = IN_HEADER.unpack_from(data)
             method = self.METHODS.get(opcode)
@@ -109,19 +117,20 @@ class Server:
                 os.write(self.fd, OUT_HEADER.pack(
                     OUT_HEADER.size + len(answer), code, unique) + answer)
             except OSError:
-                pass                    # nobody waits for it any more
+                pass                    # the request is no longer pending
 
     # Faults
 
     def _fault(self, operation, size=0, flags=0):
-        """Counts a request, and does what is to go wrong with it.  Returns
-        how many bytes are to be served."""
+        """Counts a request and applies the fault for it, if any.  Returns how
+        many bytes to serve."""
         how = 'direct ' if flags & os.O_DIRECT else 'buffered '
         kinds = [operation, how + operation]
-        if size >= LARGE:
-            kinds.append('large ' + operation)
+        kinds.append(('large ' if size >= LARGE else 'small ') + operation)
         if not self.shared[ARMED]:
             return size
+        if self.shared[ARMED] == LATER:
+            kinds += ['later ' + kind for kind in kinds]
         with self.lock:
             self.seen.update(kinds)
             due = [what for kind, which, what in self.faults
@@ -132,21 +141,30 @@ class Server:
                 time.sleep(what)
             elif what == 'hold':
                 self._hold()
+            elif what == 'hold, fail':
+                if self.shared[FAIL]:
+                    self._hold()
+                else:
+                    self._hold(FAIL)
+                    raise OSError(errno.EIO, '')
+            elif what == 'fail held':
+                self.shared[FAIL] = True
+                time.sleep(MOMENT)
             elif what == 'short':
                 size = max(size // 2 & ~4095, min(size, 4096))
             else:
                 raise OSError(what, '')
         return size
 
-    def _hold(self):
+    def _hold(self, until=RELEASED):
         with self.lock:
             self.shared[HELD] += 1
-        while not self.shared[RELEASED]:
-            time.sleep(0.01)
+        while not self.shared[until]:
+            time.sleep(0.001)
         with self.lock:
             self.shared[HELD] -= 1
 
-    # What the kernel asks
+    # Requests of the kernel
 
     def _path(self, node):
         return os.path.join(self.directory, self.names[node]) \
@@ -243,13 +261,13 @@ class Server:
 
 class FaultFS:
     """Mounted on the new directory `mount`, over the directory `directory`;
-    `writeback` lets the kernel keep what is written until it is synced.
-    Raises OSError where there is no FUSE."""
+    `writeback` lets the kernel cache written data until it is synced.  Raises
+    OSError if FUSE is not available."""
 
     def __init__(self, mount, directory, faults, writeback=False, armed=True):
         self.mount = mount
         self._shared = mmap.mmap(-1, mmap.PAGESIZE)
-        self._shared[ARMED] = armed
+        self._shared[ARMED] = NOW if armed else 0
         fd = os.open('/dev/fuse', os.O_RDWR | os.O_CLOEXEC)
         os.mkdir(mount)
         libc = ctypes.CDLL(None, use_errno=True)
@@ -271,25 +289,29 @@ class FaultFS:
 
     @property
     def hits(self):
-        """How many requests went wrong, up to 255."""
+        """The number of requests with faults, up to 255."""
         return self._shared[HITS]
 
     @property
     def held(self):
-        """How many requests are held now."""
+        """The number of requests that are currently held."""
         return self._shared[HELD]
 
     def arm(self):
-        """From now on requests count and go wrong."""
-        self._shared[ARMED] = True
+        """From now on requests are counted and faults are injected."""
+        self._shared[ARMED] = NOW
+
+    def arm_later(self):
+        """From now on requests also count as later ones."""
+        self._shared[ARMED] = LATER
 
     def disarm(self):
-        """From now on none goes wrong."""
+        """From now on no faults are injected."""
         self._shared[ARMED] = False
 
     def release(self):
-        """Answers what is held, and holds nothing any more."""
-        self._shared[RELEASED] = True
+        """Answers all held requests, and stops holding requests."""
+        self._shared[RELEASED] = self._shared[FAIL] = True
 
     def close(self):
         self.release()

@@ -22,26 +22,27 @@
 #include "qemu/error-report.h"
 #include "qemu/lockable.h"
 #include "qemu/timer.h"
+#include "system/cpus.h"
 #include "system/runstate.h"
 #include "trace.h"
 
 /*
- * Blocks below this are loaded before the guest runs: firmware and tables,
- * which are read in a moment, and some of which change their size.
+ * Blocks below this size are loaded before the guest runs: firmware and tables,
+ * which take a moment to read, and some of which change their size.
  */
 #define MIN_LENGTH (1 * MiB)
 
-/* How often it is looked whether the guest has stopped. */
+/* How often to check whether the guest has stopped. */
 #define STOP_MS 10
 
 typedef struct Instant {
     MappedRamLazy *lazy;
-    /* Descriptors of our own; the second one is -1 if not direct */
+    /* Duplicated descriptors; the second one is -1 if not direct */
     int fd, direct_fd;
     char *name;
     uint64_t offset;
     bool locked;
-    /* The blocks' memory regions, each with a reference */
+    /* The blocks' memory regions; each holds a reference */
     GPtrArray *regions;
     Error *blocker;
     QEMUBH *failed_bh, *ended_bh;
@@ -49,19 +50,30 @@ typedef struct Instant {
     VMChangeStateEntry *vm_state;
     bool started;
     bool reported;
+    /* Whether CPUs have been told to stop, and the machine not yet */
+    bool stopping;
 } Instant;
 
 static Instant *instant;
 
-/* What is known of the last load when it has ended, with the BQL. */
+/* Figures of the last load after it has ended; under the BQL. */
 static MappedRamLazyInfo last_info;
 static bool last_valid;
-/* Why not, or not all of it */
+/* Why RAM, or part of it, was not loaded this way */
 static char *last_reason;
 
 bool mapped_ram_instant_active(void)
 {
     return instant && instant->started;
+}
+
+bool mapped_ram_instant_check_idle(Error **errp)
+{
+    if (!mapped_ram_instant_active()) {
+        return true;
+    }
+    error_propagate(errp, error_copy(instant->blocker));
+    return false;
 }
 
 void mapped_ram_instant_forget(void)
@@ -70,7 +82,7 @@ void mapped_ram_instant_forget(void)
     g_clear_pointer(&last_reason, g_free);
 }
 
-/* Keeps the first reason.  Takes ownership of @err. */
+/* Keeps the first reason only.  Takes ownership of @err. */
 static void note_reason(Error *err)
 {
     if (!last_reason) {
@@ -89,7 +101,7 @@ static void lazy_failed(void *opaque)
     qemu_bh_schedule(i->failed_bh);
 }
 
-/* Likewise. */
+/* Called by a thread of the loader, too. */
 static void lazy_ended(void *opaque)
 {
     Instant *i = opaque;
@@ -98,8 +110,8 @@ static void lazy_ended(void *opaque)
 }
 
 /*
- * Has all CPUs stop.  Returns whether they have, or wait for RAM that cannot be
- * read, which is as good.
+ * Asks all CPUs to stop.  Returns whether each of them has stopped or waits for
+ * RAM that cannot be read, which is as good.
  */
 static bool stop_cpus(Instant *i)
 {
@@ -115,7 +127,25 @@ static bool stop_cpus(Instant *i)
     return stopped;
 }
 
-/* vm_stop() waits for the CPUs, so it is told that those stand still. */
+/* Forgets the error that query-migrate shows. */
+static void clear_error(void)
+{
+    MigrationState *s = migrate_get_current();
+
+    QEMU_LOCK_GUARD(&s->error_mutex);
+    g_clear_pointer(&s->error, error_free);
+}
+
+/* Restarts CPUs that have stopped for an error that is gone by now. */
+static void resume_cpus(Instant *i)
+{
+    if (i->stopping) {
+        i->stopping = false;
+        resume_all_vcpus();
+    }
+}
+
+/* vm_stop() waits for CPUs that are not marked as stopped. */
 static void mark_waiting_cpus(Instant *i, bool stopped)
 {
     CPUState *cpu;
@@ -128,8 +158,8 @@ static void mark_waiting_cpus(Instant *i, bool stopped)
 }
 
 /*
- * Stops the guest, whose RAM cannot be read.  A CPU that waits for a page does
- * not come out of its instruction, so this cannot simply wait for all CPUs.
+ * Stops the guest, whose RAM cannot be read.  A CPU that waits for a page is
+ * stuck within an instruction, so this cannot simply wait for all CPUs.
  */
 static void stop_guest(void *opaque)
 {
@@ -137,6 +167,8 @@ static void stop_guest(void *opaque)
     Error *err = mapped_ram_lazy_error(i->lazy);
 
     if (!err) {
+        clear_error();
+        resume_cpus(i);
         return;
     }
     migrate_set_error(migrate_get_current(), err);
@@ -148,8 +180,10 @@ static void stop_guest(void *opaque)
         error_free(err);
     }
     if (!runstate_is_running()) {
+        i->stopping = false;
         return;
     }
+    i->stopping = true;
     if (!stop_cpus(i)) {
         timer_mod(i->stop_timer,
                   qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + STOP_MS);
@@ -158,18 +192,10 @@ static void stop_guest(void *opaque)
     mark_waiting_cpus(i, true);
     vm_stop(RUN_STATE_IO_ERROR);
     mark_waiting_cpus(i, false);
+    i->stopping = false;
 }
 
-/* Forgets the error that query-migrate shows. */
-static void clear_error(void)
-{
-    MigrationState *s = migrate_get_current();
-
-    QEMU_LOCK_GUARD(&s->error_mutex);
-    g_clear_pointer(&s->error, error_free);
-}
-
-/* The guest goes on, so what could not be read is tried again. */
+/* The guest runs again, so try again to load what could not be read. */
 static void vm_state_changed(void *opaque, bool running, RunState state)
 {
     Instant *i = opaque;
@@ -184,6 +210,7 @@ static void vm_state_changed(void *opaque, bool running, RunState state)
 static void instant_free(Instant *i)
 {
     mapped_ram_lazy_free(i->lazy);
+    resume_cpus(i);
     if (i->started) {
         mapped_ram_compat_unblock(&i->blocker);
         qemu_del_vm_change_state_handler(i->vm_state);
@@ -220,12 +247,13 @@ static void load_ended(void *opaque)
                                  last_info.p99_us);
     instant = NULL;
     instant_free(i);
-    /* If the guest does not run yet, the caller goes on with this. */
+    clear_error();
+    /* If the guest does not run yet, the caller proceeds with this. */
     migrate_set_state(&mis->state, MIGRATION_STATUS_POSTCOPY_ACTIVE,
                       MIGRATION_STATUS_COMPLETED);
 }
 
-/* What forbids to load any block while the guest runs. */
+/* Checks for what rules out instant restore for all blocks. */
 static bool check_machine(Error **errp)
 {
     if (mapped_ram_compat_memory_locked()) {
@@ -248,7 +276,7 @@ static bool check_machine(Error **errp)
     return true;
 }
 
-/* Descriptors of our own, since the transport closes its own early. */
+/* Duplicates the descriptors, since the transport closes its own early. */
 static bool take_descriptors(Instant *i, QEMUFile *f, DirectIOLimits *limits,
                              Error **errp)
 {
@@ -267,6 +295,8 @@ static bool take_descriptors(Instant *i, QEMUFile *f, DirectIOLimits *limits,
 static Instant *instant_new(QEMUFile *f, Error **errp)
 {
     MappedRamLazyConfig config = {
+        .file.thread_started = mapped_ram_compat_thread_started,
+        .file.thread_ended = mapped_ram_compat_thread_ended,
         .failed = lazy_failed,
         .ended = lazy_ended,
     };
@@ -291,6 +321,7 @@ static Instant *instant_new(QEMUFile *f, Error **errp)
         config.file.direct_fd = i->direct_fd;
         config.file.engine = migrate_direct_io_engine();
         config.file.workers = mapped_ram_workers();
+        config.file.depth = file_direct_depth(config.file.workers);
         i->lazy = mapped_ram_lazy_new(&config, errp);
     }
     if (!i->lazy) {
@@ -300,7 +331,10 @@ static Instant *instant_new(QEMUFile *f, Error **errp)
     return i;
 }
 
-/* What forbids it for @rb alone.  @worth: set to whether to tell of it. */
+/*
+ * Checks for what rules it out for @rb alone.  @worth: set to whether to report
+ * the reason.
+ */
 static bool check_block(RAMBlock *rb, bool *worth, Error **errp)
 {
     *worth = rb->used_length >= MIN_LENGTH &&
@@ -317,7 +351,7 @@ static bool check_block(RAMBlock *rb, bool *worth, Error **errp)
     return true;
 }
 
-/* Empties the memory of @rb, so that touching it is noticed. */
+/* Discards the memory of @rb, so that each page faults when it is touched. */
 static bool empty_block(RAMBlock *rb, Error **errp)
 {
     int ret = ram_block_discard_range(rb, 0, ROUND_UP(rb->used_length,
@@ -345,7 +379,7 @@ bool mapped_ram_instant_add(QEMUFile *f, RAMBlock *rb, const MappedRamBlock *b)
         return false;
     }
     if (!instant) {
-        /* What has failed once for the machine fails again, silently. */
+        /* If this has failed once for the machine, it fails again, silently. */
         instant = instant_new(f, &err);
     }
     if (!instant || !empty_block(rb, &err) ||

@@ -3,14 +3,14 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Wanted by the capabilities mapped-ram and postcopy-ram of the destination.
+ * Enabled by the capabilities mapped-ram and postcopy-ram of the destination.
  * Decides which RAM blocks can be loaded that way, and connects the loader
- * (include/migration/mapped-ram-lazy.h) with the machine: while RAM is loaded,
+ * (include/migration/mapped-ram-lazy.h) to the machine: while RAM is loaded,
  * the descriptors and the lock of the file are kept, memory is not discarded,
  * and the machine is not saved; if the file cannot be read, the guest stops.
  *
- * There is at most one such load.  All functions are for the main thread, with
- * the BQL held, unless they say otherwise.
+ * There is at most one such load.  All functions must be called by the main
+ * thread with the BQL held, unless they say otherwise.
  */
 
 #ifndef QEMU_MIGRATION_MAPPED_RAM_INSTANT_H
@@ -24,14 +24,14 @@
  * mapped_ram_instant_add:
  * @f: the main stream
  * @rb: a RAM block
- * @b: the same as workers see it, with its bitmap
+ * @b: the same block as workers see it, with its bitmap
  *
- * Has the pages of @rb loaded when they are touched, and after
- * mapped_ram_instant_start() anyway.
+ * Arranges for the pages of @rb to be loaded when they are touched, and in the
+ * background after mapped_ram_instant_start().
  *
- * Returns: true; or false if they have to be loaded now, since this is not
- *          wanted, not worth while or not possible.  The reason is noted for
- *          mapped_ram_instant_fill_info().
+ * Returns: true; or false if the caller has to load the pages now, because
+ *          instant restore is not wanted, not worthwhile or not possible.  The
+ *          reason is kept for mapped_ram_instant_fill_info().
  */
 bool mapped_ram_instant_add(QEMUFile *f, RAMBlock *rb,
                             const MappedRamBlock *b);
@@ -40,22 +40,32 @@ bool mapped_ram_instant_add(QEMUFile *f, RAMBlock *rb,
  * mapped_ram_instant_start:
  * @errp: pointer to a NULL-initialized error object
  *
- * The state of devices is loaded, and the guest may run.  Does nothing if no
- * block was added.
+ * To be called when the state of devices is loaded and the guest may run.
+ * Does nothing if no block was added.
  *
  * Returns: true; or false with @errp set if pages that were touched could not
- *          be read.  Then the load has failed.
+ *          be read, in which case the load has failed
  */
 bool mapped_ram_instant_start(Error **errp);
 
 /*
- * Whether RAM is still being loaded, after mapped_ram_instant_start().  The
- * status of the migration is postcopy-active then, and this module sets it to
- * completed.
+ * Returns whether RAM is still being loaded, after mapped_ram_instant_start().
+ * While it is, the status of the migration is postcopy-active; this module then
+ * sets it to completed.
  */
 bool mapped_ram_instant_active(void);
 
-/* Ends a load that has failed before the guest ran. */
+/**
+ * mapped_ram_instant_check_idle:
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * For operations that replace the guest's RAM, such as loading a snapshot.
+ *
+ * Returns: true; or false with @errp set while RAM is still being loaded.
+ */
+bool mapped_ram_instant_check_idle(Error **errp);
+
+/* Ends a load that failed before the guest ran. */
 void mapped_ram_instant_abort(void);
 
 /* Forgets the figures of the last load. */
@@ -63,7 +73,7 @@ void mapped_ram_instant_forget(void);
 
 /**
  * mapped_ram_instant_fill_info:
- * @info: the figures of a load, to which this adds
+ * @info: the figures of a load, which this completes
  * @loaded: bytes of RAM that were loaded before the guest ran
  */
 void mapped_ram_instant_fill_info(MigrationDirectIO *info, uint64_t loaded);

@@ -15,13 +15,13 @@
 #include "trace.h"
 
 /*
- * What is read for a fault: the page, and what shares this aligned window with
- * it.  A disk reads it in little more time than a page, and a guest is likely
- * to touch it next.
+ * A fault reads the page and its neighbours within this aligned window.  A disk
+ * reads it in little more time than a page, and a guest is likely to touch it
+ * next.
  */
 #define FAULT_WINDOW (64 * KiB)
 
-/* The mean of what was found before and what is found now */
+/* Updates @us to the mean of its old value and the time since @start */
 static void note_cost(uint64_t *us, int64_t start)
 {
     uint64_t now = MAX(g_get_monotonic_time() - start, 1);
@@ -37,8 +37,9 @@ bool lazy_should_move(LazyCosts *costs)
 }
 
 /*
- * Memory that can be moved: a mapping of its own, in huge pages, which no child
- * shares.  A window for a fault is copied, and needs no huge page.
+ * Allocates a buffer whose pages can be moved: a mapping of its own, in huge
+ * pages, which no child shares.  A fault's window is copied, and needs no huge
+ * page.
  */
 static bool alloc_buf(LazySlot *slot, Error **errp)
 {
@@ -52,7 +53,7 @@ static bool alloc_buf(LazySlot *slot, Error **errp)
     qemu_madvise(slot->buf, MAPPED_RAM_LAZY_EXTENT, QEMU_MADV_DONTFORK);
     if (!slot->fault) {
         qemu_madvise(slot->buf, MAPPED_RAM_LAZY_EXTENT, QEMU_MADV_HUGEPAGE);
-        /* The read would do this, but here it can be measured. */
+        /* The read would populate it, too, but here that can be measured. */
         for (size_t i = 0; i < MAPPED_RAM_LAZY_EXTENT;
              i += qemu_real_host_page_size()) {
             slot->buf[i] = 0;
@@ -75,9 +76,10 @@ bool lazy_slot_init(MappedRamLazy *l, LazySlot *slot, Error **errp)
     MappedRamPoolConfig config = l->config.file;
     MappedRamWorker worker = {};
 
-    config.workers = l->config.file.workers * SLOTS;
+    config.workers = l->config.file.workers * l->slots;
+    config.depth = DIV_ROUND_UP(l->config.file.depth, l->slots);
     if (slot->fault) {
-        /* One read at a time: nothing is faster than a system call. */
+        /* With one read at a time, nothing is faster than a system call. */
         config.engine = DIRECT_IO_ENGINE_SYNC;
         config.depth = 1;
     }
@@ -88,7 +90,7 @@ bool lazy_slot_init(MappedRamLazy *l, LazySlot *slot, Error **errp)
         mapped_ram_worker_destroy(&worker);
         return false;
     }
-    /* mapped_ram_lazy_info() looks into the queues of others. */
+    /* mapped_ram_lazy_info() reads the queues from other threads. */
     QEMU_LOCK_GUARD(&l->lock);
     slot->worker = worker;
     return true;
@@ -113,7 +115,7 @@ static bool is_done(LazyBlock *b, unsigned long page)
     return qatomic_read(&b->done[BIT_WORD(page)]) & BIT_MASK(page);
 }
 
-/* Returns whether the file has one of @pages pages that is not placed. */
+/* Returns whether one of these pages is in the file and not placed yet. */
 static bool is_wanted(LazyBlock *b, unsigned long first, unsigned long pages)
 {
     for (unsigned long i = first; i < first + pages; i++) {
@@ -124,7 +126,7 @@ static bool is_wanted(LazyBlock *b, unsigned long first, unsigned long pages)
     return false;
 }
 
-/* Sets in @slot which of its pages are read: whole pages of the host. */
+/* Sets which of the slot's pages to read: whole pages of the host. */
 static void find_wanted(LazySlot *slot)
 {
     LazyBlock *b = slot->block;
@@ -173,7 +175,7 @@ bool lazy_slot_begin(MappedRamLazy *l, LazySlot *slot, Error **errp)
     };
     slot->view.layout.pages_offset += slot->first * b->layout.page_size;
     slot->view.layout.length = slot->pages * b->layout.page_size;
-    /* After an error the queues are gone. */
+    /* An error has freed the queues. */
     if ((!slot->worker.buffered && !lazy_slot_init(l, slot, errp)) ||
         !mapped_ram_worker_load(&slot->worker, &extent, &counts, errp)) {
         say_where(slot, errp);
@@ -182,7 +184,7 @@ bool lazy_slot_begin(MappedRamLazy *l, LazySlot *slot, Error **errp)
     return true;
 }
 
-/* Returns how many of the pages the file has, and were not placed before. */
+/* Returns how many of the pages are in the file and were not marked yet. */
 static uint64_t mark_done(LazyBlock *b, unsigned long first,
                           unsigned long pages)
 {
@@ -203,8 +205,8 @@ static uint64_t mark_done(LazyBlock *b, unsigned long first,
 }
 
 /*
- * Gives the pages at @host, of @len bytes, what is in @buf, or zeros if that is
- * NULL.
+ * Places @len bytes of pages at @host, with the content of @buf, or zeros if
+ * @buf is NULL.
  */
 static bool place_bytes(MappedRamLazy *l, LazyBlock *b, uint8_t *host,
                         const uint8_t *buf, size_t len, Error **errp)
@@ -216,11 +218,11 @@ static bool place_bytes(MappedRamLazy *l, LazyBlock *b, uint8_t *host,
                                                  len - pos);
 
         if (ret == -EEXIST) {
-            /* Another thread has placed it, and maybe not yet said so. */
+            /* Another thread has placed it, and may not have woken waiters. */
             ret = MIN(b->page_size, len - pos);
             mapped_ram_uffd_wake(l->uffd, host + pos, ret);
         } else if (ret < 0 && qatomic_read(&l->remaining) == 0) {
-            /* All is loaded, and the memory is no longer registered. */
+            /* All pages are loaded; the memory is no longer registered. */
             return true;
         } else if (ret < 0) {
             error_setg_errno(errp, -ret, "unable to place a page of RAM");
@@ -231,7 +233,7 @@ static bool place_bytes(MappedRamLazy *l, LazyBlock *b, uint8_t *host,
     return true;
 }
 
-/* Places @pages pages from page @first of the slot on. */
+/* Places @pages pages, starting at page @first of the slot. */
 static bool place(MappedRamLazy *l, LazySlot *slot, unsigned long first,
                   unsigned long pages, uint64_t *placed, Error **errp)
 {
@@ -246,7 +248,7 @@ static bool place(MappedRamLazy *l, LazySlot *slot, unsigned long first,
     return true;
 }
 
-/* The run of pages to place that has @page, or begins behind it. */
+/* Returns the run of pages to place that contains or follows @page. */
 static unsigned long next_run(LazySlot *slot, unsigned long page,
                               unsigned long *end)
 {
@@ -265,7 +267,7 @@ static unsigned long next_run(LazySlot *slot, unsigned long page,
     return start;
 }
 
-/* Returns whether the slot's pages are all that a huge page has. */
+/* Returns whether the slot's pages make up a whole huge page. */
 static bool is_whole(LazySlot *slot)
 {
     LazyBlock *b = slot->block;
@@ -286,11 +288,11 @@ static bool is_whole(LazySlot *slot)
 }
 
 /*
- * Moves the slot's pages to their place, and leaves those that are still to be
- * copied: all if they are no huge page or the kernel can't, some if a page is
- * there by now.  Returns how many pages were placed.
+ * Moves the slot's pages to their place, except for those that have to be
+ * copied: all if they are not a huge page or the kernel can't move them, some
+ * if a page is already present.  Returns how many pages were placed.
  *
- * Random reads in huge pages take two thirds of the time that they take in
+ * Random reads from huge pages take two thirds of the time that they take from
  * small ones; the figures are in docs/devel/migration/direct-io.rst.
  */
 static uint64_t move(MappedRamLazy *l, LazySlot *slot)
@@ -316,7 +318,7 @@ static uint64_t move(MappedRamLazy *l, LazySlot *slot)
     return mark_done(b, slot->first, pages);
 }
 
-/* Copies the slot's pages to their place, first the run that has @urgent. */
+/* Copies the slot's pages to their place, the run with @urgent first. */
 static bool copy(MappedRamLazy *l, LazySlot *slot, unsigned long urgent,
                  uint64_t *placed, Error **errp)
 {
@@ -335,7 +337,7 @@ static bool copy(MappedRamLazy *l, LazySlot *slot, unsigned long urgent,
     return ok;
 }
 
-/* The same for a whole huge page, in whichever way costs less. */
+/* Places a whole huge page, in the way that costs less. */
 static bool place_huge_page(MappedRamLazy *l, LazySlot *slot,
                             uint64_t *placed, Error **errp)
 {
@@ -350,7 +352,7 @@ static bool place_huge_page(MappedRamLazy *l, LazySlot *slot,
     }
     *placed += move(l, slot);
     ok = copy(l, slot, ULONG_MAX, placed, errp);
-    /* What is left of it may never be huge again. */
+    /* The rest of the buffer may never be a huge page again. */
     lazy_slot_free_buf(slot);
     return ok;
 }
@@ -391,7 +393,7 @@ static LazyBlock *find_block(MappedRamLazy *l, uint64_t address)
     return NULL;
 }
 
-/* Returns the first page of the host's page at @address. */
+/* Returns the first page of the host page at @address. */
 static unsigned long page_at(LazyBlock *b, uint64_t address)
 {
     return QEMU_ALIGN_DOWN((address - (uintptr_t)b->host) /
@@ -404,8 +406,8 @@ static unsigned long fault_window(const LazyBlock *b)
 }
 
 /*
- * Gives @page zeros, and those behind it in its window that the file does not
- * have either.
+ * Places zeros for @page, and for the pages behind it in its window that are
+ * not in the file either.
  */
 static bool place_zeros(MappedRamLazy *l, LazySlot *slot, LazyBlock *b,
                         unsigned long page, Error **errp)
@@ -453,7 +455,7 @@ static void note_fault(MappedRamLazy *l, LazyBlock *b, unsigned long page,
     }
 }
 
-/* Has the background load go on from where the guest is. */
+/* Makes the background load continue from where the guest is. */
 static void move_cursor(MappedRamLazy *l, LazyBlock *b, unsigned long page)
 {
     QEMU_LOCK_GUARD(&l->lock);
@@ -461,7 +463,7 @@ static void move_cursor(MappedRamLazy *l, LazyBlock *b, unsigned long page)
     l->cursor_extent = page / b->extent_pages;
 }
 
-/* Reads the window of @page, and places @page first. */
+/* Reads the window around @page, and places @page first. */
 static bool load_window(MappedRamLazy *l, LazySlot *slot, LazyBlock *b,
                         unsigned long page, uint64_t *placed, Error **errp)
 {
@@ -497,7 +499,7 @@ bool lazy_serve_fault(MappedRamLazy *l, LazySlot *slot,
         lazy_slot_destroy(l, slot);
         return false;
     }
-    /* If another thread has placed it, that one may have woken nobody. */
+    /* Another thread may have placed it without waking the waiters. */
     mapped_ram_uffd_wake(l->uffd, b->host + page * b->layout.page_size,
                          b->unit * b->layout.page_size);
     us = g_get_monotonic_time() - start;

@@ -12,13 +12,13 @@
 #include "mapped-ram-lazy-int.h"
 #include "trace.h"
 
-/* How often pages are tried again that a thread waits for. */
+/* How often to try again to read pages that threads wait for. */
 #define RETRY_US (1000 * 1000)
 
 /*
- * Each range is a mapping of its own for the kernel, which bounds their number
- * (vm.max_map_count, 65530).  Ranges that are close are joined until there are
- * no more than this.
+ * The kernel makes each range a mapping of its own and limits the number of
+ * mappings (vm.max_map_count, 65530).  Ranges close to each other are joined
+ * until there are no more than this.
  */
 #define RANGES_MAX 2048
 
@@ -42,8 +42,8 @@ static void unregister_all(MappedRamLazy *l)
 }
 
 /*
- * When all is loaded, pages that are absent need nobody who serves them, though
- * reads may still be in flight that came too late.
+ * When all pages are loaded, absent pages no longer need to be served, so the
+ * memory can be unregistered.  Late reads may still be in flight.
  */
 void lazy_count_down(MappedRamLazy *l, uint64_t count)
 {
@@ -58,7 +58,7 @@ void lazy_count_down(MappedRamLazy *l, uint64_t count)
     event_notifier_set(&l->notifier);
 }
 
-/* Keeps the first error and tells of it.  Takes ownership of @err. */
+/* Keeps and reports the first error.  Takes ownership of @err. */
 static void fail(MappedRamLazy *l, Error *err)
 {
     bool tell;
@@ -77,7 +77,7 @@ static void fail(MappedRamLazy *l, Error *err)
     }
 }
 
-/* With the lock held. */
+/* Called with the lock held. */
 static void retry(MappedRamLazy *l)
 {
     g_clear_pointer(&l->err, error_free);
@@ -114,8 +114,8 @@ bool mapped_ram_lazy_waits(MappedRamLazy *l, uint64_t thread)
 }
 
 /*
- * Takes a fault that is due to be tried again.  @timeout: set to how long until
- * one is, in milliseconds, or -1.
+ * Takes a parked fault that is due.  If there is none, sets @timeout to the
+ * milliseconds until one is due, or to -1.
  */
 static bool take_parked(MappedRamLazy *l, MappedRamFault *fault, int *timeout)
 {
@@ -143,7 +143,7 @@ static bool should_stop(MappedRamLazy *l)
     return l->stop;
 }
 
-/* One fault thread at a time waits, so that a fault wakes only one. */
+/* Only one fault thread waits at a time, so a fault wakes only one. */
 static bool next_fault(MappedRamLazy *l, MappedRamFault *fault, bool *again)
 {
     int timeout;
@@ -154,13 +154,13 @@ static bool next_fault(MappedRamLazy *l, MappedRamFault *fault, bool *again)
         if (*again || mapped_ram_uffd_read(l->uffd, fault)) {
             return true;
         }
-        /* At the end no thread waits again, so one wakes them all. */
+        /* At the end no thread waits again, so one event wakes them all. */
         mapped_ram_uffd_wait(l->uffd, &l->notifier, timeout);
     }
     return false;
 }
 
-/* Has @fault wait, or if the guest has never run, go on with zeros. */
+/* Parks @fault, or, if the guest has never run, serves it with zeros. */
 static void park(LazyThread *t, const MappedRamFault *fault, Error *err)
 {
     MappedRamLazy *l = t->lazy;
@@ -176,7 +176,7 @@ static void park(LazyThread *t, const MappedRamFault *fault, Error *err)
             g_array_append_val(l->parked, parked);
         }
     }
-    /* Another thread waits for faults, and has to know of the time. */
+    /* The thread that waits for faults must update its timeout. */
     event_notifier_set(&l->notifier);
     fail(l, err);
     if (!started) {
@@ -184,7 +184,7 @@ static void park(LazyThread *t, const MappedRamFault *fault, Error *err)
     }
 }
 
-/* The last thread says that all is loaded. */
+/* The last thread to leave reports that all pages are loaded. */
 static void leave(MappedRamLazy *l)
 {
     bool last;
@@ -197,9 +197,8 @@ static void leave(MappedRamLazy *l)
     }
 }
 
-static void *fault_thread(void *opaque)
+static void serve_faults(LazyThread *t)
 {
-    LazyThread *t = opaque;
     MappedRamLazy *l = t->lazy;
     MappedRamFault fault;
     bool again;
@@ -214,18 +213,16 @@ static void *fault_thread(void *opaque)
             mapped_ram_lazy_retry(l);
         }
     }
-    leave(l);
-    return NULL;
 }
 
-/* The next extent that nobody has begun, from the cursor on. */
+/* Takes the next extent that no thread has begun, from the cursor on. */
 static bool take_extent(MappedRamLazy *l, LazySlot *slot)
 {
     QEMU_LOCK_GUARD(&l->lock);
     if (l->stop) {
         return false;
     }
-    /* The first block may have some before and behind the cursor. */
+    /* Visit the first block twice: before and behind the cursor. */
     for (unsigned i = 0; i <= l->blocks->len; i++) {
         LazyBlock *b = g_ptr_array_index(l->blocks, l->cursor_block);
         unsigned long extent = find_next_zero_bit(b->taken, b->extents,
@@ -247,7 +244,7 @@ static bool take_extent(MappedRamLazy *l, LazySlot *slot)
     return false;
 }
 
-/* Takes ownership of @err.  Returns false at the end. */
+/* Takes ownership of @err.  Returns false when the load ends. */
 static bool wait_for_retry(MappedRamLazy *l, Error *err)
 {
     unsigned retries;
@@ -264,8 +261,9 @@ static bool wait_for_retry(MappedRamLazy *l, Error *err)
 }
 
 /*
- * Finishes what the slot reads, however often that takes.  @err: why it could
- * not begin, or NULL; takes ownership.  Returns false at the end.
+ * Completes the slot's reads, retrying as often as necessary.  @err: why they
+ * could not be started, or NULL; takes ownership.  Returns false when the load
+ * ends.
  */
 static bool finish_slot(MappedRamLazy *l, LazySlot *slot, Error *err)
 {
@@ -290,9 +288,8 @@ static bool finish_slot(MappedRamLazy *l, LazySlot *slot, Error *err)
     return !l->stop;
 }
 
-static void *background_thread(void *opaque)
+static void load_rest(LazyThread *t)
 {
-    LazyThread *t = opaque;
     MappedRamLazy *l = t->lazy;
     unsigned idle = 0;
 
@@ -312,7 +309,24 @@ static void *background_thread(void *opaque)
             break;
         }
     }
-    leave(l);
+}
+
+static void *lazy_thread(void *opaque)
+{
+    LazyThread *t = opaque;
+    const MappedRamPoolConfig *config = &t->lazy->config.file;
+    void *info = config->thread_started ? config->thread_started(t->name) :
+                                          NULL;
+
+    if (t->fault) {
+        serve_faults(t);
+    } else {
+        load_rest(t);
+    }
+    if (config->thread_ended) {
+        config->thread_ended(info);
+    }
+    leave(t->lazy);
     return NULL;
 }
 
@@ -322,12 +336,11 @@ static void start_thread(LazyThread *t)
         t->lazy->running++;
         t->created = true;
     }
-    qemu_thread_create(&t->thread, t->name,
-                       t->fault ? fault_thread : background_thread, t,
+    qemu_thread_create(&t->thread, t->name, lazy_thread, t,
                        QEMU_THREAD_JOINABLE);
 }
 
-/* Finds where there is something to load, as ranges with no gap up to @gap. */
+/* Finds the ranges with pages to load, joining them over gaps up to @gap. */
 static void find_ranges(LazyBlock *b, unsigned long gap)
 {
     unsigned long next = find_next_zero_bit(b->taken, b->extents, 0);
@@ -425,8 +438,8 @@ static bool check_page_size(const MappedRamBlock *block, size_t page_size,
     }
     if (!QEMU_PTR_IS_ALIGNED(block->host, page_size) ||
         !QEMU_IS_ALIGNED(block->layout.length, page_size)) {
-        error_setg(errp, "RAM block '%s': it has no whole number of pages of "
-                   "%zu bytes", block->name, page_size);
+        error_setg(errp, "RAM block '%s': it does not consist of whole pages "
+                   "of %zu bytes", block->name, page_size);
         return false;
     }
     return true;
@@ -444,7 +457,7 @@ bool mapped_ram_lazy_add(MappedRamLazy *l, const MappedRamBlock *block,
     b = lazy_block_new(block, page_size);
     count = bitmap_count_one(b->present,
                              mapped_ram_layout_pages(&b->layout));
-    /* A fault must find the block. */
+    /* Add the block first, so that a fault finds it. */
     WITH_QEMU_LOCK_GUARD(&l->lock) {
         assert(!l->started);
         b->index = l->blocks->len;
@@ -485,7 +498,7 @@ bool mapped_ram_lazy_start(MappedRamLazy *l, Error **errp)
     return true;
 }
 
-/* The longest time of the faults of which @share are no slower. */
+/* Returns the longest time of the fastest @share of all faults. */
 static uint64_t fault_time(MappedRamLazy *l, double share)
 {
     uint64_t count = 0;
@@ -493,7 +506,7 @@ static uint64_t fault_time(MappedRamLazy *l, double share)
     for (unsigned i = 0; i < TIME_CLASSES; i++) {
         count += l->times[i];
         if (count && count >= share * l->faults) {
-            /* The last time that belongs to the class */
+            /* The longest time in this class */
             return i < 8 ? i :
                    ((uint64_t)(8 + i % 8 + 1) << (i / 8 - 1)) - 1;
         }
@@ -535,13 +548,14 @@ static void make_threads(MappedRamLazy *l)
     l->config.file.workers = MIN(l->config.file.workers,
                                  BACKGROUND_THREADS_MAX);
     l->threads = FAULT_THREADS + l->config.file.workers;
+    l->slots = MIN(SLOTS, l->config.file.depth ?: SLOTS);
     l->thread = g_new0(LazyThread, l->threads);
     for (unsigned i = 0; i < l->threads; i++) {
         LazyThread *t = &l->thread[i];
 
         t->lazy = l;
         t->fault = i < FAULT_THREADS;
-        t->slots = t->fault ? 1 : SLOTS;
+        t->slots = t->fault ? 1 : l->slots;
         t->name = g_strdup_printf("mapped-%s_%u", t->fault ? "fault" : "rest",
                                   t->fault ? i : i - FAULT_THREADS);
     }

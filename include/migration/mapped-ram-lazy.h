@@ -1,13 +1,13 @@
 /*
- * Instant restore: guest RAM is loaded while the guest runs
+ * Instant restore: loading guest RAM while the guest runs
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * The memory of a RAM block is registered with userfaultfd.  A thread that
- * touches a page which is not loaded waits; a fault thread reads the page, with
- * those around it, ahead of everything else, places it, and so wakes the
+ * touches a page that is not loaded waits.  A fault thread reads the page and
+ * its neighbours before everything else, places it, and so wakes the waiting
  * thread.  Background threads load the rest meanwhile, 2 MiB at a time and
- * several at once, going on from where the last fault was.
+ * several at once, continuing from where the last fault was.
  *
  *     l = mapped_ram_lazy_new(&config, errp);
  *     for each block:
@@ -17,25 +17,25 @@
  *     ...                                   config.ended() is called
  *     mapped_ram_lazy_free(l)
  *
- * Pages are read into a buffer and placed with a copy of the kernel's, which
- * gives a page memory and content at once, and leaves a page alone that has
- * memory.  So it does no harm when two threads load the same page, and nothing
- * that the guest wrote is ever overwritten.  Nobody may discard memory of a
- * block while it is loaded.
+ * Pages are read into a buffer and placed by a copy in the kernel, which gives
+ * a page memory and content at once, and leaves a page alone that already has
+ * memory.  So two threads may load the same page, and nothing that the guest
+ * wrote is ever overwritten.  Memory of a block must not be discarded while it
+ * is loaded.
  *
- * A copy is made of small pages.  So 2 MiB that are loaded as a whole are moved
- * instead, where the kernel can do that and it costs no more than a copy: the
+ * A copy creates small pages.  So 2 MiB that are loaded as a whole are moved
+ * instead, if the kernel supports that and it costs no more than a copy: the
  * buffer's huge page becomes the block's.
  *
  * Errors: a page that cannot be read stays missing, and threads that touch it
- * wait.  Before mapped_ram_lazy_start() nothing can go on without it: the
- * object then gives out zeros, and mapped_ram_lazy_start() fails.  After it,
- * config.failed() is called, the background load stops, and the pages that are
- * waited for are tried again each second, and all with mapped_ram_lazy_retry().
+ * wait.  Before mapped_ram_lazy_start() this would block the load itself, so
+ * such pages are placed as zeros, and mapped_ram_lazy_start() fails.  After it,
+ * config.failed() is called and the background load stops; pages that threads
+ * wait for are retried each second, and all pages by mapped_ram_lazy_retry().
  *
- * The threads take no lock but the object's own, and never the BQL.
+ * The threads take only the object's own lock, and never the BQL.
  *
- * Nothing here knows of RAMBlock, QEMUFile or a version of QEMU.
+ * This file does not depend on RAMBlock, QEMUFile or a version of QEMU.
  */
 
 #ifndef MIGRATION_MAPPED_RAM_LAZY_H
@@ -43,17 +43,18 @@
 
 #include "migration/mapped-ram-pool.h"
 
-/* How much one background read loads; also the largest page of the host. */
+/* Size of one background read; also the largest page of the host. */
 #define MAPPED_RAM_LAZY_EXTENT (2 * 1024 * 1024)
 
 typedef struct MappedRamLazy MappedRamLazy;
 
 /**
  * MappedRamLazyConfig:
- * @file: the file, and how to read it.  @workers background threads are made,
- *        up to 4.
- *        What it points to, and its descriptors, stay the caller's, and must
- *        live as long as the object.
+ * @file: the file, and how to read it.  Creates @workers background threads, up
+ *        to 4, each with @depth requests in flight; reads for faults come on
+ *        top.
+ *        The caller owns its descriptors and what it points to, which must live
+ *        as long as the object.
  * @failed: called by one of the threads when a page could not be read, once
  *          until mapped_ram_lazy_retry()
  * @ended: called by the last of the threads, when all pages are loaded; not
@@ -70,18 +71,19 @@ typedef struct MappedRamLazyConfig {
 /**
  * MappedRamLazyInfo:
  * @length: bytes of the blocks
- * @total: bytes that the file has of them
+ * @total: bytes of the blocks that are in the file
  * @missing: bytes of these that are not loaded yet
  * @fault_bytes: bytes that were loaded because of a fault
  * @background_bytes: bytes that were loaded in the background
  * @moved_bytes: bytes that were moved to their place, not copied
  * @faults: how many faults were served by reading the file
- * @zero_faults: how many touched a page that the file does not have
- * @median_us: how long faults took, from when a fault thread knows of one until
- *             the page is there, in microseconds
- * @p99_us: the time that 99 of 100 did not exceed, with an error below 13 %
+ * @zero_faults: how many faults were on a page that is not in the file
+ * @median_us: the median time of a fault, from when a fault thread receives it
+ *             until the page is there, in microseconds
+ * @p99_us: the time that 99 % of faults did not exceed, with an error below
+ *          13 %
  * @slowest_us: the longest time
- * @slowest_offset: where in the file that page is
+ * @slowest_offset: the file offset of that page
  * @stats: the queues' figures
  */
 typedef struct MappedRamLazyInfo {
@@ -105,8 +107,8 @@ typedef struct MappedRamLazyInfo {
  * @config: copied
  * @errp: pointer to a NULL-initialized error object
  *
- * Returns: the object for mapped_ram_lazy_free(); or NULL with @errp set,
- *          when userfaultfd or a queue can't be had.  Then RAM can still be
+ * Returns: the object for mapped_ram_lazy_free(); or NULL with @errp set if
+ *          userfaultfd or a queue is not available.  RAM can then still be
  *          loaded before the guest runs.
  */
 MappedRamLazy *mapped_ram_lazy_new(const MappedRamLazyConfig *config,
@@ -115,15 +117,16 @@ MappedRamLazy *mapped_ram_lazy_new(const MappedRamLazyConfig *config,
 /**
  * mapped_ram_lazy_add:
  * @l: the object
- * @block: a block whose memory is empty: none of its pages has memory behind it
+ * @block: a block whose memory is empty: no page has memory behind it
  * @page_size: size of the pages of this memory, in bytes
  * @errp: pointer to a NULL-initialized error object
  *
- * Has the pages of @block that the file has loaded when they are touched.
- * What is needed of @block is copied.  Not after mapped_ram_lazy_start().
+ * Registers @block, so that its pages that are in the file are loaded when they
+ * are touched.  Copies what it needs of @block.  Must not be called after
+ * mapped_ram_lazy_start().
  *
- * Returns: true; or false with @errp set, when the memory is of a kind that
- *          can't do that.  Then it is as before.
+ * Returns: true; or false with @errp set if this kind of memory does not
+ *          support it.  The memory is then as before.
  */
 bool mapped_ram_lazy_add(MappedRamLazy *l, const MappedRamBlock *block,
                          size_t page_size, Error **errp);
@@ -133,11 +136,11 @@ bool mapped_ram_lazy_add(MappedRamLazy *l, const MappedRamBlock *block,
  * @l: the object
  * @errp: pointer to a NULL-initialized error object
  *
- * Starts the background load.  May end in a call of config.ended() before it
+ * Starts the background load.  config.ended() may be called before this
  * returns.
  *
- * Returns: true; or false with @errp set if a page could not be read yet.  Then
- *          the contents of the blocks are of no use.
+ * Returns: true; or false with @errp set if a page could not be read so far.
+ *          The contents of the blocks are then undefined.
  */
 bool mapped_ram_lazy_start(MappedRamLazy *l, Error **errp);
 
@@ -181,8 +184,8 @@ void mapped_ram_lazy_info(MappedRamLazy *l, MappedRamLazyInfo *info);
  *
  * Ends the threads, waiting for their reads, and unregisters the memory.
  * Pages that are not loaded then read as zero, so before config.ended() was
- * called this is only for a load that has failed, with no guest.  Not from one
- * of the two callbacks.
+ * called this is only for a load that has failed, with no guest.  Must not be
+ * called by one of the two callbacks.
  */
 void mapped_ram_lazy_free(MappedRamLazy *l);
 

@@ -3,8 +3,8 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Real memory, real userfaultfd, a real file.  Where the host does not let this
- * process use userfaultfd, all but the refusal is skipped.
+ * They use real memory, real userfaultfd and a real file.  If this process may
+ * not use userfaultfd on the host, only the refusal is tested.
  */
 
 #include "qemu/osdep.h"
@@ -33,11 +33,11 @@
 /* Pages that each thread touches in test_unregister() */
 #define TOUCHED 64
 
-/* What moves pages; see mapped-ram-uffd.c */
+/* The request that moves pages; see mapped-ram-uffd.c */
 #define IOCTL_MOVE _IOWR(0xAA, 0x05, uint64_t[5])
 
 typedef enum Memory {
-    /* as guest RAM is */
+    /* like guest RAM */
     ANONYMOUS,
     SHARED,
     HUGE,
@@ -51,6 +51,8 @@ typedef struct Fixture {
     Memory memory;
     unsigned long pages;
     size_t page_size;
+    /* of the queues; 0 for the default */
+    unsigned depth;
     MappedRamLazy *lazy;
     QemuSemaphore ended, failed;
 } Fixture;
@@ -71,7 +73,7 @@ static bool usable(void)
     return true;
 }
 
-/* What page @page holds: no two hold the same, and none is zero. */
+/* Fill @buf with the content of page @page, which is unique and not zero. */
 static void fill_page(uint64_t *buf, uint64_t page)
 {
     for (int i = 0; i < PAGE / 8; i++) {
@@ -79,7 +81,7 @@ static void fill_page(uint64_t *buf, uint64_t page)
     }
 }
 
-/* Whether the file has page @page.  Runs of all lengths, and long gaps. */
+/* Whether page @page is in the file: runs of all lengths, and long gaps. */
 static bool is_present(unsigned long page)
 {
     unsigned long in = page % 2048;
@@ -115,7 +117,7 @@ static void write_file(Fixture *f)
     uint64_t *buf = qemu_memalign(PAGE, PAGE);
 
     for (unsigned long i = 0; i < f->pages; i++) {
-        /* What lies in the place of an absent page is of no meaning. */
+        /* The file's content in the place of an absent page is ignored. */
         fill_page(buf, test_bit(i, f->block.present) ? i : ~i);
         g_assert_cmpint(pwrite(f->fd, buf, PAGE,
                                f->block.layout.pages_offset + i * PAGE),
@@ -178,7 +180,7 @@ static void on_failed(void *opaque)
     qemu_sem_post(&f->failed);
 }
 
-/* Large sectors are played by limits that ask for @align. */
+/* Large sectors are simulated by limits that require @align. */
 static void new_lazy(Fixture *f, DirectIoEngine engine, unsigned align)
 {
     MappedRamLazyConfig config = {
@@ -192,6 +194,7 @@ static void new_lazy(Fixture *f, DirectIoEngine engine, unsigned align)
             },
             .workers = 2,
             .engine = engine,
+            .depth = f->depth,
         },
         .ended = on_ended,
         .failed = on_failed,
@@ -267,7 +270,7 @@ static const Case cases[] = {
     { "huge", HUGE, DIRECT_IO_ENGINE_SYNC, PAGE, 4 * 2048 },
 };
 
-/* All comes by itself, and nothing that is absent takes memory. */
+/* Everything loads without faults; absent pages take no memory. */
 static void test_background(const void *opaque)
 {
     const Case *c = opaque;
@@ -286,7 +289,28 @@ static void test_background(const void *opaque)
     fixture_destroy(&f);
 }
 
-/* Before the start, pages come when they are touched, and no others. */
+/* No thread has more reads in flight than the depth allows. */
+static void test_depth(void)
+{
+    MappedRamLazyInfo info;
+    Fixture f;
+
+    if (!usable() || !fixture_init(&f, ANONYMOUS, 4 * 2048)) {
+        return;
+    }
+    f.depth = 1;
+    new_lazy(&f, DIRECT_IO_ENGINE_AUTO, PAGE);
+    g_assert_cmpuint(f.lazy->thread[FAULT_THREADS].slots, ==, 1);
+    add_block(&f);
+    g_assert_true(mapped_ram_lazy_start(f.lazy, &error_abort));
+    qemu_sem_wait(&f.ended);
+    mapped_ram_lazy_info(f.lazy, &info);
+    g_assert_cmpuint(info.stats.direct.max_in_flight, ==, 1);
+    check_counts(&f);
+    fixture_destroy(&f);
+}
+
+/* Before the start, only pages that are touched are loaded. */
 static void test_faults(const void *opaque)
 {
     const Case *c = opaque;
@@ -320,14 +344,14 @@ typedef struct Writer {
     Fixture *f;
     unsigned seed;
     QemuThread thread;
-    /* pages that it owns, and how often it has written each */
+    /* pages that this thread owns, and how often it has written each */
     unsigned long first, pages;
     uint32_t *written;
 } Writer;
 
 /*
- * Checks what the writer last wrote to its page @n, or what was loaded.
- * Returns where in it to write.
+ * Checks that page @n of the writer holds what it last wrote, or what was
+ * loaded.  Returns where in the page to write.
  */
 static uint64_t *check_own(Writer *w, unsigned long n)
 {
@@ -355,7 +379,7 @@ static void *writer_thread(void *opaque)
     return NULL;
 }
 
-/* What is written while RAM is loaded stays. */
+/* Data written while RAM is loaded is kept. */
 static void test_writers(void)
 {
     Writer writers[4];
@@ -409,7 +433,7 @@ static void *waiter_thread(void *opaque)
     return NULL;
 }
 
-/* Has a thread touch a page in the half of the block that is cut off. */
+/* Makes a thread touch a page in the half of the block that is cut off. */
 static void waiter_start(Waiter *w, Fixture *f)
 {
     w->f = f;
@@ -426,9 +450,9 @@ static void waiter_join(Waiter *w)
 }
 
 /*
- * After an error a thread makes new queues, and a ring may lie where another
- * thread had one.  liburing maps rings by system calls that TSan does not see,
- * so it would take that for a race.
+ * After an error a thread creates new queues, and a ring may be mapped where
+ * another thread had one.  liburing maps rings by system calls that TSan does
+ * not see, so TSan would report a race.
  */
 #ifdef CONFIG_TSAN
 #define ENGINE_AFTER_ERRORS DIRECT_IO_ENGINE_SYNC
@@ -436,7 +460,7 @@ static void waiter_join(Waiter *w)
 #define ENGINE_AFTER_ERRORS DIRECT_IO_ENGINE_AUTO
 #endif
 
-/* A block of which the second half is cut off the file. */
+/* Adds a block whose second half is cut off the file. */
 static bool add_cut_block(Fixture *f)
 {
     if (!usable() || !fixture_init(f, ANONYMOUS, 4 * 2048)) {
@@ -449,7 +473,7 @@ static bool add_cut_block(Fixture *f)
     return true;
 }
 
-/* The same, started, and the first read has failed. */
+/* Likewise, then starts the load; the first read has failed. */
 static bool start_cut_block(Fixture *f)
 {
     if (!add_cut_block(f)) {
@@ -460,7 +484,7 @@ static bool start_cut_block(Fixture *f)
     return true;
 }
 
-/* A read that fails is told, and tried again when it is asked for. */
+/* A failed read is reported, and retried on request. */
 static void test_retry(void)
 {
     g_autoptr(GString) text = g_string_new(NULL);
@@ -480,7 +504,7 @@ static void test_retry(void)
 
     /* A thread that needs a page waits */
     waiter_start(&w, &f);
-    /* Again: nothing has changed */
+    /* A retry changes nothing */
     mapped_ram_lazy_retry(f.lazy);
     qemu_sem_wait(&f.failed);
     mapped_ram_lazy_info(f.lazy, &info);
@@ -496,7 +520,7 @@ static void test_retry(void)
     fixture_destroy(&f);
 }
 
-/* It is known who waits, and who waits goes on without being asked for. */
+/* Waiting threads are known, and continue without a request to retry. */
 static void test_waits(void)
 {
     Fixture f;
@@ -519,7 +543,7 @@ static void test_waits(void)
     fixture_destroy(&f);
 }
 
-/* Before the start a failure is final, and lets nobody wait. */
+/* Before the start a failure is final, and no thread is left waiting. */
 static void test_fail_early(void)
 {
     Error *err = NULL;
@@ -536,7 +560,7 @@ static void test_fail_early(void)
     fixture_destroy(&f);
 }
 
-/* It may be given up at any time. */
+/* The load may be abandoned at any time. */
 static void test_free_early(void)
 {
     Fixture f;
@@ -558,7 +582,7 @@ static void test_free_early(void)
     fixture_destroy(&f);
 }
 
-/* Nothing in the file, or no block at all: the end comes at once. */
+/* With no page in the file, or no block at all, the load ends at once. */
 static void test_empty(void)
 {
     Fixture f;
@@ -662,7 +686,7 @@ static void test_unregister(void)
     close(fd);
 }
 
-/* Memory that userfaultfd does not know is refused, and left as it was. */
+/* Memory that userfaultfd does not support is refused and left as it was. */
 static void test_refused(void)
 {
     g_autofree char *path = NULL;
@@ -675,7 +699,7 @@ static void test_refused(void)
         return;
     }
     new_lazy(&f, DIRECT_IO_ENGINE_AUTO, PAGE);
-    /* The build directory is on a disk; what is not, is skipped. */
+    /* The build directory is on a disk; if it is not, this is skipped. */
     path = g_strdup("./test-mapped-ram-lazy-XXXXXX");
     fd = g_mkstemp(path);
     g_assert_cmpint(fd, >=, 0);
@@ -691,7 +715,7 @@ static void test_refused(void)
         error_free(err);
         block.host[0] = 1;
     }
-    /* Nor can a page be larger than what is read at once */
+    /* A page larger than one read is refused, too */
     err = NULL;
     g_assert_false(mapped_ram_lazy_add(f.lazy, &f.block, 1 * GiB, &err));
     error_free(err);
@@ -725,7 +749,7 @@ static void unmap_pair(int fd, uint8_t *host)
     unmap_memory(ANONYMOUS, host, 2 * MAPPED_RAM_LAZY_EXTENT);
 }
 
-/* Returns whether 2 MiB of guest RAM can be moved here; if not, skips. */
+/* Returns whether 2 MiB of guest RAM can be moved here; skips if not. */
 static bool can_move(void)
 {
     int fd = usable() ? mapped_ram_uffd_open(&error_abort) : -1;
@@ -751,7 +775,7 @@ static bool can_move(void)
     return ret >= 0;
 }
 
-/* A page that is there stays, and ends the move. */
+/* A page that is present stays, and ends the move. */
 static void test_move_present(void)
 {
     const size_t at = 10 * PAGE;
@@ -773,14 +797,14 @@ static void test_move_present(void)
                     ==, -EEXIST);
     g_assert_cmpint(host[0], ==, 1);
     g_assert_cmpint(host[at], ==, 2);
-    /* What has not been moved is still in the buffer. */
+    /* Pages that have not been moved are still in the buffer. */
     g_assert_cmpint(buf[0], ==, 0);
     g_assert_cmpint(buf[at], ==, 1);
     unmap_pair(fd, host);
     close(fd);
 }
 
-/* A block of which the file has all */
+/* Creates a block that is entirely in the file */
 static bool init_whole(Fixture *f, Memory memory, unsigned long pages)
 {
     if (!fixture_init(f, memory, pages)) {
@@ -798,9 +822,9 @@ static void load(Fixture *f)
 }
 
 /*
- * Checks what was loaded, and that some pages were moved, but at most @most: it
- * depends on what costs less.  ULONG_MAX: pages that direct I/O has read may be
- * pinned a little longer, and are copied then.
+ * Checks what was loaded, and that some pages were moved, but at most @most.
+ * How many depends on the costs.  If @most is ULONG_MAX, none need be: pages
+ * read by direct I/O may stay pinned for a while, and are copied then.
  */
 static void check_moved(Fixture *f, unsigned long most)
 {
@@ -818,7 +842,7 @@ static void check_moved(Fixture *f, unsigned long most)
     fixture_destroy(f);
 }
 
-/* What is loaded as a whole is moved, but not the end, which is no 2 MiB. */
+/* Whole extents are moved, except for the end, which is less than 2 MiB. */
 static void test_move(const void *opaque)
 {
     unsigned align = GPOINTER_TO_UINT(opaque);
@@ -833,7 +857,7 @@ static void test_move(const void *opaque)
     check_moved(&f, align ? ULONG_MAX : 8 * HUGE_PAGES);
 }
 
-/* What has a page that was touched, or one that the file lacks, is copied. */
+/* An extent with a page that was touched, or is not in the file, is copied. */
 static void test_move_touched(void)
 {
     MappedRamLazyInfo info;
@@ -847,19 +871,19 @@ static void test_move_touched(void)
     new_lazy(&f, DIRECT_IO_ENGINE_AUTO, 0);
     add_block(&f);
     check_page(&f, 2 * HUGE_PAGES + 300);
-    /* Its neighbours come after it, and then the fault is counted */
+    /* Its neighbours are placed after it, and then the fault is counted */
     do {
         mapped_ram_lazy_info(f.lazy, &info);
     } while (!info.fault_bytes);
     page = (void *)(f.block.host + (2 * HUGE_PAGES + 301) * PAGE);
     page[0]++;
     load(&f);
-    /* What was written is still there. */
+    /* The guest's data is still there. */
     page[0]--;
     check_moved(&f, 6 * HUGE_PAGES);
 }
 
-/* Both ways are tried, the first move first; then what costs less is done. */
+/* Both ways are tried, moving first; then the cheaper one is used. */
 static void test_move_costs(void)
 {
     LazyCosts costs = {};
@@ -882,7 +906,7 @@ static void test_move_costs(void)
     g_assert_true(lazy_should_move(&costs));
 }
 
-/* Memory that is not private, or has its place in the host, is not moved. */
+/* Memory that is not private, or has a NUMA policy, is not moved. */
 static void test_move_other(void)
 {
     Fixture f;
@@ -927,7 +951,7 @@ static bool forbid_move(int err)
            prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
 }
 
-/* Where the kernel cannot move, or not now, all is copied. */
+/* If the kernel cannot move pages, or not now, everything is copied. */
 static void test_move_refused(const void *opaque)
 {
     int err = GPOINTER_TO_INT(opaque);
@@ -966,6 +990,7 @@ int main(int argc, char **argv)
         g_test_add_data_func(background, &cases[i], test_background);
         g_test_add_data_func(faults, &cases[i], test_faults);
     }
+    g_test_add_func("/mapped-ram-lazy/depth", test_depth);
     g_test_add_func("/mapped-ram-lazy/writers", test_writers);
     g_test_add_func("/mapped-ram-lazy/retry", test_retry);
     g_test_add_func("/mapped-ram-lazy/waits", test_waits);
@@ -981,7 +1006,7 @@ int main(int argc, char **argv)
     g_test_add_func("/mapped-ram-lazy/move/costs", test_move_costs);
     g_test_add_func("/mapped-ram-lazy/move/touched", test_move_touched);
     g_test_add_func("/mapped-ram-lazy/move/other-memory", test_move_other);
-    /* What a kernel says that is too old, and what it says of pinned pages */
+    /* The errors of a kernel that is too old, and for pinned pages */
     g_test_add_data_func("/mapped-ram-lazy/move/refused",
                          GINT_TO_POINTER(EINVAL), test_move_refused);
     g_test_add_data_func("/mapped-ram-lazy/move/busy", GINT_TO_POINTER(EBUSY),

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Internal snapshots while RAM is still being loaded."""
+
+import time
+
+from lab.content import MIB
+
+from .checks import case
+from .harness import test
+from .instant import HELD, RAM, check_complete, restore
+
+SIZE = 256 * MIB
+
+
+def run_job(vm, command, job, **arguments):
+    """Runs a job; returns its error, or None."""
+    vm.command(command, {'job-id': job, **arguments})
+    while True:
+        found = [j for j in vm.command('query-jobs') if j['id'] == job][0]
+        if found['status'] == 'concluded':
+            vm.command('job-dismiss', {'id': job})
+            return found.get('error')
+        time.sleep(0.01)
+
+
+def add_disk(vm, path, create=False):
+    """Gives the machine a qcow2 file for its snapshots."""
+    if create:
+        open(path, 'wb').close()
+    vm.command('blockdev-add', {'driver': 'file', 'node-name': 'file',
+                                'filename': path})
+    if create:
+        assert run_job(vm, 'blockdev-create', 'create', options={
+            'driver': 'qcow2', 'file': 'file', 'size': SIZE}) is None
+    vm.command('blockdev-add', {'driver': 'qcow2', 'node-name': 'disk',
+                                'file': 'file'})
+
+
+def snapshot(vm, command, tag):
+    return run_job(vm, command, 'snapshot', tag=tag, vmstate='disk',
+                   devices=['disk'])
+
+
+@test('instant: no snapshot is made or loaded meanwhile', quick=True)
+def test_snapshots(t):
+    disk = t.path('disk.qcow2')
+    src = t.source(ram=RAM)
+    src.command('stop')
+    older = src.ram_hash()
+    add_disk(src, disk, create=True)
+    assert snapshot(src, 'snapshot-save', 'older') is None
+    src.command('blockdev-del', {'node-name': 'disk'})
+    src.command('cont')
+    src.ticks_on()
+    faults, path, want, vm, _ = restore(t, HELD, source=src)
+    assert want != older
+    add_disk(vm, disk)
+    vm.command('migrate-set-capabilities', {'capabilities': [
+        {'capability': name, 'state': False}
+        for name in ('postcopy-ram', 'multifd', 'mapped-ram')]})
+    for command in ('snapshot-save', 'snapshot-load'):
+        with case(command):
+            said = snapshot(vm, command, 'older')
+            assert said and 'still being loaded' in said and path in said, said
+    said = vm.command('human-monitor-command',
+                      {'command-line': 'loadvm older'})
+    assert 'still being loaded' in said, said
+    faults.release()
+    check_complete(t, vm, want)
+    assert snapshot(vm, 'snapshot-load', 'older') is None
+    assert vm.ram_hash() == older, 'RAM is not as in the snapshot'
+    vm.command('cont')
+    vm.ticks_on()
+    vm.wait_guest('sweep')
