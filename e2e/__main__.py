@@ -45,6 +45,10 @@ def parse():
     parser.add_argument('--libvirt', metavar='DIR',
                         help="where libvirt's packages are unpacked: runs the "
                              'tests that need them, and only those')
+    parser.add_argument('--machine', choices=('kvm', 'aarch64'),
+                        help='the tests with guests on KVM or of another '
+                             'target, and only those; --qemu is an emulator '
+                             'that has it')
     parser.add_argument('--kernel', metavar='VMLINUZ',
                         help="a Linux kernel, for example Debian's")
     parser.add_argument('--busybox', metavar='PATH',
@@ -56,15 +60,15 @@ def parse():
                         help='run only the tests whose names match this '
                              'regular expression')
     parser.add_argument('--quick', action='store_true',
-                        help='only the most telling tests, at most 5 minutes')
+                        help='only the most effective tests, up to 5 minutes')
     parser.add_argument('--all-modes', action='store_true',
                         help='exchange images in every mode of saving and '
-                             'restoring; else each mode meets each once')
+                             'restoring; else each pair of modes only once')
     parser.add_argument('--keep', action='store_true',
                         help='keep the directories of failed tests')
     parser.add_argument('--jobs', metavar='N', type=int, default=1,
-                        help='how many tests to run side by side: most of '
-                             'them mostly wait')
+                        help='how many tests to run in parallel: most of them '
+                             'mostly wait')
     parser.add_argument('--list', action='store_true',
                         help='list the tests and do nothing')
     args = parser.parse_args()
@@ -87,6 +91,9 @@ def main():
     if args.libvirt:
         from .libvirt import test_virsh     # noqa: F401
         TESTS[:] = [x for x in TESTS if 'libvirt: ' in x[0]]
+    if args.machine:
+        from .machines import test_machines  # noqa: F401
+        TESTS[:] = [x for x in TESTS if x[0].startswith(args.machine + ': ')]
     if args.list:
         for name, _, quick, _ in selected(args.pattern, args.quick):
             print(name + (' (quick)' if quick else ''))
@@ -99,13 +106,16 @@ def main():
         os.makedirs(base, exist_ok=True)
     workdir = tempfile.mkdtemp(prefix='e2e.', dir=base)
     try:
-        ours = Emulator('ours', args.qemu, args.firmware, args.qemu_lib)
+        accel = 'kvm' if args.machine == 'kvm' else 'tcg'
+        ours = Emulator('ours', args.qemu, args.firmware, args.qemu_lib, accel)
         stock = args.stock and Emulator('stock', args.stock, args.firmware,
-                                        args.stock_lib)
-        other = args.other and Emulator('other', args.other, args.firmware)
+                                        args.stock_lib, accel)
+        other = args.other and Emulator('other', args.other, args.firmware,
+                                        accel=accel)
         config = Config(ours, other, stock, args.kernel, args.busybox,
                         build_checker(workdir), workdir, args.quick,
                         args.all_modes, max(1, args.jobs))
+        config.machine = args.machine
         config.libvirt = args.libvirt and os.path.abspath(args.libvirt)
         print(f'# testing QEMU {ours.version}'
               + (f', other is {other.version}' if other else '')

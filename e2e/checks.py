@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a save that goes wrong must still do: say why, let the guest go on,
-and leave nothing that looks like an image."""
+"""Checks for failed saves: the error gives the reason, the guest continues,
+and nothing is left that looks like an image."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ TOO_LARGE = ('File too large', 'RLIMIT_FSIZE', 'file size limit')
 
 @contextlib.contextmanager
 def case(*what):
-    """Whatever goes wrong in it is said to have gone wrong with `what`."""
+    """Adds `what` to the message of any failure in the block."""
     try:
         yield
     except Exception as err:
@@ -28,8 +28,8 @@ def case(*what):
 
 
 def check_says(said, *words):
-    """An error says to a reader what is wrong: it has all of `words` in it;
-    where there is a tuple, one of its parts."""
+    """Checks that an error message contains all of `words`; of a tuple, one
+    element is enough."""
     for word in words:
         choice = word if isinstance(word, tuple) else (word,)
         assert any(w.lower() in said.lower() for w in choice), \
@@ -37,7 +37,8 @@ def check_says(said, *words):
 
 
 def check_error(info, *words):
-    """The save failed, and the error says all of `words`."""
+    """Checks that the save failed with an error that contains all of
+    `words`."""
     assert info['status'] == 'failed', \
         f'the save {info["status"]}, should have failed'
     check_says(info.get('error-desc') or '', *words)
@@ -45,8 +46,9 @@ def check_error(info, *words):
 
 @contextlib.contextmanager
 def expect_error(otherwise, *words):
-    """A command in it is refused with an error that says all of `words`;
-    `otherwise` is what has happened if it is not."""
+    """Expects that a command in the block is refused with an error that
+    contains all of `words`; `otherwise` describes what happened if it is
+    not."""
     try:
         yield
     except QMPError as err:
@@ -56,7 +58,7 @@ def expect_error(otherwise, *words):
 
 
 def cause(number):
-    """How an error may be named."""
+    """The texts by which an error may be reported."""
     return {errno.ENOSPC: NO_SPACE, errno.EFBIG: TOO_LARGE}.get(
         number, os.strerror(number))
 
@@ -67,18 +69,19 @@ def never_stopped(vm):
         raise AssertionError('the guest was stopped before the error')
 
 
-def check_leftover(t, path, mode=Mode(2), ram=128):
-    """What a failed save left restores nowhere."""
+def check_leftover(t, path, mode=Mode(2), ram=128, **kwargs):
+    """Checks that the remains of a failed save cannot be restored."""
     if not os.path.exists(path):
         return
-    dst = t.vm(incoming=True, ram=ram)
+    dst = t.vm(incoming=True, ram=ram, **kwargs)
     if dst.try_load(f'file:{path}', mode) is None:
         raise AssertionError('what the failed save left can be restored')
     dst.kill()
 
 
 def good_save(t, vm, mode=Mode(4, True)):
-    """A save to a good place works now; leaves the VM running."""
+    """Checks that a save to a working target succeeds now; leaves the VM
+    running."""
     path = t.path('good-image')
     vm.save(f'file:{path}', mode)
     want = vm.ram_hash()
@@ -88,7 +91,8 @@ def good_save(t, vm, mode=Mode(4, True)):
 
 
 def each(modes, function):
-    """Calls function(mode) for each mode, says in which one it failed."""
+    """Calls function(mode) for each mode; an error names the mode that
+    failed."""
     for mode in modes:
         with case(mode):
             function(mode)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Collecting tests and running them: each in a process of its own, with a
-time limit, leaving nothing behind."""
+"""Collects tests and runs each in a separate process, with a time limit, and
+cleans up after it."""
 
 import contextlib
 import copy
@@ -22,18 +22,18 @@ TESTS = []
 
 
 class Skip(Exception):
-    """The test can't be done here; says why."""
+    """The test cannot run here; the message gives the reason."""
 
 
 def test(name, quick=False, timeout=120, stock=None):
     """Registers a function as a test.
 
-    quick       whether it belongs to the short run
+    quick       whether the test belongs to the short run
     timeout     in seconds, generous
-    stock       if stock QEMU is known to fail it: a regular expression that
-                the reason matches.  A second test then insists on that, so
-                it is seen when stock has learnt better, and that the test
-                can fail.
+    stock       if stock QEMU is known to fail the test: a regular expression
+                that matches the reason.  A second test then requires this
+                failure.  It shows when stock is fixed, and that the test can
+                fail.
     """
     def register(function):
         TESTS.append((name, function, quick, timeout))
@@ -45,7 +45,7 @@ def test(name, quick=False, timeout=120, stock=None):
 
 
 def _fails(function, reason):
-    """The test that stock QEMU, in place of ours, fails `function`."""
+    """The test that `function` fails with stock QEMU in place of ours."""
     def run(t):
         if not t.config.stock:
             raise Skip('no stock QEMU: give --stock')
@@ -66,7 +66,7 @@ def _fails(function, reason):
 
 
 class Config:
-    """What the command line says."""
+    """The settings from the command line."""
 
     def __init__(self, ours, other, stock, kernel, busybox, rom, workdir,
                  quick, all_modes, jobs=1):
@@ -80,13 +80,15 @@ class Config:
         self.quick = quick
         self.all_modes = all_modes
         self.jobs = jobs                    # tests that run side by side
+        # what the tests of other machines run on
+        self.machine = None
         # the root of libvirt's packages, for the tests that want them
         self.libvirt = None
 
 
 class Context:
-    """What a test gets: the configuration, a directory, and makers of things
-    that vanish at the end of the test."""
+    """The argument of each test: the configuration, a directory, and methods
+    that create objects which are removed at the end of the test."""
 
     def __init__(self, config, directory, stack):
         self.config = config
@@ -95,7 +97,7 @@ class Context:
         self.count = 0
 
     def on_stock(self):
-        """The same, with stock QEMU under test in place of ours; short, as
+        """A copy with stock QEMU under test in place of ours; short, because
         the first failure is enough."""
         other = copy.copy(self)
         other.config = copy.copy(self.config)
@@ -104,7 +106,7 @@ class Context:
         return other
 
     def note(self, text):
-        """Something to be shown with the result."""
+        """Adds a note to the test's result."""
         print('# ' + text, flush=True)
 
     def path(self, name):
@@ -163,8 +165,8 @@ class Context:
 
     def restores(self, uri, want_hash, mode=None, emulator=None, sweeps=1,
                  **kwargs):
-        """Restores from `uri`; insists that RAM is as it was, and that the
-        guest goes on and is content with its memory."""
+        """Restores from `uri`; checks that RAM is unchanged, that the guest
+        continues, and that it finds no error in its memory."""
         dst = self.vm(incoming=True, emulator=emulator, **kwargs)
         dst.load(uri, mode or Mode())
         have = dst.ram_hash()
@@ -177,12 +179,12 @@ class Context:
 
 
 class _Terminated(Exception):
-    """The time is over."""
+    """The time limit was reached."""
 
 
 def _child(config, entry, directory):
-    """Runs one test, reports through the exit code: 0 passed, 1 failed,
-    77 skipped; the reason is in the file 'reason'."""
+    """Runs one test and reports through the exit code: 0 passed, 1 failed, 77
+    skipped; the reason is in the file 'reason'."""
     name, function, _, timeout = entry
 
     def on_signal(number, _):
@@ -202,7 +204,7 @@ def _child(config, entry, directory):
             function(Context(config, directory, stack))
     except Skip as err:
         code, reason = 77, str(err)
-    except BaseException as err:            # whatever it is, it is a result
+    except BaseException as err:            # every exception is a result
         code = 1
         kind = type(err).__name__
         reason = str(err) if kind in ('AssertionError', '_Terminated') \
@@ -227,15 +229,15 @@ def _left_loops(directory):
 
 
 def clean(directory):
-    """Takes away what a killed test may have left."""
+    """Removes what a killed test may have left."""
     for device in _left_loops(directory):
         subprocess.run(['losetup', '-d', device], capture_output=True)
     shutil.rmtree(directory, ignore_errors=True)
 
 
 class _Job:
-    """A test that runs in a process of its own, with its output in a file so
-    that tests side by side do not mix theirs."""
+    """A test that runs in a separate process, with its output in a file, so
+    that the output of parallel tests is not mixed."""
 
     def __init__(self, config, number, entry):
         self.config = config
@@ -245,7 +247,7 @@ class _Job:
         shutil.rmtree(self.directory, ignore_errors=True)
         os.makedirs(self.directory)
         self.output = os.path.join(self.directory, 'output')
-        # Tests side by side wait for each other's CPU time
+        # Parallel tests compete for CPU time
         self._deadline = self.start + entry[3] * config.jobs
         self._signals = [(signal.SIGTERM, 60), (signal.SIGKILL, 30)]
         sys.stdout.flush()
@@ -268,8 +270,8 @@ class _Job:
             os._exit(code)
 
     def poll(self):
-        """The exit code, or None while the test runs.  One that is late is
-        told to end, then killed."""
+        """The exit code, or None while the test runs.  A test that exceeds its
+        time limit is terminated, then killed."""
         done, status = os.waitpid(self.pid, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
@@ -299,7 +301,7 @@ class _Job:
             return ''
 
     def close(self, keep):
-        """Returns what the test printed, and why it ended."""
+        """Returns the test's output and the reason of its end."""
         output, reason = self.read('output'), self.read('reason')
         if not keep:
             clean(self.directory)
@@ -335,14 +337,14 @@ class _Results:
 
 
 def run_all(config, pattern, keep=False):
-    """Runs the selected tests, config.jobs of them side by side; returns how
+    """Runs the selected tests, config.jobs of them in parallel; returns how
     many failed."""
     tests = selected(pattern, config.quick)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.default_int_handler)
     results = _Results()
     running = []
-    # The longest first, so that no long one is left alone at the end
+    # The longest first, so that no long test runs alone at the end
     waiting = sorted(enumerate(tests, 1), key=lambda x: -x[1][3]) \
         if config.jobs > 1 else list(enumerate(tests, 1))
     print(f'1..{len(tests)}')

@@ -11,12 +11,12 @@ import time
 from .qmp import QMP, QMPClosed, QMPError
 
 FINAL = ('completed', 'failed', 'cancelled')
-# The type of the machines: one that every version has, so that images go from
-# any to any other
+# The machine type: one that every version has, so that images can be exchanged
+# between all versions
 MACHINE = 'pc-q35-7.2'
 
-# How much longer than on an idle machine anything may take before a test
-# gives up: what happens must happen, but not soon
+# Factor by which all timeouts exceed those for an idle machine: tests require
+# that something happens, not that it happens quickly
 PATIENCE = 5
 
 
@@ -41,14 +41,15 @@ class NotQEMU(Exception):
 
 
 class Emulator:
-    """One build of QEMU, how to start it, and what to expect of it; `params`
-    are migration parameters that its machines get."""
+    """One build of QEMU, how to start it, and what it supports; `params` are
+    migration parameters for its machines, and `accel` is the accelerator."""
 
     params = {}
 
-    def __init__(self, name, path, firmware, libs=''):
+    def __init__(self, name, path, firmware, libs='', accel='tcg'):
         self.name = name
         self.path = path
+        self.accel = accel
         self.firmware = [d for d in firmware.split(os.pathsep) if d]
         self.env = dict(os.environ)
         if libs:
@@ -72,8 +73,8 @@ class Emulator:
 
 
 class Mode:
-    """How a migration moves RAM: `channels` of multifd or none, and whether
-    with direct I/O."""
+    """How a migration moves RAM: the number of multifd `channels`, or none,
+    and whether direct I/O is used."""
 
     def __init__(self, channels=0, direct=False):
         self.channels = channels
@@ -85,7 +86,7 @@ class Mode:
 
 
 def die_with_parent(rlimit_fsize=None):
-    """For preexec_fn: no process is left when the test dies."""
+    """For preexec_fn: kills the process when the test dies."""
     import ctypes
     import resource
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)      # PR_SET_PDEATHSIG
@@ -94,9 +95,9 @@ def die_with_parent(rlimit_fsize=None):
 
 
 class Console:
-    """What a guest says on its serial port, which goes to the file
-    `serial_path`; `name` is the guest's in messages, and raise_if_dead() is
-    to complain if it does not run any more."""
+    """The output of a guest's serial port, which goes to the file
+    `serial_path`.  Messages call the guest `name`, and raise_if_dead() must
+    raise an error if it no longer runs."""
 
     def serial(self):
         with open(self.serial_path, errors='replace') as f:
@@ -117,7 +118,7 @@ class Console:
 
     def wait_guest(self, word, more=1, timeout=90, base=16):
         """Waits until the number after `word` on the console has grown by
-        `more`, and lets no complaint of the guest pass."""
+        `more`; fails if the guest reports an error."""
         start = self.last_number(word, base)
         deadline = time.monotonic() + PATIENCE * timeout
         while self.last_number(word, base) < start + more:
@@ -142,15 +143,17 @@ class VM(Console):
                 own after that
     args        more arguments
     machine     its type
+    ram_at      where its RAM begins, in the guest's addresses
     patience    how many seconds it may take to start
     """
 
     def __init__(self, emulator, directory, name, ram=128, firmware=None,
                  incoming=False, args=(), rlimit_fsize=None, wrapper=(),
-                 machine=MACHINE, patience=30):
+                 machine=MACHINE, ram_at=0, patience=30):
         self.emulator = emulator
         self.name = name
         self.ram = ram
+        self.ram_at = ram_at
         prefix = os.path.join(directory, name)
         socket = prefix + '.qmp'
         self.serial_path = prefix + '.serial'
@@ -158,7 +161,7 @@ class VM(Console):
         self._dump = prefix + '.ram'
         open(self.serial_path, 'w').close()
         argv = [*wrapper, *emulator.argv(),
-                '-machine', machine, '-accel', 'tcg',
+                '-machine', machine, '-accel', emulator.accel,
                 '-m', str(ram),
                 '-nodefaults', '-no-user-config', '-display', 'none',
                 '-vga', 'none', '-name', name,
@@ -196,7 +199,7 @@ class VM(Console):
             return f.read()
 
     def errors(self):
-        """What QEMU said on stderr, without what is always there."""
+        """QEMU's output on stderr, without the usual warnings."""
         return [line for line in self.stderr().splitlines()
                 if line.strip() and 'terminating on signal' not in line]
 
@@ -208,7 +211,7 @@ class VM(Console):
         if code is None:
             return
         said = ' | '.join(self.errors()[-3:]) or 'nothing on stderr'
-        # strace and prlimit pass a signal on as 128 + signal
+        # strace and prlimit report a signal as 128 + signal
         if code < 0 or 128 < code < 160:
             number = -code if code < 0 else code - 128
             raise Crashed(f'{self.name} ({self.emulator.name}) was killed by '
@@ -253,8 +256,9 @@ class VM(Console):
     # The guest
 
     def ticks_on(self, more=3):
-        """The guest runs, and QEMU says so too, if not at once: a failure may
-        be told while the guest is about to be started again."""
+        """Checks that the guest runs and that QEMU soon reports it as
+        running.  A failure may be reported shortly before the guest
+        resumes."""
         while (status := self.command('query-status'))['status'] != 'running':
             if status['status'] != 'finish-migrate':
                 raise AssertionError(f'{self.name} is {status["status"]}, '
@@ -264,7 +268,8 @@ class VM(Console):
 
     def ram_hash(self):
         """SHA-256 of guest RAM; the guest must be stopped."""
-        self.command('pmemsave', {'val': 0, 'size': self.ram << 20,
+        self.command('pmemsave', {'val': self.ram_at,
+                                  'size': self.ram << 20,
                                   'filename': self._dump})
         digest = hashlib.sha256()
         with open(self._dump, 'rb') as f:
@@ -296,7 +301,7 @@ class VM(Console):
         return self.command('query-migrate', timeout=timeout)
 
     def wait_migration(self, timeout=120):
-        """Waits for the end, returns what query-migrate said."""
+        """Waits for the end; returns the result of query-migrate."""
         deadline = time.monotonic() + PATIENCE * timeout
         while True:
             info = self.migration(timeout)
@@ -312,7 +317,7 @@ class VM(Console):
         self.command('migrate', {'uri': uri})
 
     def save(self, uri, mode=None, timeout=120, **params):
-        """Saves, and insists that this succeeds."""
+        """Saves; fails if the save does not complete."""
         info = self.try_save(uri, mode, timeout, **params)
         if info['status'] != 'completed':
             raise AssertionError(f'save by {self.name} {info["status"]}: '
@@ -320,8 +325,9 @@ class VM(Console):
         return info
 
     def try_save(self, uri, mode=None, timeout=120, **params):
-        """Saves, and returns the final state.  A refusal by the migrate
-        command looks like a failure: status and error-desc."""
+        """Saves, and returns the final state.  If the migrate command is
+        refused, the result looks like a failed migration: status and
+        error-desc."""
         if mode:
             self.setup(mode, **params)
         try:
@@ -332,8 +338,9 @@ class VM(Console):
         return self.wait_migration(timeout)
 
     def try_load(self, uri, mode=None, timeout=120, **params):
-        """Restores.  Returns None on success, else what QEMU said; death by
-        a signal, a hang, or an exit without a word are errors."""
+        """Restores.  Returns None on success, else QEMU's error message.
+        Death by a signal, a hang, or an exit without a message are test
+        errors."""
         try:
             if mode:
                 self.setup(mode, **params)
@@ -344,7 +351,7 @@ class VM(Console):
             info = self.wait_migration(timeout)
             if info['status'] == 'completed':
                 return None
-            # 7.2 exits right after this, later versions too by default
+            # 7.2 exits right after this, later versions also do by default
             self.raise_if_dead(wait=20)
             return info.get('error-desc') or ' | '.join(self.errors())
         except QMPClosed:
@@ -358,7 +365,7 @@ class VM(Console):
             raise Hung(f'{self.name}: {err}') from None
 
     def load(self, uri, mode=None, timeout=120, **params):
-        """Restores, and insists that this succeeds."""
+        """Restores; fails if that does not succeed."""
         said = self.try_load(uri, mode, timeout, **params)
         if said is not None:
             raise AssertionError(f'restore by {self.name} '

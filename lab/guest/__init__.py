@@ -23,13 +23,27 @@ def build_checker(directory):
     return rom
 
 
-def configure_checker(rom, target, dirty=0, check=256, pause=0):
-    """Writes to the file `target` a guest that in each round rewrites `dirty`
-    pages, checks `check` pages, and idles for `pause` loops."""
+def build_aarch64(directory):
+    """The same for the machine virt of aarch64, which is simpler."""
+    obj, elf, rom = (os.path.join(directory, 'aarch64' + end)
+                     for end in ('.o', '.elf', '.rom'))
+    for tool, *args in (
+            ('as', '-o', obj, os.path.join(HERE, 'aarch64.S')),
+            ('ld', '-Ttext=0', '-o', elf, obj),
+            ('objcopy', '-O', 'binary', '-j', '.text', elf, rom)):
+        subprocess.run(['aarch64-linux-gnu-' + tool, *args], check=True)
+    return rom
+
+
+def configure_checker(rom, target, dirty=0, check=256, pause=0,
+                      pages=0x7fffffff):
+    """Writes a guest to the file `target`.  In each round the guest rewrites
+    `dirty` pages, checks `check` pages, and idles for `pause` loops.  It uses
+    at most `pages` pages."""
     with open(rom, 'rb') as f:
         image = bytearray(f.read())
     where = image.index(MAGIC) + len(MAGIC)
-    struct.pack_into('<III', image, where, dirty, check, pause)
+    struct.pack_into('<IIII', image, where, dirty, check, pause, pages)
     with open(target, 'wb') as f:
         f.write(image)
     return target
@@ -46,19 +60,19 @@ def _cpio_entry(name, mode, data=b'', rdev=(0, 0), ino=[0]):
     return entry + b'\0' * (-len(data) % 4)
 
 
-# What a Linux guest needs for a virtio disk, in the order in which it is loaded
+# The modules that a Linux guest needs for a virtio disk, in load order
 DISK = ('virtio', 'virtio_ring', 'virtio_pci_legacy_dev',
         'virtio_pci_modern_dev', 'virtio_pci', 'virtio_blk')
 
 
 def find_modules(kernel, names):
-    """The modules of a kernel as its package has them, {name: bytes}.  Those
-    that are part of the kernel itself are left out."""
+    """The modules from a kernel's package, {name: bytes}.  Those that are
+    built into the kernel are omitted."""
     version = os.path.basename(kernel).removeprefix('vmlinuz-')
     root = os.path.dirname(os.path.dirname(os.path.abspath(kernel)))
     found = {}
     for name in names:
-        # Debian's packages had /lib of their own until /usr was merged
+        # Debian's packages had a separate /lib until /usr was merged
         for path in glob.glob(f'{root}/usr/lib/modules/{version}/**/{name}.ko*',
                               recursive=True) or \
                 glob.glob(f'{root}/lib/modules/{version}/**/{name}.ko*',
@@ -70,7 +84,7 @@ def find_modules(kernel, names):
 
 
 def build_initramfs(busybox, target, modules=None):
-    """Packs busybox, our init and modules, for a real Linux guest."""
+    """Packs busybox, our init and modules for a real Linux guest."""
     with open(busybox, 'rb') as f:
         binary = f.read()
     with open(os.path.join(HERE, 'init'), 'rb') as f:

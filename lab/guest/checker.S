@@ -99,6 +99,8 @@ c_check:                                /* pages to check in a round */
         .long   256
 c_pause:                                /* idle loops at a round's end */
         .long   0
+c_pages:                                /* pages to use, at most */
+        .long   0x7fffffff
 
 real_mode:
         cli
@@ -146,6 +148,12 @@ protected_mode:
         shll    $4, %ebx
         addl    $0x1000, %ebx
         movl    %ebx, %ebp
+        subl    $FIRST, %ebx
+        cmpl    c_pages, %ebx
+        jbe     1f
+        movl    c_pages, %ebp
+        addl    $FIRST, %ebp
+1:
 
         xorl    %eax, %eax
         movl    %eax, %dr0
@@ -330,8 +338,9 @@ digits:         .ascii  "0123456789abcdef"
         .balign 8
 gdt:
         .quad   0
-        .quad   0x00cf9a000000ffff      /* code, flat */
-        .quad   0x00cf92000000ffff      /* data, flat */
+        /* marked as accessed: they are in ROM */
+        .quad   0x00cf9b000000ffff      /* code, flat */
+        .quad   0x00cf93000000ffff      /* data, flat */
 gdt_pointer:
         .word   gdt_pointer - gdt - 1
         .long   gdt

@@ -12,13 +12,14 @@ from .git import Git
 from .say import Failure, step
 
 EMULATOR = 'qemu-system-x86_64'
+KVM = '/dev/kvm'
 FIRMWARE_AT = 'share/qemu'              # below the prefix
 
 
 def environment(compiler='gcc'):
-    """Debian's own tools first, and a ccache whose entries do not depend on
-    where a tree lies: paths below the cache's parent count as relative, and
-    the directory of the compilation does not count."""
+    """The environment for builds: Debian's own tools first, and a ccache whose
+    entries do not depend on the location of a tree: paths below the cache's
+    parent are relative, and the directory of the compilation is ignored."""
     env = dict(os.environ)
     for name in ('CFLAGS', 'LDFLAGS', 'CPPFLAGS', 'MAKEFLAGS', 'PYTHONPATH',
                  'VIRTUAL_ENV', 'PKG_CONFIG_PATH'):
@@ -31,8 +32,8 @@ def environment(compiler='gcc'):
 
 
 class Build:
-    """The build of one tree, in `directory`, next to the sources as ../src;
-    `name` is for its logs, `label` for people; `options` are added to the
+    """The build of one tree, in `directory`, with the sources in ../src;
+    `name` is for its logs, `label` for messages; `options` are added to the
     base's own."""
 
     def __init__(self, base, directory, name, options=(), compiler='gcc',
@@ -43,10 +44,11 @@ class Build:
         self.directory = directory
         self.name = name
         self.options = [*base.configure, *options]
+        self.program = EMULATOR
 
     @property
     def emulator(self):
-        return os.path.join(self.directory, EMULATOR)
+        return os.path.join(self.directory, self.program)
 
     def configure(self):
         """Run configure, unless it was run with the same options."""
@@ -73,7 +75,7 @@ class Build:
              env=environment())
 
     def introspect(self, what):
-        """What `meson introspect --WHAT` knows of the configured build."""
+        """The output of `meson introspect --WHAT` for the configured build."""
         out = subprocess.run(['meson', 'introspect', '--' + what,
                               self.directory], capture_output=True, check=True,
                              env=environment()).stdout
@@ -90,9 +92,25 @@ def of_tree(tree):
     return Build(tree.base, tree.build, tree.name)
 
 
+# Emulators of other machines, and what configure needs for them
+MACHINES = {
+    'kvm': (EMULATOR, ['--enable-kvm', '--disable-tcg']),
+    'aarch64': ('qemu-system-aarch64', ['--target-list=aarch64-softmmu']),
+}
+
+
+def for_machine(tree, machine):
+    """The build of an applied tree for one of MACHINES."""
+    build = Build(tree.base, f'{tree.build}-{machine}',
+                  f'{tree.name}-{machine}', MACHINES[machine][1],
+                  label=f'{tree.base.name} for {machine}')
+    build.program = MACHINES[machine][0]
+    return build
+
+
 def built(tree, targets):
-    """The build of an applied tree, with `targets` up to date, able to start
-    guests without options for firmware."""
+    """The build of an applied tree, with `targets` up to date and able to
+    start guests without options for firmware."""
     return built_from(of_tree(tree), targets)
 
 
@@ -104,8 +122,8 @@ def built_from(build, targets):
 
 
 def pristine(tree):
-    """The emulator of the base as it came, without the series, built with the
-    same options: what to compare ours with."""
+    """The emulator of the unmodified base, without the series, built with the
+    same options, for comparison with ours."""
     directory = clone_beside(tree, 'pristine')
     Git(os.path.join(directory, 'src'))('checkout', '--quiet', '--force',
                                         '--detach', tree.base_commit())
@@ -117,15 +135,15 @@ def pristine(tree):
 
 
 def _own_firmware(build):
-    """Where the source keeps firmware; None if it has none."""
+    """The source's firmware directory; None if it has none."""
     path = os.path.join(build.directory, '..', 'src', 'pc-bios')
     return path if os.path.exists(os.path.join(path, 'bios-256k.bin')) \
         else None
 
 
 def firmware_files(build):
-    """(path, name) of the firmware that guests start with: what the source
-    brought, or else, as Debian's source has none, that of its packages."""
+    """(path, name) of the firmware that guests start with: the source's own
+    or, because Debian's source has none, that of Debian's packages."""
     own = _own_firmware(build)
     if own:
         return sorted((e.path, e.name) for e in os.scandir(own)
@@ -139,8 +157,8 @@ def firmware_files(build):
 
 
 def _link_firmware(build):
-    """Link firmware to where an emulator that runs from its build directory
-    looks, unless meson did so with the source's own."""
+    """Link firmware to where an emulator in its build directory looks for it,
+    unless meson has linked the source's own."""
     where = os.path.join(build.directory, 'qemu-bundle', 'usr', 'local',
                          FIRMWARE_AT)
     if _own_firmware(build) or \

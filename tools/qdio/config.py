@@ -11,13 +11,13 @@ from .say import Fault
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__))))
 
-# Two unpacked bases, two builds and what the tests write
+# Two unpacked bases, two builds and the tests' output
 NEEDED_SPACE = 8 << 30
 
 
 def cache():
-    """Where sources, trees, builds and logs are kept, outside of any
-    checkout, so that a second one can use them too."""
+    """The directory for sources, trees, builds and logs, outside of any
+    checkout, so that several checkouts can share them."""
     path = os.environ.get('QDIO_CACHE')
     if not path:
         path = os.path.join(os.environ.get('XDG_CACHE_HOME') or
@@ -41,8 +41,8 @@ def usable_cache():
 
 
 def check_space():
-    """Say now that the disk is too small, not after half an hour.  What the
-    cache already holds counts as room."""
+    """Report at once, not after half an hour, if the disk is too small.  The
+    space that the cache already uses counts as available."""
     path, free = usable_cache()
     needed = int(os.environ.get('QDIO_NEEDED_SPACE', NEEDED_SPACE))
     if os.path.exists(os.path.join(path, 'trees')):
@@ -55,8 +55,8 @@ def check_space():
 
 def read_conf(root, where, keys, optional=()):
     """{key: value} of a file with lines KEY = VALUE, which must have all
-    `keys`, may have the `optional` ones and no others.  A key may come again,
-    so that long values can be split."""
+    `keys`, and may have the `optional` ones but no others.  A key may be
+    repeated, so that long values can be split."""
     values = {}
     with open(os.path.join(root, where), encoding='utf-8') as f:
         for line in f:
@@ -77,7 +77,7 @@ def read_conf(root, where, keys, optional=()):
 
 
 class Base:
-    """A version of QEMU that the series is for, as bases/NAME.conf says:
+    """A version of QEMU that the series supports, from bases/NAME.conf:
 
     package    the source package
     suite      the distribution's release that has it; of several, the one
@@ -87,7 +87,7 @@ class Base:
     hooks      may be left out: the base whose hooks, compat/ files, slugs
                and tests this base takes, except where it has its own (see
                series.py)
-    What the tests do with it, each of which may be left out:
+    Optional keys for the tests:
 
     mapped_ram     yes if the base has mapped-ram of its own, to compare with
     qtest_options  PROGRAM OPTION..., the options that one of the base's own
@@ -98,14 +98,22 @@ class Base:
                    most of what they find does not depend on the base
     exchange       the bases with which they exchange images
     bench          yes if the benchmark's own test runs on it
-    sanitize       yes if the series' tests run under sanitizers on it
+    machines       kvm, aarch64 or both: the other machines on which some
+                   end-to-end tests run, each with a build of its own
+    sanitize       which sanitizers the series' tests run under on it, of
+                   address (with undefined), thread, and fuzz
+    asan           options of configure that turn on those of address
     parts          the parts of ./run test --all that run on it; all of them
                    if left out.  --only runs the others, too"""
 
     KEYS = ('package', 'suite', 'family', 'configure')
     OPTIONAL = {'hooks': '', 'mapped_ram': 'yes', 'qtest_options': '',
                 'iotests': '', 'e2e': '--quick', 'exchange': '',
-                'bench': 'no', 'sanitize': 'no', 'parts': ''}
+                'bench': 'no', 'machines': '', 'sanitize': '', 'asan': '',
+                'parts': ''}
+    # Keys that take some of a few words
+    CHOICES = {'machines': ('kvm', 'aarch64'),
+               'sanitize': ('address', 'thread', 'fuzz')}
 
     def __init__(self, root, name):
         self.name = name
@@ -117,7 +125,7 @@ class Base:
         self.hooks = values['hooks'] or None
         self.family = values['family']
         self.configure = shlex.split(values['configure'])
-        for key in ('mapped_ram', 'bench', 'sanitize'):
+        for key in ('mapped_ram', 'bench'):
             if values[key] not in ('yes', 'no'):
                 raise Fault(f"{where}: {key} is '{values[key]}'; make it yes "
                             'or no')
@@ -126,13 +134,20 @@ class Base:
         self.e2e = shlex.split(values['e2e'])
         self.exchange = values['exchange'].split()
         self.parts = values['parts'].split()
+        for key, choices in self.CHOICES.items():
+            setattr(self, key, values[key].split())
+            for word in getattr(self, key):
+                if word not in choices:
+                    raise Fault(f"{where}: {key} has '{word}'; it takes some "
+                                f"of {', '.join(choices)}")
+        self.asan = shlex.split(values['asan'])
         self.qtest_options = {}
         if values['qtest_options']:
             program, *options = shlex.split(values['qtest_options'])
             self.qtest_options[program] = options
 
     def is_version(self, version):
-        """Whether an upstream version such as 7.2.13 is of this base."""
+        """Whether an upstream version such as 7.2.13 belongs to this base."""
         return version == self.family or version.startswith(
             (self.family + '.', self.family + '+'))
 

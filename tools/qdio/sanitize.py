@@ -13,17 +13,15 @@ from .config import log_path
 from .say import step
 from .suites import run_qtest, run_unit_tests, targets_of
 
-# Sanitizers find things at run time, so the compiler's guesses are no help:
-# with them it also guesses other things than without
+# Sanitizers find errors at run time, so compiler warnings do not help;
+# besides, the compiler gives different warnings with sanitizers
 OPTIONS = ['--disable-werror']
 
 # With few devices and without costly optimizations the emulator takes half
 # the time to build
-ASAN_OPTIONS = ['--enable-sanitizers', '--without-default-devices',
-                '--extra-cflags=-O1']
+ASAN_OPTIONS = ['--without-default-devices', '--extra-cflags=-O1']
 
-# The slugs that add what has threads of its own, or is handed from one to
-# another
+# The slugs that add code with threads, or objects passed between threads
 TSAN_SLUGS = ('direct-queue', 'mapped-ram-pool', 'mapped-ram-lazy')
 # The queue's test of sandboxes starts threads in a child
 TSAN = {'TSAN_OPTIONS': 'die_after_fork=0:exitcode=66'}
@@ -38,13 +36,24 @@ def _variant(tree, kind, name, options, compiler='gcc'):
                  label=f'{tree.base.name} with {name}')
 
 
+def run(tree, tests, series, report):
+    """Runs the tests under each sanitizer that the base's file names."""
+    if 'address' in tree.base.sanitize:
+        address(tree, tests, report)
+    if 'thread' in tree.base.sanitize:
+        thread(tree, series, report)
+    if 'fuzz' in tree.base.sanitize:
+        fuzz(tree, report)
+
+
 def address(tree, tests, report):
     """All of the series' unit tests and qtests with ASan and UBSan."""
-    build = built_from(_variant(tree, 'asan', 'ASan and UBSan', ASAN_OPTIONS),
+    build = built_from(_variant(tree, 'asan', 'ASan and UBSan',
+                                [*tree.base.asan, *ASAN_OPTIONS]),
                        [EMULATOR, *_targets(tests)])
     with tempfile.TemporaryDirectory() as top:
         said = os.path.join(top, 'report')
-        # The emulators' stderr goes elsewhere
+        # The stderr of the emulators goes elsewhere
         env = {'ASAN_OPTIONS': f'log_path={said}',
                'UBSAN_OPTIONS': f'log_path={said}:halt_on_error=1:'
                                 'print_stacktrace=1'}
@@ -64,7 +73,7 @@ def _collect(prefix, log):
         for path in sorted(glob.glob(glob.escape(prefix) + '.*')):
             with open(path, errors='replace') as f:
                 text = f.read()
-            # There are also warnings, of what ASan cannot do
+            # There are also warnings about what ASan cannot do
             if 'ERROR: ' in text or 'runtime error: ' in text:
                 out.write(text)
                 found += 1
@@ -72,9 +81,9 @@ def _collect(prefix, log):
 
 
 def thread(tree, series, report):
-    """The queue, the extents and the lazy loader with TSan.  It does not see
-    what the kernel writes to memory, nor does it take that for a race: what the
-    kernel hands back goes through memory that no other thread looks at."""
+    """The queue, the extents and the lazy loader with TSan.  TSan does not see
+    the kernel's writes to memory, and does not report them as races, because
+    the kernel returns results in memory that no other thread accesses."""
     tests = [test for name in TSAN_SLUGS
              for test in series.slug(name).tests(tree.base.name)]
     build = built_from(_variant(tree, 'tsan', 'TSan', ['--enable-tsan']),
@@ -87,8 +96,8 @@ def _targets(tests):
 
 
 def _seed(directory):
-    """Inputs to begin with: headers that are right, the differences being 0.
-    See tests/unit/fuzz-mapped-ram.c."""
+    """The initial inputs: correct headers, because all differences are 0.  See
+    tests/unit/fuzz-mapped-ram.c."""
     mib = 1 << 20
     for i, numbers in enumerate([(0x49, 128 * mib, 4096, 0),
                                  (0x49, 128 * mib, 4096, 129 * mib),
@@ -106,7 +115,7 @@ def fuzz(tree, report):
                     'install the package clang')
         return
     build = built_from(_variant(tree, 'fuzz', 'libFuzzer',
-                                ['--enable-sanitizers', '--enable-fuzzing'],
+                                [*tree.base.asan, '--enable-fuzzing'],
                                 compiler='clang'), [FUZZ_TARGET])
     log = log_path(f'fuzz-{build.name}')
     with tempfile.TemporaryDirectory() as corpus:

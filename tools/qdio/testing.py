@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`./run test`: everything that must pass before a change is taken."""
+"""`./run test`: everything that must pass before a change is accepted."""
 
 import contextlib
 import functools
@@ -13,7 +13,8 @@ from . import fetch, fresh, sanitize
 from .apply import apply, make_commits
 from .apt import install_needed
 from .bases import Tree
-from .build import EMULATOR, Build, built, environment, of_tree
+from .build import EMULATOR, KVM, Build, built, built_from, \
+    environment, for_machine, of_tree
 from .config import ROOT, base_names, cache, check_space, get_base, log_path
 from .deb import check_package, make_package
 from .host import demo_base
@@ -27,17 +28,18 @@ from .suites import IOTEST_PROGRAMS, SKIPPED, run_iotests, run_program, \
     run_qtest, run_suite, run_unit_tests, targets_of
 from .walk import walk_patches
 
-# What the bases themselves bring, and must still pass
+# The bases' own tests, which must still pass
 OWN_TESTS = [('qtest', 'migration-test'), ('suite', 'qapi-schema'),
              ('suite', 'unit')]
-# End-to-end tests that run side by side for each CPU: they mostly wait
+# End-to-end tests that run in parallel for each CPU: they mostly wait
 E2E_JOBS = 2
-# The parts that find most, on the demo's base: what a person runs
+# The most effective parts, on the demo's base: the default for users
 QUICK = ('lint', 'tools', 'refresh', 'build', 'unit', 'qtest', 'e2e')
 
 
 def time_limit():
-    """After how many minutes no further part is begun; 0 for no limit."""
+    """The number of minutes after which no further part is started; 0 for no
+    limit."""
     text = os.environ.get('QDIO_MINUTES', '0')
     if not text.isdecimal():
         raise Fault(f"QDIO_MINUTES is '{text}'; make it a number of minutes, "
@@ -46,16 +48,17 @@ def time_limit():
 
 
 class Tests:
-    """The parts, in the order in which they run.  What several of them need,
-    such as a build, is made by the first of them."""
+    """The parts, in the order in which they run.  Anything that several of
+    them need, such as a build, is made by the first of them."""
 
-    # Each with the minutes it takes on 2 cores, on one base or in all, when
-    # ccache knows what the build compiles
+    # Each with the minutes it takes on 2 cores, on one base or in total, if
+    # the objects of the build are in ccache; `machines` and `sanitize` for each
+    # of those
     PARTS = {'lint': 0.2, 'tools': 1.5, 'refresh': 0.2, 'build': 3,
-             'unit': 1.5, 'qtest': 2, 'e2e': 6, 'fresh': 10, 'patches': 0.3,
-             'own': 3, 'iotests': 1, 'libvirt': 1.5, 'demo': 1, 'bench': 1,
-             'deb': 2, 'sanitize': 10, 'canary': 0.5}
-    # These take the same time however many bases there are
+             'unit': 1.5, 'qtest': 2, 'e2e': 6, 'machines': 1, 'fresh': 10,
+             'patches': 0.3, 'own': 3, 'iotests': 1, 'libvirt': 1.5,
+             'demo': 1, 'bench': 1, 'deb': 2, 'sanitize': 4, 'canary': 0.5}
+    # These take the same time for any number of bases
     ONCE = ('lint', 'tools', 'fresh', 'canary')
     # These need no build of the others' and run beside those that follow
     # `build`: both wait for disks, timers and guests as much as they compute
@@ -72,7 +75,8 @@ class Tests:
         self._quick = quick
 
     def prepare(self):
-        """Fetch and apply; edits in a tree are kept apart, not tested."""
+        """Fetch and apply; edits in a tree are saved separately and not
+        tested."""
         for tree in self.all_trees:
             tree.ensure()
             apply(self.series, tree.base.name, tree, 'keep')
@@ -83,12 +87,17 @@ class Tests:
                 or not t.base.parts or part in t.base.parts]
 
     def minutes_of(self, part):
-        return self.PARTS[part] * (1 if part in self.ONCE
-                                   else len(self.trees_of(part)))
+        if part in self.ONCE:
+            return self.PARTS[part]
+        trees = self.trees_of(part)
+        if part in ('machines', 'sanitize'):
+            return self.PARTS[part] * sum(len(getattr(t.base, part))
+                                          for t in trees)
+        return self.PARTS[part] * len(trees)
 
     def lanes(self, parts):
-        """`parts` as those to begin with, and two lists that run side by
-        side."""
+        """Splits `parts` into those to start with, and two lists that run in
+        parallel."""
         first = [p for p in parts if list(self.PARTS).index(p)
                  <= list(self.PARTS).index('build')]
         beside = [p for p in parts if p in self.BESIDE and p not in first]
@@ -178,7 +187,7 @@ class Tests:
     # The builds
 
     def _tests(self, tree, kinds=('unit', 'qtest', 'suite')):
-        """The series' tests on a base, each once."""
+        """The series' tests on a base, without duplicates."""
         found = []
         for slug in self.series.of(tree.base.name):
             found += [t for t in slug.tests(tree.base.name)
@@ -186,8 +195,8 @@ class Tests:
         return found
 
     def _built(self, tree, tests=()):
-        """The build with what `tests` need, or None if that failed; then the
-        failure is reported once."""
+        """The build with what `tests` need, or None if it failed; the failure
+        is reported only once."""
         if tree.name in self._broken:
             return None
         build = of_tree(tree)
@@ -244,13 +253,9 @@ class Tests:
                         lambda tree: OWN_TESTS)
 
     def part_sanitize(self, trees):
-        """Not what the series adds to other bases, which is the same code."""
         for tree in trees:
-            if tree.base.sanitize:
-                tests = self._tests(tree, ('unit', 'qtest'))
-                sanitize.address(tree, tests, self.report)
-                sanitize.thread(tree, self.series, self.report)
-                sanitize.fuzz(tree, self.report)
+            sanitize.run(tree, self._tests(tree, ('unit', 'qtest')),
+                         self.series, self.report)
 
     def part_iotests(self, trees):
         for tree in trees:
@@ -312,6 +317,27 @@ class Tests:
             log_path(f'{log}-{build.name}'), self.report, env=env, cwd=ROOT,
             timeout=3000)
 
+    def part_machines(self, trees):
+        """Guests on KVM and of another target, with separate builds: if the
+        usual ones had KVM, the bases' own tests would use it where it is
+        available, and differ from host to host."""
+        if any('aarch64' in tree.base.machines for tree in trees):
+            install_needed(('binutils-aarch64-linux-gnu',))
+        for tree in trees:
+            for machine in tree.base.machines:
+                name = f'{machine} {tree.base.name}'
+                if machine == 'kvm' and not os.access(KVM, os.R_OK | os.W_OK):
+                    self.report.skip(name, f'there is no {KVM} to use')
+                elif not self._built(tree):
+                    self.report.skip(name, 'it could not be built')
+                else:
+                    self._machine(tree, machine)
+
+    def _machine(self, tree, machine):
+        build = for_machine(tree, machine)
+        self._e2e(built_from(build, [build.program]), None, machine, machine,
+                  ['--machine', machine])
+
     def part_libvirt(self, trees):
         """virsh save and restore, through real libvirt."""
         for tree in trees:
@@ -325,8 +351,7 @@ class Tests:
                                  'it could not be built')
 
     def part_bench(self, trees):
-        """The benchmark runs on small guests; how fast they are does not
-        matter."""
+        """The benchmark with small guests; the speed does not matter."""
         for tree in trees:
             if not tree.base.bench:
                 continue
@@ -353,7 +378,7 @@ class Tests:
                     log=log)
 
     def part_demo(self, trees):
-        """The demo, with each emulator as `./run install` puts it."""
+        """The demo, with each emulator as installed by `./run install`."""
         for tree in trees:
             if not self._built(tree):
                 self.report.skip(f'demo {tree.base.name}',
@@ -376,9 +401,9 @@ class Tests:
                 self._deb(tree)
 
     def _deb(self, tree):
-        """What ./run deb makes unpacks to the applied tree, and builds: the
-        emulator alone, since all that the package builds takes hours and
-        wants some hundred packages."""
+        """The package from ./run deb unpacks to the applied tree, and builds:
+        only the emulator, because a full package build takes hours and needs
+        some hundred packages."""
         base = tree.base.name
         directory = os.path.join(cache(), 'trees', tree.name + '-deb')
         src = os.path.join(directory, 'src')
@@ -392,8 +417,8 @@ class Tests:
         self.report(not differs, f'deb {base}: dpkg-source -x makes the '
                     'applied tree',
                     remarks=[f'{path} differs' for path in differs[:10]])
-        # Without a .git, configure would leave -Werror out, and ccache would
-        # find nothing
+        # Without a .git, configure would omit -Werror, and ccache would find
+        # nothing
         build = Build(tree.base, os.path.join(directory, 'build'),
                       tree.name + '-deb', ['--enable-werror'])
         build.ninja([EMULATOR], 'build the package of')
@@ -401,7 +426,7 @@ class Tests:
 
 
     def part_canary(self, _):
-        """What will be to do for the next line is no failure."""
+        """Work that the next line will require is not a failure."""
         log = log_path('canary')
         code = step('canary', [os.path.join(ROOT, 'run'), 'canary'], log,
                     check=False, timeout=600)
@@ -413,7 +438,7 @@ class Tests:
 
 
 def _copy_series(series, where):
-    """The part of the repository that refresh writes."""
+    """Copy the part of the repository that refresh writes."""
     shutil.copytree(os.path.join(ROOT, 'series'),
                     os.path.join(where, 'series'))
     shutil.copytree(os.path.join(ROOT, 'bases'),
@@ -426,8 +451,8 @@ def _copy_series(series, where):
 
 
 def _only_moved(copy, path):
-    """Whether a patch says the same at other lines, as happens when a point
-    release of a base moves them."""
+    """Whether a patch differs only in line numbers, which happens when a point
+    release of a base moves lines."""
     if not path.endswith('.patch'):
         return False
 

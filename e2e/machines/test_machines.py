@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A few tests of each kind on machines other than x86-64 under TCG.
+
+kvm         KVM has its own dirty page log, and the kernel itself touches pages
+            that are not loaded.  The guest is small and slow, because KVM
+            emulates each instruction on hosts without virtualization hardware.
+aarch64     another target, whose RAM does not start at address 0"""
+
+import errno
+import os
+
+from lab.content import MIB
+from lab.guest import build_aarch64
+from lab.vm import MACHINE, Mode
+
+from ..checks import case, check_error, check_leftover, each
+from ..faults import broken
+from ..harness import Skip, test
+from ..instant import DIRECT, HELD, RAM, check_complete, follows, \
+    restore, saved, wait_runstate
+
+MODES = [Mode(0), Mode(1, True), Mode(4, True)]
+LATER = range(16, 1 << 30)
+
+
+class KVM:
+    """x86-64."""
+
+    ram_at = 0
+    machine = MACHINE
+
+    @staticmethod
+    def of(t):
+        """What t.vm() needs."""
+        return {'guest': {'dirty': 2, 'check': 16, 'pause': 100,
+                          'pages': 256}}
+
+
+class AArch64:
+    """The machine virt."""
+
+    ram_at = 1 << 30
+    machine = 'virt-7.2'
+
+    @staticmethod
+    def of(t):
+        return {'guest': build_aarch64(t.dir), 'args': ('-cpu', 'cortex-a57')}
+
+
+MACHINES = {'kvm': KVM, 'aarch64': AArch64}
+
+
+def guest(t, **more):
+    """The arguments of t.vm() for the machine under test."""
+    kind = MACHINES[t.config.machine]
+    found = {**kind.of(t), 'machine': kind.machine, 'ram_at': kind.ram_at}
+    return {**found, **more, 'args': (*found.get('args', ()),
+                                      *more.get('args', ()))}
+
+
+def machines(name, *kinds, **kwargs):
+    """Registers a test for some machines, or for all."""
+    def register(function):
+        for kind in kinds or MACHINES:
+            test(f'{kind}: {name}', **kwargs)(function)
+        return function
+    return register
+
+
+def source(t, **kwargs):
+    """A guest, with random bytes in RAM that it never touches."""
+    content = t.path('content')
+    with open(content, 'wb') as f:
+        f.write(os.urandom(32 * MIB))
+    at = MACHINES[t.config.machine].ram_at + 16 * MIB
+    return t.source(ram=RAM, **guest(t, args=(
+        '-device', f'loader,file={content},addr={at:#x},force-raw=on')),
+        **kwargs)
+
+
+def restores(t, uri, want, mode, **kwargs):
+    t.restores(uri, want, mode, ram=RAM, **guest(t), **kwargs).kill()
+
+
+@machines('a live save is whole', timeout=300)
+def test_live(t):
+    """The guest writes during the save, while its dirty page log is read
+    repeatedly."""
+    def one(mode):
+        path = t.path('image')
+        src = source(t)
+        src.setup(mode, max_bandwidth=8 * MIB, downtime_limit=1)
+        src.start_save(f'file:{path}')
+        src.ticks_on(5)
+        src.command('migrate-set-parameters', {'max-bandwidth': 1 << 40,
+                                               'downtime-limit': 300})
+        info = src.wait_migration()
+        assert info['status'] == 'completed', info
+        assert info['ram']['dirty-sync-count'] > 2, info['ram']
+        want = src.ram_hash()
+        src.kill()
+        restores(t, f'file:{path}', want, mode)
+        os.unlink(path)
+    each(MODES, one)
+
+
+@machines('a failed save leaves the guest running', timeout=300)
+def test_failed(t):
+    src = source(t)
+    for mode in MODES:
+        with case(mode):
+            disk = broken(t, ('write', LATER, errno.EIO))
+            path = os.path.join(disk.mount, 'image')
+            check_error(src.try_save(f'file:{path}', mode),
+                        'Input/output error')
+            src.ticks_on()
+            check_leftover(t, path, mode, ram=RAM, **guest(t))
+    path = t.path('image')
+    src.save(f'file:{path}', DIRECT)
+    restores(t, f'file:{path}', src.ram_hash(), DIRECT)
+
+
+@machines('images go to stock QEMU and back', 'kvm', timeout=300)
+def test_stock(t):
+    if not t.config.stock:
+        raise Skip('no stock QEMU: give --stock')
+    for saver, loader in ((t.config.ours, t.config.stock),
+                          (t.config.stock, t.config.ours)):
+        path = t.path('image')
+        src = source(t, emulator=saver)
+        src.save(f'file:{path}', DIRECT)
+        want = src.ram_hash()
+        src.kill()
+        with case(f'saved by {saver.name}'):
+            restores(t, f'file:{path}', want, DIRECT, emulator=loader)
+        os.unlink(path)
+
+
+@machines('RAM that follows the guest is what was saved', timeout=300)
+def test_instant(t):
+    for mode in MODES:
+        with case(mode):
+            path = t.path('image')
+            want = saved(t, path, mode, source=source(t))
+            follows(t, f'file:{path}', mode, want, **guest(t))
+            os.unlink(path)
+
+
+@machines('the guest runs, and writes, before its RAM is there', timeout=300)
+def test_runs(t):
+    disk, _, _, vm, info = restore(t, HELD, source=source(t), **guest(t))
+    assert info['status'] == 'postcopy-active', info
+    vm.command('cont')
+    vm.wait_guest('sweep')
+    info = vm.migration()
+    assert info['status'] == 'postcopy-active', info
+    disk.release()
+    found = check_complete(t, vm)
+    vm.wait_guest('sweep', 2)
+    t.note(f'{found["faults"]} faults of {found["fault-median"]} us')
+
+
+@machines('a disk that fails while the guest runs', timeout=300)
+def test_error(t):
+    """The CPU's thread waits for a page in the kernel."""
+    disk, path, _, vm, _ = restore(t, ('direct read', LATER, errno.EIO),
+                                   source=source(t), **guest(t))
+    for _ in range(3):
+        vm.command('cont')
+        wait_runstate(vm, 'io-error')
+    info = vm.migration()
+    assert info['status'] == 'postcopy-active', info
+    assert path in info['error-desc'], info
+    disk.disarm()
+    while vm.migration()['status'] != 'completed':
+        vm.command('cont')
+    check_complete(t, vm)
+    vm.command('cont')
+    vm.wait_guest('sweep', 2)
+
+
+@machines('quit and kill while RAM is being loaded', timeout=300)
+def test_quit(t):
+    for how in ('quit', 'kill'):
+        disk, path, want, vm, _ = restore(t, HELD, source=source(t),
+                                          **guest(t))
+        vm.command('cont')
+        vm.wait_guest('tick')
+        disk.release()
+        if how == 'quit':
+            vm.command('quit')
+            assert vm.process.wait(60) == 0
+        vm.kill()
+        restores(t, f'file:{path}', want, DIRECT)
