@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Tables for terminals and for RESULTS.md."""
 
-from .instant import FIGURES
+from .instant import FAULTS, FIGURES
 from .machine import sentence
 from .stats import MIB, best
 from .targets import reached, verdicts
@@ -41,7 +41,7 @@ def _most(row, phase, figure, scale, digits=0):
 
 
 def _rate(rows, row, phase):
-    """Of fio's rate; a fresh file is what a save is compared with."""
+    """The share of fio's rate; saves are compared with fio on a fresh file."""
     facts = {'final': False} if phase == 'save' else {}
     fio = best([r for r in rows.of(row.scenario, phase, program='fio', **facts)
                 if (r.content, r.ram) == (row.content, row.ram)], phase)
@@ -67,8 +67,8 @@ def _lines(rows, scenario, phase):
 
 
 def tables(rows):
-    """All figures, as text.  Seconds are medians, with the least and the
-    most; what follows them is the worst of all rounds."""
+    """All figures as text.  Seconds are medians, with minimum and maximum; the
+    other figures are the worst of all rounds."""
     text = []
     for scenario in rows.scenarios():
         sizes = {row.ram for row in rows.of(scenario)}
@@ -103,7 +103,7 @@ def _limit(verdict):
 
 
 def judgement(rows):
-    """What should be reached, and whether it is, as text."""
+    """The targets, and whether they are reached, as text."""
     found = verdicts(rows)
     if not found:
         return ''
@@ -114,10 +114,10 @@ def judgement(rows):
 
 
 def disturbance(rows, cpus):
-    """How busy the machine was with something else, of what it can do, while
-    ours saved and restored directly: from 0 to 1, or None if it did not.  Some
-    of it is the kernel working for us, but more than a little makes times
-    doubtful."""
+    """The share of the machine's CPU time that something else used while ours
+    saved and restored with direct I/O: from 0 to 1, or None if that was not
+    measured.  Part of it is kernel work for our own I/O, but a larger share
+    makes times unreliable."""
     other = all_ = 0
     for row in rows.rows:
         if not row.is_(program='ours', direct=True):
@@ -172,8 +172,8 @@ END = '<!-- end of figures -->'
 
 
 def insert(text, figures, base):
-    """A page with new figures of a base between the two remarks that mark
-    them."""
+    """The page with the new figures of a base between the two comments that
+    mark them."""
     mark = f'<!-- figures {base} -->'
     before, begin, rest = text.partition(mark)
     _, end, after = rest.partition(END)
@@ -207,12 +207,12 @@ def _live_table(found):
 
 def _instant_table(found):
     lines = ['| | ' + ' | '.join(FIGURES.values())
-             + ' | fault, median, ms | p99, ms |',
-             '|---' * (len(FIGURES) + 3) + '|']
+             + ''.join(f' | {title}' for title in FAULTS.values()) + ' |',
+             '|---' * (len(FIGURES) + len(FAULTS) + 1) + '|']
     for row in found:
         faults = [f"{row.median('restore', figure) / 1000:.1f}"
                   if row.has('restore', figure) else ''
-                  for figure in ('fault-median', 'fault-p99')]
+                  for figure in FAULTS]
         lines.append('| ' + ' | '.join([
             f'{row.name}, {row.ram >> 10} GiB',
             *(_spread(row, 'restore', figure, 3) for figure in FIGURES),

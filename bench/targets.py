@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the figures should be, and what they are.  Where several numbers of
-channels were measured, the worst of ours counts against the best of others."""
+"""The target figures and the measured figures.  If several numbers of channels
+were measured, our worst result is compared with the best of the others."""
 
 import collections
 
@@ -13,7 +13,7 @@ Verdict = collections.namedtuple('Verdict', 'text want value least unit')
 
 
 def reached(verdict):
-    value = round(verdict.value, 2)             # as it is shown
+    value = round(verdict.value, 2)             # as displayed
     return value >= verdict.want if verdict.least else value <= verdict.want
 
 
@@ -22,7 +22,8 @@ def _ratio(above, below):
 
 
 def _stock(rows, scenario, phase, **facts):
-    """What QEMU without the series does: the distribution's, or the base."""
+    """The results of QEMU without the series: the distribution's, or the
+    base."""
     return [row for program in ('stock', 'base')
             for row in rows.of(scenario, phase, program=program, **facts)]
 
@@ -83,7 +84,7 @@ def _fresh(rows):
 
 
 def _resources(rows):
-    """Of all direct runs of ours: the largest value, not a median."""
+    """The largest value, not a median, of all direct runs of ours."""
     ours = [row for row in rows.rows
             if row.is_(program='ours', direct=True) and row.scenario != 'tcp']
     for phase in ('save', 'restore'):
@@ -91,7 +92,7 @@ def _resources(rows):
                  if row.has(phase, 'cached')]
         yield (f'{phase}: most of the file in the page cache', 8,
                max(found, default=None), False, ' MiB')
-    # The guest's memory counts, too, where a restore is its first use
+    # The guest's memory is included where a restore is its first use
     found = [row.most(phase, 'memory') / MIB / max(row.facts['channels'], 1)
              for row in ours for phase in ('save', 'restore')
              if row.has(phase, 'memory') and
@@ -146,7 +147,7 @@ def _limits(rows):
     for row in rows.of('tcp', 'save', program='ours'):
         base = rows.of('tcp', 'save', program='base',
                        channels=row.facts['channels'])
-        # The least, because what disturbs only adds
+        # The minimum, because disturbances can only add time
         least = base[0].spread('save').least if base else None
         yield (f'TCP, {row.facts["channels"] or "no"} channels: least time '
                'after, over least before', 1.05,
@@ -171,6 +172,10 @@ def _instant(rows):
         size = f'instant restore, {row.ram >> 10} GiB: '
         yield (size + 'rate of loading, of an eager one', 0.8,
                _ratio(best(eager, 'restore'), row.median('restore')), True, '')
+        if row.has('restore', 'fault-p99') and row.has('restore', 'probe-p99'):
+            yield (size + 'fault p99, over that of a read of 4 KiB meanwhile',
+                   3, _ratio(row.median('restore', 'fault-p99'),
+                             row.median('restore', 'probe-p99')), False, '')
         if not row.has('restore', 'sweep'):
             continue
         yield (size + 'all checked, over the same after an eager one', 1.3,
