@@ -54,6 +54,8 @@ def measured(args):
     fs.private_mounts()
     before = results.load(args.json) if args.append and \
         os.path.exists(args.json) else []
+    if args.replace:
+        before = results.without(before, args.scenarios)
     sessions = [*before, session(args)]
     place = Place(args.dir, args.images)
 

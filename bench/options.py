@@ -76,6 +76,8 @@ def _parser():
     add('--json', metavar='FILE', help='write all figures')
     add('--append', action='store_true',
         help='add to the figures in that file, and report all of them')
+    add('--replace', action='store_true',
+        help='the same, but drop what that file has of the same scenarios')
     add('--from', dest='source', metavar='FILE',
         help='measure nothing, report the figures in a file')
     add('--pictures', metavar='DIR', help='write pictures to this directory')
@@ -164,8 +166,9 @@ def parse(argv=None):
     # None: those of pieces()
     args.pieces = None if args.figures and not scenarios_given else \
         [(args.scenarios, {}, args.rounds)]
+    args.append |= args.replace
     if args.append and not args.json:
-        parser.error('--append needs --json, the file to add to')
+        parser.error('--append and --replace need --json, the file to add to')
     return args
 
 

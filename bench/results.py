@@ -53,5 +53,13 @@ def _rounded(value):
     return value
 
 
+def without(sessions, scenarios):
+    """The sessions without the runs of some scenarios."""
+    rest = [{**session, 'runs': [run for run in session['runs']
+                                 if run['scenario'] not in scenarios]}
+            for session in sessions]
+    return [session for session in rest if session['runs']]
+
+
 def runs(sessions):
     return [run for session in sessions for run in session['runs']]

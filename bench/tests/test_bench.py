@@ -129,6 +129,14 @@ class Results(unittest.TestCase):
         results.save(self.path, sessions)
         self.assertEqual(results.load(self.path), sessions)
 
+    def test_without(self):
+        sessions = [{'when': 'x', 'runs': [{'scenario': 'fresh'},
+                                           {'scenario': 'live'}]},
+                    {'when': 'y', 'runs': [{'scenario': 'live'}]}]
+        self.assertEqual(results.without(sessions, ['live']),
+                         [{'when': 'x', 'runs': [{'scenario': 'fresh'}]}])
+        self.assertEqual(len(sessions[0]['runs']), 2)
+
     def test_figures_are_short(self):
         results.save(self.path, [{'runs': [run('a', 1 / 3)], 'when': 'x'}])
         self.assertEqual(results.runs(results.load(self.path))[0]['save'],
@@ -376,6 +384,11 @@ class Options(unittest.TestCase):
                          (['slow'], [1, 8], ['ours', 'fio']))
         self.assertEqual(options.parse(['all']).scenarios,
                          list(scenarios.SCENARIOS))
+
+    def test_replace(self):
+        args = options.parse(['--replace', '--json', 'x.json'])
+        self.assertTrue(args.append)
+        self.assertIn('--json', self.refused('--replace'))
 
     def test_nonsense(self):
         self.assertIn("no scenario 'fast'", self.refused('fast'))
