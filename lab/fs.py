@@ -50,10 +50,11 @@ def loop(path, sector_size=512, direct=False):
 def mounted(kind, directory, size, backing=None, sector_size=512,
             options='', mkfs=()):
     """The file system `kind`, of `size` bytes, mounted on the new directory
-    `directory`.  File systems that need a device get a loop device over the
+    `directory`, which is removed afterwards.  File systems that need a device get a loop device over the
     sparse file `backing`, which is created if it does not exist."""
     os.makedirs(directory)
     with contextlib.ExitStack() as stack:
+        stack.callback(os.rmdir, directory)
         if kind in ('tmpfs', 'ramfs'):
             what = ['-t', kind, '-o',
                     ','.join(filter(None, [f'size={size}', options])), 'none']

@@ -292,6 +292,13 @@ class Selection(unittest.TestCase):
         self.assertNotEqual(seen[0], seen[1])
         self.assertEqual(scenarios.order([], 3), [])
 
+    def test_order_changes_sides(self):
+        pair = [scenarios.order(['ours', 'base'], n)[0] for n in range(4)]
+        self.assertEqual(sorted(pair), ['base', 'base', 'ours', 'ours'])
+        seen = [scenarios.order(list('abcd'), n) for n in range(4)]
+        first = [one.index('c') < one.index('d') for one in seen]
+        self.assertEqual(sum(first), 2)
+
     def test_room(self):
         task = scenarios.plan(['random'], setting())[0]
         gib = 1 << 30
