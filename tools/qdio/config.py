@@ -100,8 +100,9 @@ class Base:
     bench          yes if the benchmark's own test runs on it
     machines       kvm, aarch64 or both: the other machines on which some
                    end-to-end tests run, each with a build of its own
-    sanitize       which sanitizers the series' tests run under on it, of
-                   address (with undefined), thread, and fuzz
+    sanitize       the sanitizers under which the series' tests run on it:
+                   address (with undefined) for unit tests and qtests, or
+                   address-unit for unit tests alone; thread; fuzz
     asan           options of configure that turn on those of address
     parts          the parts of ./run test --all that run on it; all of them
                    if left out.  --only runs the others, too"""
@@ -113,7 +114,7 @@ class Base:
                 'parts': ''}
     # Keys that take some of a few words
     CHOICES = {'machines': ('kvm', 'aarch64'),
-               'sanitize': ('address', 'thread', 'fuzz')}
+               'sanitize': ('address', 'address-unit', 'thread', 'fuzz')}
 
     def __init__(self, root, name):
         self.name = name

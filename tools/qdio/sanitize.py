@@ -40,6 +40,8 @@ def run(tree, tests, series, report):
     """Runs the tests under each sanitizer that the base's file names."""
     if 'address' in tree.base.sanitize:
         address(tree, tests, report)
+    if 'address-unit' in tree.base.sanitize:
+        address(tree, [test for test in tests if test[0] == 'unit'], report)
     if 'thread' in tree.base.sanitize:
         thread(tree, series, report)
     if 'fuzz' in tree.base.sanitize:
@@ -47,10 +49,11 @@ def run(tree, tests, series, report):
 
 
 def address(tree, tests, report):
-    """All of the series' unit tests and qtests with ASan and UBSan."""
+    """The tests with ASan and UBSan."""
+    has_qtests = any(kind == 'qtest' for kind, _ in tests)
     build = built_from(_variant(tree, 'asan', 'ASan and UBSan',
                                 [*tree.base.asan, *ASAN_OPTIONS]),
-                       [EMULATOR, *_targets(tests)])
+                       [*([EMULATOR] if has_qtests else []), *_targets(tests)])
     with tempfile.TemporaryDirectory() as top:
         said = os.path.join(top, 'report')
         # The stderr of the emulators goes elsewhere
