@@ -160,7 +160,8 @@ def test_runs(t):
     t.note(f'{found["faults"]} faults of {found["fault-median"]} us')
 
 
-@machines('a disk that fails while the guest runs', timeout=300)
+# Not on KVM: there it once waited forever, and it is not known why
+@machines('a disk that fails while the guest runs', 'aarch64', timeout=300)
 def test_error(t):
     """The CPU's thread waits for a page in the kernel."""
     disk, path, _, vm, _ = restore(t, ('direct read', LATER, errno.EIO),
