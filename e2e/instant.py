@@ -12,6 +12,7 @@ from .faults import broken
 RAM = 64
 DIRECT = Mode(2, True)
 ALL = range(1, 1 << 30)
+LATER = range(16, 1 << 30)      # after the reads before the guest runs
 HELD = ('large read', ALL, 'hold')
 
 

@@ -12,12 +12,11 @@ from lab.vm import Mode
 from .checks import case, expect_error
 from .faults import check_engine, each_engine, faulty, with_engine
 from .harness import Skip, test
-from .instant import ALL, DIRECT, HELD, RAM, begin, check_complete, figures, \
-    follows, instant, restore, saved, wait_runstate
+from .instant import ALL, DIRECT, HELD, LATER, RAM, begin, check_complete, \
+    figures, follows, instant, restore, saved, wait_runstate
 
 MODES = [Mode(0), Mode(1, True), Mode(4, True), Mode(2)]
 DIRTY = {'dirty': 32}
-LATER = range(16, 1 << 30)       # behind what is read before the guest runs
 
 
 @test('instant: RAM is what an eager restore gives', quick=True)

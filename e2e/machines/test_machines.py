@@ -16,11 +16,10 @@ from lab.vm import MACHINE, Mode
 from ..checks import case, check_error, check_leftover, each
 from ..faults import broken
 from ..harness import Skip, test
-from ..instant import DIRECT, HELD, RAM, check_complete, follows, \
+from ..instant import DIRECT, HELD, LATER, RAM, check_complete, follows, \
     restore, saved, wait_runstate
 
 MODES = [Mode(0), Mode(1, True), Mode(4, True)]
-LATER = range(16, 1 << 30)
 
 
 class KVM:
