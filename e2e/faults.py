@@ -91,6 +91,7 @@ def broken(t, *faults, **kwargs):
     except OSError as err:
         raise Skip(f'no FUSE here: {err}') from None
     t.stack.callback(fs.close)
+    t.releases.callback(fs.release)
     return fs
 
 

@@ -90,10 +90,13 @@ class Context:
     """The argument of each test: the configuration, a directory, and methods
     that create objects which are removed at the end of the test."""
 
-    def __init__(self, config, directory, stack):
+    def __init__(self, config, directory, stack, releases):
         self.config = config
         self.dir = directory
         self.stack = stack
+        # What lets go of I/O that is held, before the stack is unwound: the
+        # kernel does not let a process die whose request is in a FUSE server
+        self.releases = releases
         self.count = 0
 
     def on_stock(self):
@@ -200,8 +203,9 @@ def _child(config, entry, directory):
     try:
         if os.getuid() == 0:
             fs.private_mounts()
-        with contextlib.ExitStack() as stack:
-            function(Context(config, directory, stack))
+        with contextlib.ExitStack() as stack, \
+                contextlib.ExitStack() as releases:
+            function(Context(config, directory, stack, releases))
     except Skip as err:
         code, reason = 77, str(err)
     except BaseException as err:            # every exception is a result

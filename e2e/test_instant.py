@@ -241,7 +241,7 @@ def test_reset(t):
     vm.command('cont')
     vm.ticks_on(1)
     vm.command('system_reset')
-    vm.wait_guest('ready', 0)
+    vm.wait_lines('ready', 1)
     vm.ticks_on()
     disk.release()
     check_complete(t, vm)

@@ -127,14 +127,14 @@ def test_dma(t):
         f.write(os.urandom(16 * MIB))
     args = linux_with_disk(t, disk)
     src = t.vm(guest=False, ram=256, args=args)
-    src.wait_guest('count', 2, timeout=240, base=10)
+    src.wait_guest('count', 2, timeout=240)
     faults, _, _, vm, info = restore(t, HELD, source=src, guest=False,
                                      ram=256, args=args)
     assert info['status'] == 'postcopy-active', info
     vm.command('cont')
-    vm.wait_guest('count', 2, timeout=120, base=10)
+    vm.wait_guest('count', 2, timeout=120)
     assert vm.migration()['status'] == 'postcopy-active', vm.migration()
     faults.release()
     check_complete(t, vm)
-    vm.wait_guest('count', 2, timeout=120, base=10)
+    vm.wait_guest('count', 2, timeout=120)
     check_chain(vm)

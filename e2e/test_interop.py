@@ -234,7 +234,7 @@ def test_linux(t):
             'mitigations=off random.trust_bootloader=on']
     vm = t.vm(guest=False, ram=256, args=args)
     start = time.monotonic()
-    vm.wait_guest('count', 2, timeout=240, base=10)
+    vm.wait_guest('count', 2, timeout=240)
     t.note(f'booted and computing after {time.monotonic() - start:.0f} s')
     uri = f'file:{t.path("linux")}'
     stages = [('ours', Mode(4, True)), ('ours', Mode(1))]
@@ -251,6 +251,6 @@ def test_linux(t):
         vm.load(uri, mode)
         assert vm.ram_hash() == want, 'restored RAM differs'
         vm.command('cont')
-        vm.wait_guest('count', 3, timeout=120, base=10)
+        vm.wait_guest('count', 3, timeout=120)
         check_chain(vm)
         assert vm.last_number('count', 10) > before, 'the guest began anew'

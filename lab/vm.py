@@ -116,12 +116,21 @@ class Console:
             if line.startswith('BAD'):
                 raise AssertionError(f'guest of {self.name}: {line}')
 
-    def wait_guest(self, word, more=1, timeout=90, base=16):
-        """Waits until the number after `word` on the console has grown by
-        `more`; fails if the guest reports an error."""
-        start = self.last_number(word, base)
+    def count_lines(self, word):
+        """Returns how many lines start with this word.  Unlike the number in
+        the last line, it is 0 at first for a guest that was restored."""
+        return sum(line.split()[:1] == [word] for line in self.serial())
+
+    def wait_guest(self, word, more=1, timeout=90):
+        """Waits for `more` lines that start with `word` on the console; fails
+        if the guest reports an error.  The first line may tell of work that
+        the guest began before it was saved."""
+        self.wait_lines(word, self.count_lines(word) + more, timeout)
+
+    def wait_lines(self, word, count, timeout=90):
+        """Like wait_guest(), for `count` lines since the console was made."""
         deadline = time.monotonic() + PATIENCE * timeout
-        while self.last_number(word, base) < start + more:
+        while self.count_lines(word) < count:
             self.check_guest()
             self.raise_if_dead()
             if time.monotonic() > deadline:

@@ -121,13 +121,13 @@ def test_linux(t):
         'tsc=unstable no_timer_check mitigations=off '
         'random.trust_bootloader=on'))
     guest.start()
-    guest.wait_guest('count', 2, timeout=300, base=10)
+    guest.wait_guest('count', 2, timeout=300)
     path = t.path('guest.save')
     for channels in CHANNELS:
         guest.virsh('save', path, *DIRECT, *channels)
         saved = guest.last_number('count', 10)
         daemon.virsh('restore', path, *DIRECT, *channels)
-        guest.wait_guest('count', 2, timeout=300, base=10)
+        guest.wait_guest('count', 2, timeout=300)
         first = [int(line.split()[1]) for line in guest.serial()
                  if line.startswith('count ')]
         assert first == list(range(1, len(first) + 1)), \
