@@ -24,6 +24,7 @@
 #include "qemu/timer.h"
 #include "system/cpus.h"
 #include "system/runstate.h"
+#include "system/tcg.h"
 #include "trace.h"
 
 /*
@@ -110,9 +111,18 @@ static void lazy_ended(void *opaque)
 }
 
 /*
- * Asks all CPUs to stop.  Returns whether each of them has stopped or waits for
- * RAM that cannot be read, which is as good.
+ * Whether @cpu waits for RAM that cannot be read, in code that TCG has made:
+ * that is as good as if it had stopped.  A CPU that waits within KVM is not
+ * like that, since to stop the machine asks KVM for its state.  But KVM
+ * returns from such a wait when it is asked to stop, unless it reads guest
+ * memory on its own account, as it does to emulate an instruction.
  */
+static bool is_stuck(Instant *i, CPUState *cpu)
+{
+    return tcg_enabled() && mapped_ram_lazy_waits(i->lazy, cpu->thread_id);
+}
+
+/* Asks all CPUs to stop.  Returns whether each has stopped or is stuck. */
 static bool stop_cpus(Instant *i)
 {
     bool stopped = true;
@@ -121,8 +131,7 @@ static bool stop_cpus(Instant *i)
     CPU_FOREACH(cpu) {
         cpu->stop = true;
         qemu_cpu_kick(cpu);
-        stopped &= cpu->stopped ||
-                   mapped_ram_lazy_waits(i->lazy, cpu->thread_id);
+        stopped &= cpu->stopped || is_stuck(i, cpu);
     }
     return stopped;
 }
@@ -146,12 +155,12 @@ static void resume_cpus(Instant *i)
 }
 
 /* vm_stop() waits for CPUs that are not marked as stopped. */
-static void mark_waiting_cpus(Instant *i, bool stopped)
+static void mark_stuck_cpus(Instant *i, bool stopped)
 {
     CPUState *cpu;
 
     CPU_FOREACH(cpu) {
-        if (mapped_ram_lazy_waits(i->lazy, cpu->thread_id)) {
+        if (is_stuck(i, cpu)) {
             cpu->stopped = stopped;
         }
     }
@@ -189,9 +198,9 @@ static void stop_guest(void *opaque)
                   qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + STOP_MS);
         return;
     }
-    mark_waiting_cpus(i, true);
+    mark_stuck_cpus(i, true);
     vm_stop(RUN_STATE_IO_ERROR);
-    mark_waiting_cpus(i, false);
+    mark_stuck_cpus(i, false);
     i->stopping = false;
 }
 

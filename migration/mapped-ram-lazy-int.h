@@ -62,11 +62,15 @@ typedef struct LazyBlock {
     unsigned long *taken;
 } LazyBlock;
 
-/* A fault whose page could not be read */
+/* A fault whose page could not be read; one for each thread and page */
 typedef struct LazyParked {
     MappedRamFault fault;
+    LazyBlock *block;
+    unsigned long page;
     /* when to try again, compared to g_get_monotonic_time() */
     int64_t due;
+    /* whether a fault thread is trying again */
+    bool retried;
 } LazyParked;
 
 /* The costs of placing a huge page by moving it, or by copying it */
@@ -188,6 +192,16 @@ bool lazy_slot_begin(MappedRamLazy *l, LazySlot *slot, Error **errp);
  */
 bool lazy_slot_finish(MappedRamLazy *l, LazySlot *slot, unsigned long urgent,
                       uint64_t *placed, Error **errp);
+
+/*
+ * Returns the block that @address is in, with @page set to the first page of
+ * the host's page there; or NULL.  Called with the lock held.
+ */
+LazyBlock *lazy_find_page(MappedRamLazy *l, uint64_t address,
+                          unsigned long *page);
+
+/* Returns whether the host's page at @page is in the file, and placed. */
+bool lazy_is_placed(LazyBlock *b, unsigned long page);
 
 /*
  * Serves @fault with @slot.  Returns true if the page is there; otherwise sets

@@ -380,24 +380,36 @@ bool lazy_slot_finish(MappedRamLazy *l, LazySlot *slot, unsigned long urgent,
     return ok;
 }
 
-static LazyBlock *find_block(MappedRamLazy *l, uint64_t address)
+LazyBlock *lazy_find_page(MappedRamLazy *l, uint64_t address,
+                          unsigned long *page)
 {
-    QEMU_LOCK_GUARD(&l->lock);
     for (unsigned i = 0; i < l->blocks->len; i++) {
         LazyBlock *b = g_ptr_array_index(l->blocks, i);
+        uint64_t offset = address - (uintptr_t)b->host;
 
-        if (address - (uintptr_t)b->host < b->layout.length) {
+        if (offset < b->layout.length) {
+            *page = QEMU_ALIGN_DOWN(offset / b->layout.page_size, b->unit);
             return b;
         }
     }
     return NULL;
 }
 
-/* Returns the first page of the host page at @address. */
-static unsigned long page_at(LazyBlock *b, uint64_t address)
+static LazyBlock *find_page(MappedRamLazy *l, const MappedRamFault *fault,
+                            unsigned long *page)
 {
-    return QEMU_ALIGN_DOWN((address - (uintptr_t)b->host) /
-                           b->layout.page_size, b->unit);
+    QEMU_LOCK_GUARD(&l->lock);
+    return lazy_find_page(l, fault->address, page);
+}
+
+static bool is_absent(LazyBlock *b, unsigned long page)
+{
+    return find_next_bit(b->present, page + b->unit, page) >= page + b->unit;
+}
+
+bool lazy_is_placed(LazyBlock *b, unsigned long page)
+{
+    return !is_absent(b, page) && !is_wanted(b, page, b->unit);
 }
 
 static unsigned long fault_window(const LazyBlock *b)
@@ -481,15 +493,14 @@ bool lazy_serve_fault(MappedRamLazy *l, LazySlot *slot,
                       const MappedRamFault *fault, Error **errp)
 {
     int64_t start = g_get_monotonic_time();
-    LazyBlock *b = find_block(l, fault->address);
     uint64_t us, placed = 0;
     unsigned long page;
+    LazyBlock *b = find_page(l, fault, &page);
 
     if (!b) {
         return true;
     }
-    page = page_at(b, fault->address);
-    if (find_next_bit(b->present, page + b->unit, page) >= page + b->unit) {
+    if (is_absent(b, page)) {
         WITH_QEMU_LOCK_GUARD(&l->lock) {
             l->zero_faults++;
         }
@@ -512,9 +523,10 @@ bool lazy_serve_fault(MappedRamLazy *l, LazySlot *slot,
 void lazy_serve_zeros(MappedRamLazy *l, LazySlot *slot,
                       const MappedRamFault *fault)
 {
-    LazyBlock *b = find_block(l, fault->address);
+    unsigned long page;
+    LazyBlock *b = find_page(l, fault, &page);
 
     if (b) {
-        place_zeros(l, slot, b, page_at(b, fault->address), NULL);
+        place_zeros(l, slot, b, page, NULL);
     }
 }

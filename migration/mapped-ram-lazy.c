@@ -106,11 +106,63 @@ bool mapped_ram_lazy_waits(MappedRamLazy *l, uint64_t thread)
 {
     QEMU_LOCK_GUARD(&l->lock);
     for (unsigned i = 0; i < l->parked->len; i++) {
-        if (g_array_index(l->parked, LazyParked, i).fault.thread == thread) {
+        LazyParked *parked = &g_array_index(l->parked, LazyParked, i);
+
+        if (parked->fault.thread == thread &&
+            !lazy_is_placed(parked->block, parked->page)) {
             return true;
         }
     }
     return false;
+}
+
+/* Returns the index of @fault, or -1.  Called with the lock held. */
+static int find_parked(MappedRamLazy *l, const MappedRamFault *fault)
+{
+    unsigned long page;
+    LazyBlock *b = lazy_find_page(l, fault->address, &page);
+
+    for (unsigned i = 0; i < l->parked->len; i++) {
+        LazyParked *parked = &g_array_index(l->parked, LazyParked, i);
+
+        if (parked->fault.thread == fault->thread && parked->block == b &&
+            parked->page == page) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+/*
+ * Returns whether this is a parked fault that has come again.  A thread with a
+ * pending signal does not wait for a page that it touches in the kernel: it
+ * touches it again and again.
+ */
+static bool is_parked(MappedRamLazy *l, const MappedRamFault *fault)
+{
+    LazyParked *parked;
+    int i;
+
+    QEMU_LOCK_GUARD(&l->lock);
+    i = find_parked(l, fault);
+    if (i < 0) {
+        return false;
+    }
+    /* If the page has been placed meanwhile, serve the fault to wake waiters */
+    parked = &g_array_index(l->parked, LazyParked, i);
+    return !lazy_is_placed(parked->block, parked->page);
+}
+
+/* Forgets @fault, which has been served. */
+static void unpark(MappedRamLazy *l, const MappedRamFault *fault)
+{
+    int i;
+
+    QEMU_LOCK_GUARD(&l->lock);
+    i = find_parked(l, fault);
+    if (i >= 0) {
+        g_array_remove_index_fast(l->parked, i);
+    }
 }
 
 /*
@@ -126,9 +178,12 @@ static bool take_parked(MappedRamLazy *l, MappedRamFault *fault, int *timeout)
     for (unsigned i = 0; i < l->parked->len; i++) {
         LazyParked *parked = &g_array_index(l->parked, LazyParked, i);
 
+        if (parked->retried) {
+            continue;
+        }
         if (parked->due <= now) {
             *fault = parked->fault;
-            g_array_remove_index_fast(l->parked, i);
+            parked->retried = true;
             return true;
         }
         next = MIN(next, parked->due);
@@ -151,7 +206,13 @@ static bool next_fault(MappedRamLazy *l, MappedRamFault *fault, bool *again)
     QEMU_LOCK_GUARD(&l->fault_lock);
     while (!should_stop(l)) {
         *again = take_parked(l, fault, &timeout);
-        if (*again || mapped_ram_uffd_read(l->uffd, fault)) {
+        if (*again) {
+            return true;
+        }
+        if (mapped_ram_uffd_read(l->uffd, fault)) {
+            if (is_parked(l, fault)) {
+                continue;
+            }
             return true;
         }
         /* At the end no thread waits again, so one event wakes them all. */
@@ -169,10 +230,15 @@ static void park(LazyThread *t, const MappedRamFault *fault, Error *err)
         .due = g_get_monotonic_time() + RETRY_US,
     };
     bool started;
+    int i;
 
     WITH_QEMU_LOCK_GUARD(&l->lock) {
         started = l->started;
-        if (started) {
+        parked.block = lazy_find_page(l, fault->address, &parked.page);
+        i = find_parked(l, fault);
+        if (i >= 0) {
+            g_array_index(l->parked, LazyParked, i) = parked;
+        } else if (started) {
             g_array_append_val(l->parked, parked);
         }
     }
@@ -210,6 +276,7 @@ static void serve_faults(LazyThread *t)
             park(t, &fault, err);
         } else if (again) {
             /* The disk works again. */
+            unpark(l, &fault);
             mapped_ram_lazy_retry(l);
         }
     }

@@ -21,6 +21,7 @@
 #include "migration/mapped-ram-lazy.h"
 #include "qapi/error.h"
 #include "qemu/cutils.h"
+#include "qemu/lockable.h"
 #include "qemu/memalign.h"
 #include "qemu/processor.h"
 #include "qemu/thread.h"
@@ -421,15 +422,26 @@ typedef struct Waiter {
     QemuThread thread;
     int id;
     QemuSemaphore ready;
+    /* if not 0: the kernel touches the page, to write it to this pipe */
+    int pipe;
 } Waiter;
 
 static void *waiter_thread(void *opaque)
 {
     Waiter *w = opaque;
+    unsigned long page = w->f->pages - 2048;
+    sigset_t set;
 
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR1);
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
     w->id = qemu_get_thread_id();
     qemu_sem_post(&w->ready);
-    check_page(w->f, w->f->pages - 2048);
+    if (w->pipe) {
+        g_assert_cmpint(write(w->pipe, w->f->block.host + page * PAGE, 1), ==,
+                        1);
+    }
+    check_page(w->f, page);
     return NULL;
 }
 
@@ -490,7 +502,7 @@ static void test_retry(void)
     g_autoptr(GString) text = g_string_new(NULL);
     MappedRamLazyInfo info;
     Error *err;
-    Waiter w;
+    Waiter w = {};
     Fixture f;
 
     if (!start_cut_block(&f)) {
@@ -524,7 +536,7 @@ static void test_retry(void)
 static void test_waits(void)
 {
     Fixture f;
-    Waiter w;
+    Waiter w = {};
 
     if (!start_cut_block(&f)) {
         return;
@@ -541,6 +553,61 @@ static void test_waits(void)
     check_counts(&f);
     check_all(&f);
     fixture_destroy(&f);
+}
+
+static void no_op(int signal)
+{
+}
+
+static uint64_t count_requests(Fixture *f)
+{
+    MappedRamLazyInfo info;
+
+    mapped_ram_lazy_info(f->lazy, &info);
+    return info.stats.direct.requests + info.stats.buffered.requests;
+}
+
+/*
+ * A system call with a pending signal touches a missing page again and again.
+ * That is one fault, whose page is not read more often for it.
+ */
+static void test_signal(void)
+{
+    uint64_t requests, start, seconds;
+    int fds[2];
+    Fixture f;
+    Waiter w = {};
+
+    if (!start_cut_block(&f)) {
+        return;
+    }
+    signal(SIGUSR1, no_op);
+    g_assert_cmpint(pipe(fds), ==, 0);
+    w.pipe = fds[1];
+    waiter_start(&w, &f);
+    while (!mapped_ram_lazy_waits(f.lazy, w.id)) {
+        g_usleep(1000);
+    }
+    pthread_kill(w.thread.thread, SIGUSR1);
+    start = g_get_monotonic_time();
+    requests = count_requests(&f);
+    while (g_get_monotonic_time() - start < G_USEC_PER_SEC / 2) {
+        g_assert_true(mapped_ram_lazy_waits(f.lazy, w.id));
+        g_usleep(1000);
+    }
+    /* The page is read again each second. */
+    requests = count_requests(&f) - requests;
+    seconds = (g_get_monotonic_time() - start) / G_USEC_PER_SEC + 1;
+    g_assert_cmpuint(requests, <=, 10 * seconds);
+
+    write_file(&f);
+    waiter_join(&w);
+    qemu_sem_wait(&f.ended);
+    check_counts(&f);
+    check_all(&f);
+    fixture_destroy(&f);
+    close(fds[0]);
+    close(fds[1]);
 }
 
 /* Before the start a failure is final, and no thread is left waiting. */
@@ -994,6 +1061,7 @@ int main(int argc, char **argv)
     g_test_add_func("/mapped-ram-lazy/writers", test_writers);
     g_test_add_func("/mapped-ram-lazy/retry", test_retry);
     g_test_add_func("/mapped-ram-lazy/waits", test_waits);
+    g_test_add_func("/mapped-ram-lazy/signal", test_signal);
     g_test_add_func("/mapped-ram-lazy/fail-early", test_fail_early);
     g_test_add_func("/mapped-ram-lazy/free-early", test_free_early);
     g_test_add_func("/mapped-ram-lazy/empty", test_empty);
