@@ -2,9 +2,10 @@
 """Measures how soon a restored guest runs and how soon its RAM is loaded."""
 
 import contextlib
-import json
-import signal
-import subprocess
+import mmap
+import os
+import random
+import threading
 import time
 
 from lab.content import MIB
@@ -24,34 +25,49 @@ FAULTS = {'fault-median': 'fault, median, ms', 'fault-p99': 'p99, ms',
           'probe-median': 'a read of 4 KiB, median, ms', 'probe-p99': 'p99, ms'}
 
 
-class Probe:
+class Probe(threading.Thread):
     """Reads 4 KiB at a time from a file with direct I/O, with a pause after
     each read: shows how long a page read takes beside other reads."""
 
-    PAUSE = 2000                        # microseconds
+    PAUSE = 0.001                       # seconds
 
     def __init__(self, path):
-        self._process = subprocess.Popen(
-            ['fio', '--name=probe', f'--filename={path}', '--readonly',
-             '--rw=randread', '--bs=4k', '--direct=1', '--ioengine=psync',
-             f'--thinktime={self.PAUSE}', '--time_based', '--runtime=900',
-             '--output-format=json'], stdout=subprocess.PIPE, text=True)
+        super().__init__()
+        self._fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        self._pages = os.fstat(self._fd).st_size // PAGE
+        self._buffer = mmap.mmap(-1, PAGE)
+        self._ended = threading.Event()
+        self._times = []
+        self.start()
 
-    def stop(self):
-        """Microseconds: {'probe-median', 'probe-p99'}."""
-        self._process.send_signal(signal.SIGINT)
-        out, _ = self._process.communicate()
-        times = json.loads(out[out.index('{'):])['jobs'][0]['read']['clat_ns']
-        found = times.get('percentile', {})
-        return {f'probe-{name}': found[key] / 1000 for name, key in
-                (('median', '50.000000'), ('p99', '99.000000'))
-                if key in found}
+    def run(self):
+        while not self._ended.wait(self.PAUSE):
+            page = random.randrange(self._pages)
+            begin = time.monotonic()
+            os.preadv(self._fd, [self._buffer], page * PAGE)
+            self._times.append((time.monotonic() - begin) * 1e6)
+
+    def close(self):
+        """Stops reading; may be called again."""
+        if not self._ended.is_set():
+            self._ended.set()
+            self.join()
+            os.close(self._fd)
+
+    def figures(self):
+        """Microseconds: {'probe-median', 'probe-p99'}, or nothing if there was
+        no time to read."""
+        times = sorted(self._times)
+        return {f'probe-{name}': times[int(share * (len(times) - 1))]
+                for name, share in (('median', 0.5), ('p99', 0.99)) if times}
 
 
 class Instant(Guest):
     """A guest that checks its memory, restored with a cold page cache.
 
     instant     whether it runs while its RAM is loaded, or after that
+    paused      whether it does not run at all until its RAM is loaded, which
+                shows what the load costs without a guest that uses a CPU
 
     The guest uses no more than 2 GiB.  In larger machines it uses LARGE_PAGES,
     and the rest of RAM is filled from outside.
@@ -63,14 +79,17 @@ class Instant(Guest):
     LARGEST = 2048                  # MiB
     LARGE_PAGES = 256 * MIB // PAGE
 
-    def __init__(self, program, emulator, channels, instant):
+    def __init__(self, program, emulator, channels, instant, paused=False):
         super().__init__(program, emulator, channels, True, memory='fresh')
         self.instant = instant
+        self.paused = paused
         self.works_alone = False    # the guest works, too
-        self.name += ', instant' if instant else ', eager'
+        self.name += (', instant' if instant else ', eager') + \
+            (', paused' if paused else '')
 
     def facts(self):
-        return {**super().facts(), 'instant': self.instant}
+        return {**super().facts(), 'instant': self.instant,
+                **({'paused': True} if self.paused else {})}
 
     def boot(self, place, content, incoming, memory):
         pages = {} if content.ram <= self.LARGEST else \
@@ -96,41 +115,46 @@ class Instant(Guest):
         finally:
             vm.kill()
 
-    def watch(self, vm, begin, pages):
-        """Records the times as the events occur; `pages`: the number of pages
-        that the guest uses, if it uses all."""
+    def watch(self, vm, begin, pages, image):
+        """Records the times as the events occur, and until all RAM is loaded,
+        how long a read of a page takes.  `pages`: the number of pages that the
+        guest uses, if it uses all."""
         sweep = vm.last_number('sweep')
         while vm.migration()['status'] not in ('postcopy-active', 'completed'):
             time.sleep(0.001)
         vm.command('cont')
         found = {'running': time.monotonic() - begin}
+        with contextlib.closing(Probe(image)) as probe:
+            self.watch_guest(vm, begin, pages, sweep, probe, found)
+        if self.instant:
+            found.update(probe.figures())
+        return found
+
+    @staticmethod
+    def watch_paused(vm, begin):
+        while vm.migration()['status'] != 'completed':
+            vm.raise_if_dead()
+            time.sleep(0.01)
+        return {'seconds': time.monotonic() - begin}
+
+    @staticmethod
+    def watch_guest(vm, begin, pages, sweep, probe, found):
         wanted = {'first', 'seconds'} | ({'tenth', 'sweep'} if pages else set())
         while wanted - found.keys():
             # Its own numbers continue from those of the image
-            ticks = sum(line.startswith('tick ') for line in vm.serial())
+            ticks = vm.count_lines('tick')
             now = {'first': ticks > 0,
                    'tenth': ticks * CHECK * 10 >= pages,
                    'sweep': vm.last_number('sweep') > sweep,
                    'seconds': vm.migration()['status'] == 'completed'}
-            for name in wanted:
+            for name in wanted - found.keys():
                 if now[name]:
-                    found.setdefault(name, time.monotonic() - begin)
+                    found[name] = time.monotonic() - begin
+            if 'seconds' in found:
+                probe.close()
             vm.check_guest()
             vm.raise_if_dead()
             time.sleep(0.002)
-        return found
-
-    @contextlib.contextmanager
-    def probe(self, image, figures):
-        """Measures how long a read of a page takes meanwhile."""
-        if not self.instant:
-            yield
-            return
-        probe = Probe(image)
-        try:
-            yield
-        finally:
-            figures.update(probe.stop())
 
     def run(self, place, content):
         pages = content.ram * MIB // PAGE if content.ram <= self.LARGEST else 0
@@ -139,17 +163,17 @@ class Instant(Guest):
         drop_caches()
         time.sleep(RECLAIM_SECONDS)
         vm = self.boot(place, content, True, 'fresh')
-        figures = {}
         try:
             self.setup(vm)
             if self.instant:
                 vm.command('migrate-set-capabilities', {'capabilities': [
                     {'capability': 'postcopy-ram', 'state': True}]})
             drop_caches()
-            with self.probe(image, figures):
-                begin = time.monotonic()
-                vm.command('migrate-incoming', {'uri': 'file:' + image})
-                figures.update(self.watch(vm, begin, pages))
+            begin = time.monotonic()
+            vm.command('migrate-incoming', {'uri': 'file:' + image})
+            if self.paused:
+                return {'restore': self.watch_paused(vm, begin)}
+            figures = self.watch(vm, begin, pages, image)
             info = completed(self, 'restore', vm.migration())
             told = info.get('direct-io', {}).get('instant', {})
             return {'restore': {**figures, **{

@@ -198,6 +198,10 @@ def _live_table(found):
     lines = ['| | save, s | downtime, s | file, MiB | passes |',
              '|---|---|---|---|---|']
     for row in found:
+        if row.has('save', 'given_up'):
+            lines.append(f"| {row.name} | given up after "
+                         f"{row.spread('save').most:.0f} s | | | |")
+            continue
         lines.append('| ' + ' | '.join([
             row.name, _spread(row, 'save'), _spread(row, 'save', 'downtime'),
             f"{row.median('save', 'file') / MIB:.0f}",

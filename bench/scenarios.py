@@ -144,12 +144,14 @@ def live(setting):
 
 def instant(setting):
     """How soon a guest runs, and whether that depends on its size."""
-    return [Task('instant', Instant(name, emulator, 1, way),
+    return [Task('instant', Instant(name, emulator, 1, way, paused),
                  Content('random', size << 10))
             for size in INSTANT_SIZES if size << 10 <= 4 * setting.ram
-            for name, emulator, way in (('ours', setting.ours, True),
-                                        ('ours', setting.ours, False),
-                                        ('stock', setting.stock, False))
+            for name, emulator, way, paused in (
+                ('ours', setting.ours, True, False),
+                ('ours', setting.ours, True, True),
+                ('ours', setting.ours, False, False),
+                ('stock', setting.stock, False, False))
             if emulator]
 
 

@@ -23,6 +23,8 @@ from lab.vm import VM, Mode
 
 from .place import Place
 
+PAGE = 4096
+
 ENGINE = 'x-direct-io-engine'
 UNLIMITED = 1 << 40
 
@@ -174,12 +176,12 @@ class Guest(Migration):
                 else 'multifd'
         vm.setup(self.mode, **params)
 
-    def save(self, vm, path):
+    def save(self, vm, path, timeout=900):
         self.setup(vm)
         drop_caches()
         meter = Meter(vm.pid)
         vm.start_save('file:' + path)
-        info = completed(self, 'save', meter.wait(vm))
+        info = completed(self, 'save', meter.wait(vm, timeout))
         sync(path)
         return {**meter.stop(path), **told(info),
                 'file': os.stat(path).st_blocks * 512}
@@ -407,11 +409,14 @@ class OnTmpfs(Guest):
 class Live(Guest):
     """A save of a running guest that rewrites random pages of its memory.
 
-    rate        how much it rewrites, in bytes per second, about"""
+    rate        how much it rewrites, in bytes per second, about
 
+    A save that has not ended after PATIENCE seconds, since the guest is faster,
+    is given up."""
+
+    PATIENCE = 60
     DIRTY = 64                          # pages in a round of the guest
-    # One vCPU under TCG, so that the rate is the guest's, not the host's luck
-    PAUSES = {}                         # idle loops in a round, by rate
+    COSTS = []                          # seconds of a round; see pause()
 
     def __init__(self, *args, rate, **kwargs):
         super().__init__(*args, **kwargs)
@@ -422,43 +427,47 @@ class Live(Guest):
     def facts(self):
         return {**super().facts(), 'rate': self.rate}
 
-    def boot(self, place, content, pause):
+    def boot(self, place, ram, pause):
         rom = configure_checker(build_checker(place.sockets),
                                 place.path('guest.rom'), dirty=self.DIRTY,
                                 check=1, pause=pause)
-        vm = VM(self.emulator, place.sockets, 'live', ram=content.ram,
+        vm = VM(self.emulator, place.sockets, 'live', ram=ram,
                 firmware=rom, patience=300)
         vm.wait_guest('tick', 2)
         return vm
 
-    def measure_rate(self, vm, seconds=2):
+    def round_seconds(self, vm):
+        """Measures how long the guest takes for a round."""
         first = vm.last_number('tick')
         begin = time.monotonic()
-        time.sleep(seconds)
-        rounds = vm.last_number('tick') - first
-        return rounds * self.DIRTY * 4096 / (time.monotonic() - begin)
+        time.sleep(2)
+        return (time.monotonic() - begin) / (vm.last_number('tick') - first)
 
-    def pause(self, place, content):
-        """Determined once for each rate, by bisection."""
-        low, high = 0, 1 << 24
-        while self.rate not in self.PAUSES and high - low > high // 16 + 64:
-            middle = (low + high) // 2
-            vm = self.boot(place, content, middle)
-            try:
-                if self.measure_rate(vm) > self.rate:
-                    low = middle
-                else:
-                    high = middle
-            finally:
-                vm.kill()
-        return self.PAUSES.setdefault(self.rate, low)
+    def pause(self, place):
+        """The number of idle loops that leads to this rate.  A round takes as
+        long as without them, plus a time for each; both are measured once, in
+        small guests."""
+        if not self.COSTS:
+            for pause in (0, 1 << 20):
+                vm = self.boot(place, 128, pause)
+                try:
+                    self.COSTS.append(self.round_seconds(vm))
+                finally:
+                    vm.kill()
+        least, most = self.COSTS
+        wanted = self.DIRTY * PAGE / self.rate
+        return max(int((wanted - least) / (most - least) * (1 << 20)), 0)
 
     def run(self, place, content):
-        vm = self.boot(place, content, self.pause(place, content))
+        vm = self.boot(place, content.ram, self.pause(place))
         try:
-            rate = self.measure_rate(vm)
+            rate = self.DIRTY * PAGE / self.round_seconds(vm)
             with place.fresh() as path:
-                save = self.save(vm, path)
+                try:
+                    save = self.save(vm, path, self.PATIENCE)
+                except TimeoutError:
+                    return {'save': {'seconds': self.PATIENCE, 'given_up': 1,
+                                     'dirtied': rate}}
             info = vm.migration()
             # The CPU time includes the guest's
             save.pop('cpu')

@@ -155,7 +155,8 @@ def _limits(rows):
 
 
 def _instant(rows):
-    found = rows.of('instant', 'restore', program='ours', instant=True)
+    all_ = rows.of('instant', 'restore', program='ours', instant=True)
+    found = [row for row in all_ if not row.facts.get('paused')]
     first = [row.median('restore', 'first') for row in found
              if row.has('restore', 'first')]
     running = [row.median('restore', 'running') for row in found]
@@ -166,11 +167,13 @@ def _instant(rows):
     if len(running) > 1:
         yield ('instant restore: until the guest may run, slowest over fastest '
                'of all sizes', 1.5, max(running) / min(running), False, '')
-    for row in found:
+    for row in all_:
         eager = [r for r in rows.of('instant', 'restore', program='ours',
                                     instant=False) if r.ram == row.ram]
         size = f'instant restore, {row.ram >> 10} GiB: '
-        yield (size + 'rate of loading, of an eager one', 0.8,
+        beside = 'with the guest paused' if row.facts.get('paused') else \
+            'beside a guest that uses a whole CPU'
+        yield (f'{size}rate of loading {beside}, of an eager one', 0.8,
                _ratio(best(eager, 'restore'), row.median('restore')), True, '')
         if row.has('restore', 'fault-p99') and row.has('restore', 'probe-p99'):
             yield (size + 'fault p99, over that of a read of 4 KiB meanwhile',

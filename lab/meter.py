@@ -119,7 +119,7 @@ class Meter:
             if info.get('status') in ('completed', 'failed', 'cancelled'):
                 return info
             if time.monotonic() > deadline:
-                raise RuntimeError(f'{vm.name}: the migration is still '
+                raise TimeoutError(f'{vm.name}: the migration is still '
                                    f'{info.get("status")}')
             self.peak = max(self.peak, page_cache())
             time.sleep(POLL)
