@@ -19,7 +19,7 @@ DIRECT = Mode(4, True)
 
 
 def wait_for(vm, what, condition):
-    """Waits as long as the test's own time limit allows."""
+    """Waits until `condition()` holds; only the test's time limit applies."""
     while not condition():
         vm.raise_if_dead()
         status = vm.migration()['status']
@@ -29,8 +29,8 @@ def wait_for(vm, what, condition):
 
 
 def at_switchover(t, fs, mode=DIRECT):
-    """A save that has stopped its guest and waits for the command to continue
-    with the last stage, in which the disk's faults occur."""
+    """Starts a save and holds it at the switchover, when the guest is stopped;
+    then continues with the last stage, in which the disk hangs."""
     vm = t.source(ram=RAM, guest=GUEST)
     vm.setup(mode)
     vm.command('migrate-set-capabilities', {'capabilities': [
@@ -45,14 +45,14 @@ def at_switchover(t, fs, mode=DIRECT):
     return vm
 
 
-def hung(t, *faults):
-    """The same, with a file system of such faults, once the disk hangs.  A guest
-    that got no CPU has dirtied nothing, so the last stage has nothing to write
-    directly, and the save is over: begin again."""
+def hung(t, *faults, mode=DIRECT):
+    """Does the same on a file system with these faults, and returns when the
+    disk hangs.  If the guest got no CPU time, it has dirtied no pages, so the
+    last stage writes nothing directly and the save completes: try again."""
     while True:
         fs = broken(t, *faults, armed=False)
         try:
-            return fs, at_switchover(t, fs)
+            return fs, at_switchover(t, fs, mode)
         except AssertionError as err:
             if 'completed before the disk hung' not in str(err):
                 raise
@@ -89,6 +89,53 @@ def test_cancel(t):
         assert check_runs(t, fs, vm)['status'] == 'cancelled'
 
 
+@test('last stage: too late to cancel once the image is valid', quick=True)
+def test_committed(t):
+    """The first two syncs come before the magic number is written, one for each
+    descriptor; the third one hangs."""
+    fs, vm = hung(t, ('sync', range(3, 4), 'hold'))
+    vm.command('migrate_cancel')
+    assert vm.command('query-status')['status'] == 'finish-migrate', \
+        'the guest runs while its image is valid'
+    assert fs.held, 'the disk did not hang all the time'
+    fs.release()
+    info = vm.wait_migration()
+    assert info['status'] == 'completed', info
+    want = vm.ram_hash()
+    vm.kill()
+    t.restores(f'file:{t.path("image")}', want, DIRECT, ram=RAM).kill()
+
+
+@test('last stage: the last sync fails, and no image is left', quick=True)
+def test_last_sync(t):
+    fs = broken(t, ('sync', range(4, 5), errno.EIO))
+    path = os.path.join(fs.mount, 'image')
+    vm = t.source(ram=RAM, guest=GUEST)
+    vm.command('stop')
+    info = vm.try_save(f'file:{path}', DIRECT)
+    assert fs.hits, 'there were fewer syncs'
+    check_error(info, path, os.strerror(errno.EIO))
+    check_leftover(t, t.path('image'), DIRECT, RAM)
+    vm.command('cont')
+    vm.ticks_on()
+
+
+@test('last stage: no snapshot is made or loaded meanwhile', quick=True)
+def test_snapshots(t):
+    # With multifd, newer versions of QEMU refuse snapshots anyway
+    fs, vm = hung(t, ('buffered write', range(1, 2), 'hold'), mode=Mode(0))
+    for command in ('savevm x', 'loadvm x'):
+        said = vm.command('human-monitor-command', {'command-line': command})
+        assert 'being saved to' in said and fs.mount in said, said
+    assert fs.held, 'the disk did not hang all the time'
+    fs.release()
+    info = vm.wait_migration()
+    assert info['status'] == 'completed', info
+    want = vm.ram_hash()
+    vm.kill()
+    t.restores(f'file:{t.path("image")}', want, Mode(0), ram=RAM).kill()
+
+
 @test('last stage: failed while the disk hangs, the guest runs', quick=True,
       timeout=240)
 def test_failure(t):
@@ -123,7 +170,7 @@ def test_early_sync(t):
 @test('last stage: QMP answers while the end of a save does not end',
       quick=True, timeout=240)
 def test_buffered_writes(t):
-    """Each write of the main stream is held: bitmaps, devices, the magic."""
+    """Holds each write of the main stream: bitmaps, devices, the magic."""
     for nth in range(1, 40):
         fs = broken(t, ('buffered write', range(nth, nth + 1), 'hold'),
                     armed=False)

@@ -7,6 +7,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "file-save-compat.h"
 #include "file-transport-int.h"
 #include "migration.h"
 #include "options.h"
@@ -127,14 +128,35 @@ bool file_transport_invalidate(Error **errp)
            file_sync_to_storage(t, errp);
 }
 
+bool file_transport_committed(void)
+{
+    FileTransport *t = file_transport_get();
+
+    return t && t->committed;
+}
+
+/*
+ * Decides that the image becomes valid, unless the save has been cancelled.  A
+ * cancelled save resumes the guest at once, and the guest must not run while
+ * there is a valid image: to restore it later would revive memory that does
+ * not fit to the disks.
+ */
+static bool file_decide(FileTransport *t)
+{
+    file_save_compat_lock_bql();
+    t->committed = migrate_get_current()->state !=
+                   MIGRATION_STATUS_CANCELLING;
+    file_save_compat_unlock_bql();
+    return t->committed;
+}
+
 /* Commits the image; everything else must be on stable storage by then */
 static bool file_commit(FileTransport *t, Error **errp)
 {
     if (!t->invalidated) {
         return true;
     }
-    /* The guest may run already, so the image must stay invalid */
-    if (migrate_get_current()->state == MIGRATION_STATUS_CANCELLING) {
+    if (!file_decide(t)) {
         error_setg(errp, "'%s': the save was cancelled", t->name);
         return false;
     }

@@ -97,6 +97,17 @@ void file_save_keep_error(MigrationState *s)
     }
 }
 
+bool file_save_check_idle(Error **errp)
+{
+    FileTransport *t = file_transport_get();
+
+    if (!t || !t->outgoing || !file_save_compat_running()) {
+        return true;
+    }
+    error_setg(errp, "The machine is being saved to '%s'", t->name);
+    return false;
+}
+
 void file_save_publish(MigrationState *s)
 {
     if (s->state == MIGRATION_STATUS_CANCELLING) {
@@ -116,12 +127,16 @@ void file_save_publish(MigrationState *s)
 
 void file_save_fail(MigrationState *s)
 {
+    /* The guest must not run while the image may be valid */
+    if (file_transport_committed()) {
+        file_save_abort(s);
+    }
     file_save_compat_lock_bql();
     if (file_last_stage_take_guest()) {
         migration_resume_vm(s);
     }
     file_save_compat_unlock_bql();
-    /* This waits for the disk; the guest, resumed above, does not */
+    /* This may wait for the disk; the guest, resumed above, does not */
     file_save_abort(s);
     file_save_compat_lock_bql();
     if (s->state != MIGRATION_STATUS_CANCELLING) {

@@ -64,6 +64,18 @@ bool file_save_sync_early(MigrationState *s, uint64_t written,
 bool file_save_sync(MigrationState *s);
 
 /**
+ * file_save_check_idle: refuse what does not go together with a save
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * The last stage does not hold the BQL all the time, so commands may be called
+ * that otherwise would have to wait for its end, such as those that save or
+ * load snapshots.  BQL held.
+ *
+ * Returns: true; or false with @errp set while the machine is saved to a file
+ */
+bool file_save_check_idle(Error **errp);
+
+/**
  * file_save_publish: report that the save is completed
  * @s: the migration, whose times are known
  *

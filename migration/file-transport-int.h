@@ -44,6 +44,8 @@ typedef struct FileTransport {
     bool created;
     /* Whether the guest was stopped by the save; see file-last-stage.h */
     bool has_guest;
+    /* Whether the image is valid, or about to be */
+    bool committed;
 
     /* Owned by the migration thread while there is one, then the main thread */
 

@@ -129,6 +129,12 @@ bool file_transport_sync_early(Error **errp);
  */
 bool file_transport_sync(Error **errp);
 
+/*
+ * Returns: whether the image is valid or about to be, so that it is too late to
+ *          cancel.  BQL held, or the migration thread.
+ */
+bool file_transport_committed(void);
+
 /**
  * file_transport_unlock: let other processes use the file
  *

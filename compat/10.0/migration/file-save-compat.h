@@ -7,6 +7,7 @@
 #ifndef QEMU_MIGRATION_FILE_SAVE_COMPAT_H
 #define QEMU_MIGRATION_FILE_SAVE_COMPAT_H
 
+#include "migration/misc.h"
 #include "qemu/main-loop.h"
 #include "ram.h"
 #include "system/runstate.h"
@@ -19,6 +20,11 @@ static inline void file_save_compat_lock_bql(void)
 static inline void file_save_compat_unlock_bql(void)
 {
     bql_unlock();
+}
+
+static inline bool file_save_compat_running(void)
+{
+    return migration_is_running();
 }
 
 #endif
