@@ -117,13 +117,14 @@ def test_error_running(t):
     stops = [e for e in vm.qmp.events if e['event'] == 'STOP']
     assert len(stops) >= 3, vm.qmp.events
     disk.disarm()
-    # A read that was on its way may still fail
+    # A read in flight may still fail
     while vm.migration()['status'] != 'completed':
         vm.command('cont')
         time.sleep(0.05)
     check_complete(t, vm)
     assert 'error-desc' not in vm.migration(), vm.migration()
-    # The last error may have come after the last cont, and the rest by itself
+    # The last error may have followed the last cont, and the rest of RAM may
+    # then have been loaded without another one
     status = vm.command('query-status')['status']
     assert status in ('running', 'io-error'), status
     t.note(f'{status} in the end')
@@ -133,11 +134,56 @@ def test_error_running(t):
     vm.kill()
 
 
+@test('instant: QMP answers while a CPU waits for a page that cannot be read',
+      quick=True)
+def test_stuck(t):
+    """The background load hangs and reads for faults fail, so the guest stops
+    for a CPU that is in the middle of an instruction."""
+    disk, _, _, vm, _ = restore(t, HELD, ('small read', LATER, errno.EIO),
+                                guest=DIRTY)
+    vm.command('cont')
+    wait_runstate(vm, 'io-error')
+    for _ in range(10):
+        vm.command('cont')
+        vm.command('stop')
+        status = vm.command('query-status')['status']
+        assert status in ('paused', 'io-error'), status
+    vm.command('system_reset')
+    vm.command('query-status')
+    assert vm.count_lines('ready') == 0
+    disk.disarm()
+    disk.release()
+    check_complete(t, vm)
+    # The reset has waited for the CPU
+    while vm.count_lines('ready') == 0:
+        if vm.command('query-status')['status'] != 'running':
+            vm.command('cont')
+        time.sleep(0.05)
+    vm.ticks_on()
+    vm.wait_guest('sweep')
+    vm.kill()
+
+
+@test('instant: no device is added meanwhile', quick=True)
+def test_device_add(t):
+    """It might access RAM by the descriptor, which userfaultfd does not see."""
+    device = {'driver': 'virtio-balloon-pci', 'id': 'new', 'bus': 'rp0'}
+    disk, path, _, vm, _ = restore(
+        t, HELD, args=('-device', 'pcie-root-port,id=rp0'))
+    with expect_error('a device was added', 'still being loaded', path):
+        vm.command('device_add', device)
+    disk.release()
+    check_complete(t, vm)
+    vm.command('device_add', device)
+    vm.command('cont')
+    vm.ticks_on()
+
+
 @test('instant: an error that is gone before the guest has stopped',
       quick=True)
 def test_error_gone(t):
-    """A read for a fault fails.  When it is tried again, a background read
-    fails, so the guest is to stop; a moment later the other one succeeds."""
+    """A read for a fault fails.  While it is retried, a background read fails,
+    so the guest should stop; a moment later the retry succeeds."""
     disk, _, _, vm, _ = restore(t, ('large read', ALL, 'hold, fail'),
                                 ('later small read', range(1, 2), errno.EIO),
                                 ('later small read', range(2, 3), 'fail held'),
@@ -192,7 +238,7 @@ def test_save_refused(t):
     vm.save(f'file:{other}', DIRECT)
     assert vm.ram_hash() == want
     t.restores(f'file:{other}', want, DIRECT, ram=RAM).kill()
-    # and now the lock is gone
+    # Now the lock is released
     second.save(f'file:{path}', DIRECT)
 
 
@@ -226,7 +272,7 @@ def test_killed(t):
         try:
             vm.command('cont')
         except QMPError:
-            pass                # it was too early for that
+            pass                # too early for this command
         vm.kill()
     after = os.stat(path)
     assert (before.st_mtime_ns, before.st_size) == \
@@ -264,7 +310,7 @@ def test_bad_images(t):
         said = vm.try_load(f'file:{cut}')
         assert said and cut in said, said
         vm.kill()
-    # Cut within RAM, device state is missing: no guest ever runs
+    # If RAM is truncated, device state is missing, so no guest ever runs
     os.truncate(path, size // 2)
     vm = t.vm(incoming=True, ram=RAM)
     instant(vm, DIRECT)
@@ -345,7 +391,7 @@ def test_settings(t):
 
 @test('instant: the kernel reads RAM that is not there', quick=True)
 def test_kernel(t):
-    """A dump has the kernel write from guest RAM."""
+    """To write a dump, QEMU passes guest RAM to the kernel, which reads it."""
     disk, _, want, vm, info = restore(t, HELD)
     assert info['status'] == 'postcopy-active', info
     dumps = []

@@ -7,11 +7,13 @@
  */
 
 #include "qemu/osdep.h"
+#include "block/aio.h"
 #include "exec/memory.h"
 #include "exec/ramblock.h"
 #include "file-direct.h"
 #include "file-transport.h"
 #include "hw/core/cpu.h"
+#include "migration/instant-restore.h"
 #include "mapped-ram-compat.h"
 #include "mapped-ram-instant.h"
 #include "mapped-ram-int.h"
@@ -46,7 +48,7 @@ typedef struct Instant {
     /* The blocks' memory regions; each holds a reference */
     GPtrArray *regions;
     Error *blocker;
-    QEMUBH *failed_bh, *ended_bh;
+    QEMUBH *changed_bh, *ended_bh;
     QEMUTimer *stop_timer;
     VMChangeStateEntry *vm_state;
     bool started;
@@ -57,6 +59,9 @@ typedef struct Instant {
 
 static Instant *instant;
 
+/* Atomic: whether the load has been started, until its end is published */
+static bool active;
+
 /* Figures of the last load after it has ended; under the BQL. */
 static MappedRamLazyInfo last_info;
 static bool last_valid;
@@ -65,15 +70,16 @@ static char *last_reason;
 
 bool mapped_ram_instant_active(void)
 {
-    return instant && instant->started;
+    return qatomic_read(&active);
 }
 
 bool mapped_ram_instant_check_idle(Error **errp)
 {
-    if (!mapped_ram_instant_active()) {
+    if (!instant) {
         return true;
     }
-    error_propagate(errp, error_copy(instant->blocker));
+    error_setg(errp, "The guest's RAM is still being loaded from '%s'; "
+               "wait until query-migrate says 'completed'", instant->name);
     return false;
 }
 
@@ -95,11 +101,11 @@ static void note_reason(Error *err)
 }
 
 /* Called by a thread of the loader. */
-static void lazy_failed(void *opaque)
+static void lazy_changed(void *opaque)
 {
     Instant *i = opaque;
 
-    qemu_bh_schedule(i->failed_bh);
+    qemu_bh_schedule(i->changed_bh);
 }
 
 /* Called by a thread of the loader, too. */
@@ -111,19 +117,31 @@ static void lazy_ended(void *opaque)
 }
 
 /*
- * Whether @cpu waits for RAM that cannot be read, in code that TCG has made:
- * that is as good as if it had stopped.  A CPU that waits within KVM is not
- * like that, since to stop the machine asks KVM for its state.  But KVM
- * returns from such a wait when it is asked to stop, unless it reads guest
- * memory on its own account, as it does to emulate an instruction.
+ * A CPU that waits within KVM does not count, since to stop the machine asks
+ * KVM for its state.  But KVM returns from such a wait when it is asked to
+ * stop, unless it reads guest memory on its own account, as it does to emulate
+ * an instruction.
  */
-static bool is_stuck(Instant *i, CPUState *cpu)
+bool mapped_ram_instant_stuck(CPUState *cpu)
 {
-    return tcg_enabled() && mapped_ram_lazy_waits(i->lazy, cpu->thread_id);
+    return instant && tcg_enabled() &&
+           mapped_ram_lazy_waits(instant->lazy, cpu->thread_id);
+}
+
+bool mapped_ram_instant_any_stuck(void)
+{
+    CPUState *cpu;
+
+    CPU_FOREACH(cpu) {
+        if (mapped_ram_instant_stuck(cpu)) {
+            return true;
+        }
+    }
+    return false;
 }
 
 /* Asks all CPUs to stop.  Returns whether each has stopped or is stuck. */
-static bool stop_cpus(Instant *i)
+static bool stop_cpus(void)
 {
     bool stopped = true;
     CPUState *cpu;
@@ -131,7 +149,7 @@ static bool stop_cpus(Instant *i)
     CPU_FOREACH(cpu) {
         cpu->stop = true;
         qemu_cpu_kick(cpu);
-        stopped &= cpu->stopped || is_stuck(i, cpu);
+        stopped &= cpu->stopped || mapped_ram_instant_stuck(cpu);
     }
     return stopped;
 }
@@ -151,18 +169,6 @@ static void resume_cpus(Instant *i)
     if (i->stopping) {
         i->stopping = false;
         resume_all_vcpus();
-    }
-}
-
-/* vm_stop() waits for CPUs that are not marked as stopped. */
-static void mark_stuck_cpus(Instant *i, bool stopped)
-{
-    CPUState *cpu;
-
-    CPU_FOREACH(cpu) {
-        if (is_stuck(i, cpu)) {
-            cpu->stopped = stopped;
-        }
     }
 }
 
@@ -193,15 +199,13 @@ static void stop_guest(void *opaque)
         return;
     }
     i->stopping = true;
-    if (!stop_cpus(i)) {
+    if (!stop_cpus()) {
         timer_mod(i->stop_timer,
                   qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + STOP_MS);
         return;
     }
-    mark_stuck_cpus(i, true);
-    vm_stop(RUN_STATE_IO_ERROR);
-    mark_stuck_cpus(i, false);
     i->stopping = false;
+    vm_stop(RUN_STATE_IO_ERROR);
 }
 
 /* The guest runs again, so try again to load what could not be read. */
@@ -230,7 +234,7 @@ static void instant_free(Instant *i)
     }
 #endif
     timer_free(i->stop_timer);
-    qemu_bh_delete(i->failed_bh);
+    qemu_bh_delete(i->changed_bh);
     qemu_bh_delete(i->ended_bh);
     g_ptr_array_free(i->regions, true);
     if (i->direct_fd >= 0) {
@@ -260,6 +264,13 @@ static void load_ended(void *opaque)
     /* If the guest does not run yet, the caller proceeds with this. */
     migrate_set_state(&mis->state, MIGRATION_STATUS_POSTCOPY_ACTIVE,
                       MIGRATION_STATUS_COMPLETED);
+    qatomic_set(&active, false);
+}
+
+static int is_blob_gpu(Object *obj, void *opaque)
+{
+    return object_dynamic_cast(obj, "virtio-gpu-device") &&
+           object_property_get_bool(obj, "blob", NULL);
 }
 
 /* Checks for what rules out instant restore for all blocks. */
@@ -276,6 +287,11 @@ static bool check_machine(Error **errp)
     }
     if (ram_block_discard_is_disabled()) {
         error_setg(errp, "a device has guest memory pinned");
+        return false;
+    }
+    if (object_child_foreach_recursive(object_get_root(), is_blob_gpu, NULL)) {
+        error_setg(errp, "a virtio-gpu device with blob=on accesses guest "
+                   "memory by its descriptor");
         return false;
     }
     if (ram_block_discard_disable(true) < 0) {
@@ -306,7 +322,7 @@ static Instant *instant_new(QEMUFile *f, Error **errp)
     MappedRamLazyConfig config = {
         .file.thread_started = mapped_ram_compat_thread_started,
         .file.thread_ended = mapped_ram_compat_thread_ended,
-        .failed = lazy_failed,
+        .changed = lazy_changed,
         .ended = lazy_ended,
     };
     Instant *i;
@@ -320,8 +336,9 @@ static Instant *instant_new(QEMUFile *f, Error **errp)
     i->offset = file_transport_offset();
     i->regions = g_ptr_array_new_with_free_func(
         (GDestroyNotify)memory_region_unref);
-    i->failed_bh = qemu_bh_new(stop_guest, i);
-    i->ended_bh = qemu_bh_new(load_ended, i);
+    /* Not in the context that block devices poll while the guest stops */
+    i->changed_bh = aio_bh_new(iohandler_get_aio_context(), stop_guest, i);
+    i->ended_bh = aio_bh_new(iohandler_get_aio_context(), load_ended, i);
     i->stop_timer = timer_new_ms(QEMU_CLOCK_REALTIME, stop_guest, i);
     config.opaque = i;
     if (take_descriptors(i, f, &config.file.direct_limits, errp)) {
@@ -415,6 +432,7 @@ bool mapped_ram_instant_start(Error **errp)
     }
     i->vm_state = qemu_add_vm_change_state_handler(vm_state_changed, i);
     i->started = true;
+    qatomic_set(&active, true);
     i->locked = file_transport_take_lock();
     if (!mapped_ram_lazy_start(i->lazy, errp)) {
         return false;
@@ -430,6 +448,7 @@ void mapped_ram_instant_abort(void)
     if (i) {
         instant = NULL;
         instant_free(i);
+        qatomic_set(&active, false);
     }
 }
 

@@ -16,6 +16,7 @@
 #ifndef QEMU_MIGRATION_MAPPED_RAM_INSTANT_H
 #define QEMU_MIGRATION_MAPPED_RAM_INSTANT_H
 
+#include "migration/instant-restore.h"
 #include "migration/mapped-ram-lazy.h"
 #include "qapi/qapi-types-direct-io.h"
 #include "qemu-file.h"
@@ -47,23 +48,6 @@ bool mapped_ram_instant_add(QEMUFile *f, RAMBlock *rb,
  *          be read, in which case the load has failed
  */
 bool mapped_ram_instant_start(Error **errp);
-
-/*
- * Returns whether RAM is still being loaded, after mapped_ram_instant_start().
- * While it is, the status of the migration is postcopy-active; this module then
- * sets it to completed.
- */
-bool mapped_ram_instant_active(void);
-
-/**
- * mapped_ram_instant_check_idle:
- * @errp: pointer to a NULL-initialized error object
- *
- * For operations that replace the guest's RAM, such as loading a snapshot.
- *
- * Returns: true; or false with @errp set while RAM is still being loaded.
- */
-bool mapped_ram_instant_check_idle(Error **errp);
 
 /* Ends a load that failed before the guest ran. */
 void mapped_ram_instant_abort(void);

@@ -73,7 +73,7 @@ static void fail(MappedRamLazy *l, Error *err)
         }
     }
     if (tell) {
-        l->config.failed(l->config.opaque);
+        l->config.changed(l->config.opaque);
     }
 }
 
@@ -278,6 +278,7 @@ static void serve_faults(LazyThread *t)
             /* The disk works again. */
             unpark(l, &fault);
             mapped_ram_lazy_retry(l);
+            l->config.changed(l->config.opaque);
         }
     }
 }

@@ -30,7 +30,7 @@
  * Errors: a page that cannot be read stays missing, and threads that touch it
  * wait.  Before mapped_ram_lazy_start() this would block the load itself, so
  * such pages are placed as zeros, and mapped_ram_lazy_start() fails.  After it,
- * config.failed() is called and the background load stops; pages that threads
+ * config.changed() is called and the background load stops; pages that threads
  * wait for are retried each second, and all pages by mapped_ram_lazy_retry().
  *
  * The threads take only the object's own lock, and never the BQL.
@@ -55,15 +55,16 @@ typedef struct MappedRamLazy MappedRamLazy;
  *        top.
  *        The caller owns its descriptors and what it points to, which must live
  *        as long as the object.
- * @failed: called by one of the threads when a page could not be read, once
- *          until mapped_ram_lazy_retry()
+ * @changed: called by one of the threads when a page could not be read, once
+ *           until mapped_ram_lazy_retry(), and when a page was read after all
+ *           that a thread has been waiting for
  * @ended: called by the last of the threads, when all pages are loaded; not
  *         after mapped_ram_lazy_free() has been called
  * @opaque: passed to both
  */
 typedef struct MappedRamLazyConfig {
     MappedRamPoolConfig file;
-    void (*failed)(void *opaque);
+    void (*changed)(void *opaque);
     void (*ended)(void *opaque);
     void *opaque;
 } MappedRamLazyConfig;

@@ -198,7 +198,7 @@ static void new_lazy(Fixture *f, DirectIoEngine engine, unsigned align)
             .depth = f->depth,
         },
         .ended = on_ended,
-        .failed = on_failed,
+        .changed = on_failed,
         .opaque = f,
     };
 

@@ -1,0 +1,48 @@
+/*
+ * Instant restore: what other parts of QEMU have to know of it
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * While RAM is loaded, threads that touch a missing page wait until it has been
+ * read, for ever if it cannot be read.  Only QEMU's own mapping of RAM is
+ * guarded: an access by the descriptor of shared memory would find zeros, and
+ * make the missing page one of zeros.
+ *
+ * All functions must be called with the BQL held, unless they say otherwise.
+ */
+
+#ifndef MIGRATION_INSTANT_RESTORE_H
+#define MIGRATION_INSTANT_RESTORE_H
+
+/*
+ * Returns whether RAM is still being loaded while the guest may run.  While it
+ * is, the status of the migration is postcopy-active; it then becomes
+ * completed.  Any thread.
+ */
+bool mapped_ram_instant_active(void);
+
+/**
+ * mapped_ram_instant_check_idle:
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * For operations that replace the guest's RAM, such as loading a snapshot, or
+ * that may give it to somebody else, such as adding a device.
+ *
+ * Returns: true; or false with @errp set while RAM is being loaded
+ */
+bool mapped_ram_instant_check_idle(Error **errp);
+
+/**
+ * mapped_ram_instant_stuck:
+ * @cpu: a CPU
+ *
+ * Returns: whether @cpu waits, in the middle of an instruction, for RAM that
+ *          could not be read.  To stop it, there is nothing to wait for; to
+ *          reset it is not possible.
+ */
+bool mapped_ram_instant_stuck(CPUState *cpu);
+
+/* Returns the same for all CPUs: whether any of them is stuck. */
+bool mapped_ram_instant_any_stuck(void);
+
+#endif /* MIGRATION_INSTANT_RESTORE_H */
