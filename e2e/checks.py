@@ -28,8 +28,8 @@ def case(*what):
 
 
 def check_says(said, *words):
-    """Checks that an error message contains all of `words`; of a tuple, one
-    element is enough."""
+    """Checks that an error message contains each of `words`; for a tuple, one
+    of its elements is enough."""
     for word in words:
         choice = word if isinstance(word, tuple) else (word,)
         assert any(w.lower() in said.lower() for w in choice), \
@@ -58,13 +58,14 @@ def expect_error(otherwise, *words):
 
 
 def cause(number):
-    """The texts by which an error may be reported."""
+    """The alternative texts for an error number."""
     return {errno.ENOSPC: NO_SPACE, errno.EFBIG: TOO_LARGE}.get(
         number, os.strerror(number))
 
 
 def never_stopped(vm):
-    """No STOP event: the failure was found while the guest ran."""
+    """Checks that there was no STOP event, so the failure was detected while
+    the guest was running."""
     if any(event['event'] == 'STOP' for event in vm.qmp.events):
         raise AssertionError('the guest was stopped before the error')
 
@@ -107,7 +108,7 @@ def fdset_case(t, vm, uri, mode, *fds):
 
 
 def chain_of(n):
-    """What the Linux guest must have computed after round n."""
+    """The value that the Linux guest must have computed after round n."""
     chain = '0'
     for i in range(1, n + 1):
         chain = hashlib.sha256(f'{i} {chain}'.encode()).hexdigest()

@@ -18,9 +18,9 @@ ENGINES = {'io_uring': '', 'linux-aio': 'aio', 'sync': 'sync'}
 
 
 def faulty(t, file, *faults, emulator=None, engine=''):
-    """Our emulator, with faults in the I/O on files whose names end with
-    `file`: see lab/faultfd.c.  With an `engine`, those preferred to it are
-    hidden."""
+    """Our emulator, with faults injected into the I/O on files whose names end
+    with `file`: see lab/faultfd.c.  If `engine` is set, the engines preferred
+    to it are hidden."""
     if not shutil.which('gcc'):
         raise Skip("there is no 'gcc' here, to build faultfd.c")
     library = t.path('faultfd.so')

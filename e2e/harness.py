@@ -45,7 +45,7 @@ def test(name, quick=False, timeout=120, stock=None):
 
 
 def _fails(function, reason):
-    """The test that `function` fails with stock QEMU in place of ours."""
+    """Returns a test that requires `function` to fail with stock QEMU."""
     def run(t):
         if not t.config.stock:
             raise Skip('no stock QEMU: give --stock')
@@ -79,10 +79,10 @@ class Config:
         self.workdir = workdir
         self.quick = quick
         self.all_modes = all_modes
-        self.jobs = jobs                    # tests that run side by side
-        # what the tests of other machines run on
+        self.jobs = jobs                    # tests that run in parallel
+        # The machine under test in e2e/machines
         self.machine = None
-        # the root of libvirt's packages, for the tests that want them
+        # The root of libvirt's packages, for the tests that need them
         self.libvirt = None
 
 
@@ -94,14 +94,14 @@ class Context:
         self.config = config
         self.dir = directory
         self.stack = stack
-        # What lets go of I/O that is held, before the stack is unwound: the
-        # kernel does not let a process die whose request is in a FUSE server
+        # Callbacks that release held I/O before the stack is unwound: a
+        # process cannot exit while a FUSE server holds one of its requests
         self.releases = releases
         self.count = 0
 
     def on_stock(self):
-        """A copy with stock QEMU under test in place of ours; short, because
-        the first failure is enough."""
+        """Returns a copy that tests stock QEMU instead of ours.  It sets
+        `quick`, because the first failure is enough."""
         other = copy.copy(self)
         other.config = copy.copy(self.config)
         other.config.ours = self.config.stock
@@ -116,7 +116,7 @@ class Context:
         return os.path.join(self.dir, name)
 
     def checker(self, **config):
-        """The self-checking guest."""
+        """Returns the path of the self-checking guest."""
         name = '-'.join(f'{k}{v}' for k, v in sorted(config.items()))
         target = self.path(f'guest-{name}.rom')
         if not os.path.exists(target):
@@ -125,8 +125,9 @@ class Context:
 
     def vm(self, name=None, emulator=None, guest=None, incoming=False,
            **kwargs):
-        """Starts a virtual machine.  `guest` is what checker() takes, or a
-        firmware file's name, or False for no firmware of ours."""
+        """Starts a virtual machine.  `guest` is a dict of checker()'s
+        arguments, the name of a firmware file, or False to use none of
+        ours."""
         self.count += 1
         name = f'{name or ("dst" if incoming else "src")}{self.count}'
         if guest is not False and not isinstance(guest, str):
@@ -137,7 +138,7 @@ class Context:
         return vm
 
     def source(self, ready=True, **kwargs):
-        """A virtual machine whose guest has filled its memory."""
+        """Starts a virtual machine whose guest has filled its memory."""
         vm = self.vm(**kwargs)
         if ready:
             vm.wait_guest('tick', 2)
@@ -241,7 +242,7 @@ def clean(directory):
 
 class _Job:
     """A test that runs in a separate process, with its output in a file, so
-    that the output of parallel tests is not mixed."""
+    that the output of parallel tests is not interleaved."""
 
     def __init__(self, config, number, entry):
         self.config = config
@@ -305,7 +306,7 @@ class _Job:
             return ''
 
     def close(self, keep):
-        """Returns the test's output and the reason of its end."""
+        """Returns the test's output and the reason for its result."""
         output, reason = self.read('output'), self.read('reason')
         if not keep:
             clean(self.directory)

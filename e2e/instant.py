@@ -12,12 +12,12 @@ from .faults import broken
 RAM = 64
 DIRECT = Mode(2, True)
 ALL = range(1, 1 << 30)
-LATER = range(16, 1 << 30)      # after the reads before the guest runs
+LATER = range(16, 1 << 30)      # skips the reads before the guest runs
 HELD = ('large read', ALL, 'hold')
 
 
 def instant(vm, mode, **params):
-    """Sets what a destination needs for an instant restore."""
+    """Configures a destination for an instant restore."""
     vm.setup(mode, **params)
     vm.command('migrate-set-capabilities', {'capabilities': [
         {'capability': 'postcopy-ram', 'state': True}]})

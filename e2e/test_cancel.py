@@ -13,9 +13,9 @@ from .harness import test
 
 
 def cancel_often(t, mode, count):
-    """One QEMU, many saves, each cancelled at a random moment."""
+    """Runs many saves in one QEMU, and cancels each at a random moment."""
     rng = random.Random(mode.channels)
-    # with less RAM, stock QEMU's faults rarely show here
+    # With less RAM, stock QEMU's bugs rarely show up here
     vm = t.source(ram=256, guest={'dirty': 128})
     path = t.path('image')
     uri = f'file:{path}'
@@ -34,7 +34,7 @@ def cancel_often(t, mode, count):
         results[status] += 1
         if status == 'completed':
             vm.command('cont')
-            longest = max(0.02, longest * 0.9)  # hit more of the next ones
+            longest = max(0.02, longest * 0.9)  # cancel earlier next time
         vm.ticks_on(1)
         if i == 5:
             descriptors = vm.open_descriptors()
@@ -44,7 +44,7 @@ def cancel_often(t, mode, count):
     now = vm.open_descriptors()
     assert now <= descriptors, \
         f'{now - descriptors} descriptors leaked'
-    # and the remains of a cancelled save cannot be restored
+    # The remains of a cancelled save cannot be restored
     while True:
         vm.start_save(uri)
         vm.command('migrate_cancel')
@@ -73,7 +73,8 @@ register_cancels()
 
 @test('cancel: while a write does not end', quick=True)
 def test_cancel_held(t):
-    """The disk hangs: QMP answers, cancel is accepted, the guest runs."""
+    """While the disk hangs, QMP answers, cancel is accepted, and the guest
+    runs."""
     for op in ('write:d3:hold', 'write:b3:hold'):
         vm = t.source(args=(), guest=DIRTY, emulator=faulty(t, 'image', op))
         vm.setup(Mode(2, True))

@@ -31,7 +31,7 @@ def source(t, **kwargs):
 
 
 def saved(t, path, mode=Mode(4, True)):
-    """Saves some guest to `path`.  Returns the SHA-256 of its RAM."""
+    """Saves a guest to `path`.  Returns the SHA-256 of its RAM."""
     vm = source(t)
     vm.save(f'file:{path}', mode)
     want = vm.ram_hash()
@@ -40,8 +40,8 @@ def saved(t, path, mode=Mode(4, True)):
 
 
 def restored(t, path, mode=Mode(2, True)):
-    """The SHA-256 of RAM as restored from `path`, after the guest has checked
-    all of it; None if the image is refused."""
+    """Returns the SHA-256 of the RAM restored from `path`, after the guest has
+    checked all of it; None if the image is refused."""
     dst = t.vm(incoming=True, ram=RAM)
     try:
         if dst.try_load(f'file:{path}', mode) is not None:
@@ -109,8 +109,8 @@ class Place:
 
 @test('killed: at random moments of a save', quick=True, timeout=500)
 def test_kill(t):
-    """Afterwards the previous image can be restored; or the new one, if it was
-    completed, or was whole and about to be completed."""
+    """After the kill, the previous image can be restored, or the new one if it
+    was completed, or was intact and about to be completed."""
     rng = random.Random(7)
     found = {}
     for kind in ('over', 'new', 'device'):
@@ -141,8 +141,8 @@ def test_kill(t):
 
 @test('killed: at the last writes and at the syncs', quick=True, timeout=400)
 def test_kill_steps(t):
-    """The file becomes a valid image with its last write, between two syncs,
-    and not before."""
+    """The file becomes a valid image only with its last write, which is
+    between two syncs."""
     place = Place(t, 'new')
     for mode in MODES[:2]:
         syncs = kills(t, place, mode, 'sync:', range(1, 10))
@@ -152,15 +152,15 @@ def test_kill_steps(t):
             set(syncs[:before]) == {'nothing'} and \
             set(syncs[before:]) == {'new'}, \
             f'{mode}: what is there after a kill at each sync: {syncs}'
-    # without direct I/O the pages are among these writes, in any number
+    # Without direct I/O these writes include a varying number of pages
     writes = kills(t, place, Mode(4, True), 'write:b', range(8, 60))
     assert set(writes[:-1]) == {'nothing'} and writes[-1] == 'new', \
         f'what is there after a kill at each write of the stream: {writes}'
 
 
 def kills(t, place, mode, what, numbers):
-    """Kills QEMU at the n-th call of a kind, for all `numbers` until no such
-    call occurs.  Returns the state after each."""
+    """Kills QEMU at the n-th call of one kind, for each n in `numbers` until
+    the call does not occur.  Returns the state after each kill."""
     found = []
     for nth in numbers:
         place.renew()
@@ -187,7 +187,7 @@ FICLONE = 0x40049409
 
 
 def device_of(directory):
-    """The device that is mounted there."""
+    """Returns the device that is mounted at `directory`."""
     with open('/proc/mounts') as f:
         return next(line.split()[0] for line in f
                     if line.split()[1] == directory)
@@ -228,7 +228,7 @@ def test_shutdown(t):
 @test('power: without file-sync a shutdown loses the image', quick=True,
       timeout=240)
 def test_shutdown_without_sync(t):
-    """The tests of power failures can fail."""
+    """Shows that the power failure tests can fail."""
     for kind in ('ext4', 'xfs'):
         for mode in MODES[:2]:
             want, path = shut_down(t, kind, mode, args=NO_SYNC)
@@ -286,7 +286,7 @@ class Disk:
 
 
 def copies_of_a_save(t, kind, mode, **kwargs):
-    """A save during which the disk is copied repeatedly.  Returns the disk,
+    """Runs a save and copies the disk repeatedly meanwhile.  Returns the disk,
     the hash of RAM, and for each copy whether it was made after
     `completed`."""
     rng = random.Random(len(kind))
@@ -295,7 +295,7 @@ def copies_of_a_save(t, kind, mode, **kwargs):
     saved(t, os.path.join(disk.root, 'previous'))
     disk.previous = file_hash(os.path.join(disk.root, 'previous'))
     vm = source(t, **kwargs)
-    # The first copy must not come too late, on a busy host either
+    # The first copy must be made in time, even on a busy host
     vm.setup(mode, max_bandwidth=MIB)
     vm.start_save(f'file:{disk.root}/saves/image')
     disk.copy()
@@ -306,7 +306,7 @@ def copies_of_a_save(t, kind, mode, **kwargs):
         done = vm.migration()['status'] == 'completed'
         after.append(done)
         if done:
-            # Only the last copy was certainly made after it
+            # Only the last copy was certainly made after completion
             disk.copy()
             after.append(True)
             after[-2] = None

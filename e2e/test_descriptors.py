@@ -21,7 +21,7 @@ LINE = re.compile(r'^(\d+)\s+(\w+)\((?:(\d+)<([^>]*)>)?(.*)\)\s*='
 
 
 def joined(log):
-    """The lines of a trace, interrupted calls put together again."""
+    """Yields the lines of a trace, with interrupted calls rejoined."""
     pending = {}
     with open(log, errors='replace') as f:
         for line in f:
@@ -83,8 +83,8 @@ class Trace:
 
 
 def check_split(trace, blocks, reading=False):
-    """Checks that RAM uses the direct descriptor, and everything else the
-    other one."""
+    """Checks that RAM uses the direct descriptor, and all other data the
+    buffered one."""
     regions = [(b.pages_offset, b.pages_offset + b.length) for b in blocks]
 
     def inside(start, end):
@@ -100,7 +100,7 @@ def check_split(trace, blocks, reading=False):
             assert at % 4096 == 0 and length % 4096 == 0, where
         elif not reading:
             assert not touches(at, at + length), f'{where}, buffered, are RAM'
-    # a buffered reader may read a little ahead, into the pages
+    # Buffered reads may read ahead slightly, into the pages
     limit = 8 * MIB if reading else 2 * MIB
     assert trace.total(False) < limit, \
         f'{trace.total(False)} bytes were buffered'
@@ -147,14 +147,14 @@ def test_load_split(t):
 
 
 def sync_engine(t):
-    """An emulator whose transfers are system calls, which strace sees."""
+    """Returns an emulator whose transfers are system calls, for strace."""
     return faulty(t, 'no-such-file', engine='sync')
 
 
 @test('descriptors: the page cache holds no RAM after a direct save',
       quick=True)
 def test_page_cache(t):
-    """With any engine, data written directly is not in the page cache."""
+    """With every engine, data written directly bypasses the page cache."""
     path = t.path('image')
     vm = t.source()
     for direct in (False, True):
@@ -192,7 +192,7 @@ ACCESS = {'ro': os.O_RDONLY, 'wo': os.O_WRONLY, 'rw': os.O_RDWR}
 
 
 def opened(vm, path):
-    """The descriptors of a file, {number: (access, whether O_DIRECT)}."""
+    """A file's open descriptors: {number: (access, whether O_DIRECT)}."""
     found = {}
     for fd in os.listdir(f'/proc/{vm.pid}/fd'):
         if os.readlink(f'/proc/{vm.pid}/fd/{fd}') != path:
@@ -206,8 +206,8 @@ def opened(vm, path):
 
 
 def disk_in_fdset(vm, path, fdset, access, direct):
-    """Opens a disk that is passed as descriptors; returns the descriptor that
-    QEMU uses, or None if QEMU refuses them."""
+    """Opens a disk that is passed as descriptors.  Returns (access, whether
+    O_DIRECT) of the one that QEMU uses, or None if QEMU refuses them."""
     fds = [os.open(path, ACCESS[have] | (os.O_DIRECT if has_direct else 0))
            for have, has_direct in fdset]
     vm.add_fds(4, *fds)
@@ -254,8 +254,8 @@ def test_disks(t):
 
 @test('descriptors: none is left open', quick=True)
 def test_leaks(t):
-    """After saves, failures, refusals and cancels, there are as many
-    descriptors as after the first round."""
+    """After saves, failures, refusals and cancels, no more descriptors are
+    open than after the second round."""
     path = t.path('image')
     small = t.filesystem('tmpfs', 8 * MIB)
     refusing = t.filesystem('ramfs', MIB)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Block devices, sectors of 16 KiB, and disks that run out beneath."""
+"""Block devices, 16 KiB sectors, and disks whose backing storage runs out."""
 
 import os
 

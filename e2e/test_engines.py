@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Guests that write to their memory as fast as they can while they are saved,
-with each engine."""
+"""Guests that write to memory as fast as they can while being saved, with each
+engine."""
 
 import os
 
@@ -23,7 +23,7 @@ def test_busy_guest(t):
         rewritten = 0
         vm = t.source(ram=RAM, guest=BUSY, emulator=emulator)
         for mode in (Mode(1, True), Mode(4, True)):
-            # slow enough for the guest to modify pages that have been written
+            # Slow enough for the guest to modify pages already written
             vm.setup(mode, max_bandwidth=32 << 20)
             vm.start_save(uri)
             info = vm.wait_migration()
@@ -45,7 +45,7 @@ def test_busy_guest(t):
 
 @test('engines: all of them work here', quick=True)
 def test_engines(t):
-    """Otherwise the tests of each engine would test one of them three
+    """Otherwise the tests for each engine would test the same one three
     times."""
     found = []
     for engine in ENGINES:

@@ -46,8 +46,8 @@ def test_write_error(t):
 
 @test('errors: the disk fails at the last writes', timeout=180)
 def test_late_write_error(t):
-    """An error in the device state or after it: the guest is stopped by then,
-    and must resume."""
+    """Errors while or after writing the device state: the guest is already
+    stopped, and must resume."""
     def one(mode):
         log = t.path('count')
         for back in range(0, 4):
@@ -68,7 +68,7 @@ def test_late_write_error(t):
 
 
 def count_writes(t, mode, log):
-    """The number of writes of a save."""
+    """Returns the number of write calls of a save."""
     need_strace()
     vm = t.source()
     tracer = strace(vm, log, 'write,pwrite64,writev,pwritev,pwritev2')
@@ -148,8 +148,8 @@ def test_close_error(t):
 
 
 def save_with_hold(t, fault):
-    """A save in which one call hangs for a while: QMP answers, and the save
-    does not complete before the call does."""
+    """Runs a save in which one call hangs for a while; checks that QMP
+    answers, and that the save does not complete before the call."""
     vm = t.source(guest=DIRTY, emulator=faulty(t, 'image', fault + ':hold'))
     vm.setup(Mode(2, True))
     vm.start_save(f'file:{t.path("image")}')

@@ -38,8 +38,8 @@ def check_failed_save(t, fs, mode, number, emulator=None):
 
 @test('broken disk: writes fail', quick=True, timeout=300)
 def test_write_errors(t):
-    """The first write fails, one in the middle fails, or all from one on fail;
-    also the first error while many others are still in flight."""
+    """The first write fails, one in the middle fails, or all from some point
+    on fail; also, the first error occurs while many writes are in flight."""
     def one(engine):
         emulator = with_engine(t, engine)
         for faults in (
@@ -71,8 +71,8 @@ def test_sync_errors(t):
 
 @test('broken disk: short writes', quick=True, timeout=240)
 def test_short(t):
-    """Not with io_uring: the kernel continues short writes there, and does so
-    wrongly on FUSE; so io_uring must not be selected automatically."""
+    """io_uring is not tested: there the kernel continues short writes, wrongly
+    on FUSE, so io_uring must not be selected automatically."""
     for emulator, engine in ((None, 'linux-aio'),
                              (with_engine(t, 'sync'), 'sync')):
         fs = broken(t, ('write', ALL, 'short'))

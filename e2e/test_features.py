@@ -30,7 +30,7 @@ def used_length(vm, block):
 
 
 def setup(vm, mode):
-    """`mode`, or the plain stream, without mapped-ram, for None."""
+    """Selects `mode`, or if it is None a plain stream without mapped-ram."""
     vm.setup(mode or STREAM)
     if not mode:
         vm.command('migrate-set-capabilities', {'capabilities': [
@@ -38,7 +38,7 @@ def setup(vm, mode):
 
 
 def tables(t, count):
-    """Arguments for this number of additional ACPI tables."""
+    """Returns arguments that add `count` ACPI tables."""
     path = t.path('table')
     if not os.path.exists(path):
         with open(path, 'wb') as f:
@@ -52,8 +52,8 @@ def tables(t, count):
 @test('features: RAM blocks that are resized when they are restored',
       quick=True, timeout=240)
 def test_resizable(t):
-    """ACPI tables are in a block that grows with them: here the source has
-    more of them than the destination, then fewer."""
+    """ACPI tables are in a block that grows with their number.  The source has
+    more tables than the destination, then fewer."""
     block = '/rom@etc/acpi/tables'
     for here, there in ((4, 0), (0, 4)):
         for mode in MODES:
@@ -82,12 +82,12 @@ def test_resizable(t):
 
 
 def others(t):
-    """The emulators that restore it."""
+    """Returns the emulators that restore the image."""
     return [t.config.ours] + [e for e in (t.config.other, t.config.stock) if e]
 
 
 def check_saved_again(t, vm, path):
-    """Checks that all of its RAM blocks equal those of the image."""
+    """Checks that all RAM blocks of the VM equal those of the image."""
     again = t.path('again')
     vm.save(f'file:{again}', Mode(1))
     code, found = image.tool('compare', path, again)
@@ -118,18 +118,18 @@ def test_ignore_shared(t):
 
 
 def shared_save(t, args, mode, path):
-    """Returns the content of RAM."""
+    """Saves a guest with shared RAM; returns the hash of its RAM."""
     src = t.source(args=args)
     setup(src, mode)
     allow(src, 'x-ignore-shared')
     src.save(f'file:{path}')
     want = src.ram_hash()
     src.kill()
-    # The rest of RAM, such as firmware, is there, at multiples of 1 MiB
+    # The other RAM, such as firmware, is in the image, aligned to 1 MiB
     size = os.stat(path).st_blocks * 512
     assert size < 16 << 20, f'{mode}: the image has {size} bytes'
     if mode:
-        # The tool knows such images, too
+        # The tool supports such images, too
         code, found = image.tool('info', path)
         assert not code, found
         assert [b['name'] for b in found['left-out']] == ['ram0'], found
@@ -152,8 +152,8 @@ def goes_on(vm):
 
 @test('features: a background snapshot to a file', quick=True)
 def test_background_snapshot(t):
-    """RAM in the image is from the start of the snapshot, although the guest
-    runs."""
+    """The image contains RAM as of the start of the snapshot, although the
+    guest continues to run."""
     path = t.path('image')
     src = t.source(guest={'dirty': 32})
     setup(src, None)
@@ -167,7 +167,7 @@ def test_background_snapshot(t):
     dst = t.vm(incoming=True)
     setup(dst, None)
     dst.load(f'file:{path}')
-    # The guest looks at all of its memory
+    # The guest checks all of its memory
     dst.command('cont')
     dst.wait_guest('sweep', 1)
     dst.kill()
@@ -197,8 +197,9 @@ def test_cpr_reboot(t):
 @test('features: memory that virtio-mem has not plugged stays unpopulated',
       quick=True)
 def test_virtio_mem(t):
-    # Where reading a hole fills it, and where there is no room for all: the
-    # device makes holes again later, so they must be looked for meanwhile
+    # On tmpfs, reading a hole fills it, and this one is too small for all of
+    # the memory.  The device later punches the holes again, so filled ones
+    # must be detected before that.
     memory = os.path.join(t.filesystem('tmpfs', 32 << 20), 'memory')
     args = ('-m', '128,maxmem=2G', '-object',
             f'memory-backend-file,id=vm0,size=512M,share=on,mem-path={memory}',
@@ -228,14 +229,14 @@ def check_unpopulated(memory, what):
 
 @test('features: no write to a busy page is lost', quick=True)
 def test_busy_page(t):
-    # The guest's RAM begins where RAM begins, or behind another block, which
-    # matters to those who count from the one or from the other
+    # The guest's RAM is the first block or follows another one.  This makes
+    # a difference if offsets in the block and in all of RAM are confused.
     first = ('-object', 'memory-backend-ram,id=first,size=4M')
     for args in ((), first):
         vm = t.source(guest={'dirty': 32}, args=args)
         for i in range(4):
             path = t.path(f'image{i}')
-            # So slow that it takes several passes
+            # Slow enough to take several passes
             vm.save(f'file:{path}', Mode(i & 1), max_bandwidth=400 << 20)
             t.restores(f'file:{path}', vm.ram_hash(), Mode(i & 1),
                        args=args).kill()
@@ -248,20 +249,20 @@ def test_busy_page(t):
 @test('features: no synchronization while workers write', quick=True,
       timeout=200)
 def test_throttle_sync(t):
-    """Upstream's throttling synchronizes the dirty bitmap by a timer, every
-    5 seconds from the second pass on, also in the middle of a pass.  Our
-    builds assert that no worker has anything to do then."""
+    """From the second pass on, upstream's throttling synchronizes the dirty
+    bitmap from a timer every 5 seconds, even in the middle of a pass.  Our
+    builds assert that the workers are idle at that point."""
     vm = t.source(ram=256, guest={'dirty': 128})
     vm.setup(Mode(2, True), max_bandwidth=1 << 40)
     vm.command('migrate-set-capabilities', {'capabilities': [
         {'capability': 'auto-converge', 'state': True}]})
-    # So that the last stage is not reached
+    # Prevent the last stage from being reached
     vm.command('migrate-set-parameters', {'downtime-limit': 1})
     path = t.path('image')
     vm.start_save(f'file:{path}')
     while vm.migration().get('ram', {}).get('dirty-sync-count', 0) < 2:
         time.sleep(0.01)
-    # From here on a pass takes longer than two ticks of the timer
+    # From here on, a pass takes longer than two periods of the timer
     vm.command('migrate-set-parameters', {'max-bandwidth': 2 << 20})
     time.sleep(11)
     assert vm.migration()['status'] == 'active', vm.migration()
@@ -316,7 +317,7 @@ def test_keep_zeros(t):
 
 @test('features: the property has the name of the capability', quick=True)
 def test_property(t):
-    """7.2 also takes x-mapped-ram, which was its only name once."""
+    """7.2 also accepts x-mapped-ram, formerly its only name."""
     for name in ('mapped-ram', 'x-mapped-ram'):
         try:
             vm = t.vm(guest=False, args=['-global', f'migration.{name}=on'])

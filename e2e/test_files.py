@@ -76,7 +76,7 @@ def test_previous_image(t):
             vm.command('cont')
             before = digest()
         vm.ticks_on(1)
-    # descriptors of two files
+    # Descriptors of two different files
     a, b = t.path('a'), t.path('b')
     shutil.copy(path, a)
     shutil.copy(path, b)
@@ -94,7 +94,7 @@ def test_previous_image(t):
 
 @test('files: renamed or unlinked during the save', quick=True)
 def test_renamed(t):
-    """The second descriptor is the same file even if the name no longer
+    """The second descriptor refers to the same file even if the name no longer
     exists."""
     path, other = t.path('image'), t.path('other')
     for mode in (Mode(2, True), Mode(0)):

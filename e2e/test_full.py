@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 
 def fill(directory, leave):
-    """A file that leaves only `leave` bytes."""
+    """Fills the file system until only `leave` bytes are free."""
     filler = os.path.join(directory, 'filler')
     with open(filler, 'ab') as f:
         step = 64 * MIB
@@ -45,7 +45,7 @@ def test_full(t):
     for kind, size in kinds:
         target = t.filesystem(kind, size)
         path = os.path.join(target, 'image')
-        # with room for a part of RAM, then for nothing at all
+        # With room for part of RAM, then with none at all
         leaves = (24 * MIB, 0) if kind in ('tmpfs', 'xfs') else (24 * MIB,)
         for leave in leaves:
             filler = fill(target, leave)
@@ -85,7 +85,7 @@ def test_does_not_fit(t):
     """The check happens while the guest runs.  Zero pages need no space."""
     for kind, size in (('tmpfs', 200 * MIB), ('ext4', 300 * MIB),
                        ('xfs', 400 * MIB)):
-        # The firmware's is the only memory that is not zero
+        # Only the memory of the firmware is not zero
         small = t.vm(guest=False, ram=256)
         for mode in (Mode(4, True), Mode(0)):
             # Created again, because file systems may free space late
@@ -138,7 +138,7 @@ def test_reused(t):
 
 @test('full: a tmpfs without a limit has room', quick=True)
 def test_no_limit(t):
-    """It says that it has nothing."""
+    """Such a tmpfs reports no free space."""
     target = t.filesystem('tmpfs', 0)
     vm = t.source(guest=DIRTY)
     vm.save(f'file:{target}/image', Mode(2))
@@ -153,7 +153,7 @@ def test_may_fit(t):
     fill(target, 24 * MIB)
     vm = t.source(guest=DIRTY)
     info = vm.try_save(f'file:{target}/image', Mode(4, True))
-    # RAM or the main stream, whichever finds the file system full first
+    # RAM or the main stream, whichever hits the full file system first
     check_error(info, ('cannot write', 'Unable to write'),
                 cause(errno.ENOSPC))
     assert 'RAM may need' in vm.stderr(), vm.stderr()
@@ -162,9 +162,9 @@ def test_may_fit(t):
 
 @test('full: the target fills up and has space again', timeout=300)
 def test_full_and_not(t):
-    """Writes are short when space runs out within them, and the next ones
-    succeed; the save may be reported as completed only if all data is in the
-    file."""
+    """A write is short if space runs out during it, and later ones succeed;
+    the save may be reported as completed only if the file contains all
+    data."""
     for kind, size in (('tmpfs', 160 * MIB), ('btrfs', 320 * MIB)):
         target = t.filesystem(kind, size)
         path = os.path.join(target, 'image')

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Images that are damaged, made by someone else, or do not fit: QEMU refuses
-them with a clear error, or restores exactly what was saved; nothing else."""
+"""Images that are damaged, foreign, or do not fit: QEMU either refuses them
+with a clear error or restores exactly what was saved."""
 
 import contextlib
 import os
@@ -120,7 +120,7 @@ def u64(value):
 
 
 def bad_headers(path, blocks, block):
-    """What is wrong, whether it must be refused, patches."""
+    """Yields (description, whether it must be refused, patch)."""
     size = os.path.getsize(path)
     at = block.header_at
 
@@ -143,7 +143,7 @@ def bad_headers(path, blocks, block):
                      right + 4096, right - 4096, right + MIB, right - MIB,
                      size, size + MIB, 1 << 40, 1 << 62, (1 << 63) - MIB,
                      1 << 63, -MIB, -4096, -1)
-    # this header follows itself: endless loop
+    # This header follows itself, an endless loop
     yield ('a header that comes after itself', True,
            (at + image.FIELDS['pages_offset'][0],
             u64(block.name_at - block.length)))
@@ -182,8 +182,8 @@ def test_headers(t):
 
 
 def one_field(name, stock, patch):
-    """A test that an image with one wrong field is refused.  `patch` makes
-    the wrong bytes of an image's blocks and of that of RAM."""
+    """Registers a test that an image with one wrong field is refused.  `patch`
+    takes the image's blocks and RAM's block, and returns (offset, bytes)."""
     def function(t):
         checker = Checker(t, t.path('image'))
         blocks = image.blocks(checker.path)
@@ -195,7 +195,8 @@ def one_field(name, stock, patch):
 
 
 def field_patch(name, value):
-    """What writes `value(blocks, ram)` to a field of RAM's header."""
+    """Returns a function, for one_field(), that sets a field of RAM's header
+    to `value(blocks, ram)`."""
     at, form = image.FIELDS[name]
 
     def patch(blocks, ram):
@@ -216,8 +217,8 @@ one_field('the bitmap of another block', 'restored|SIG',
 
 @test('images: a header that comes after itself', stock='does not answer')
 def test_loop(t):
-    """The pages end where the name of their block is.  Since pages are
-    aligned, the image must lie so that its name is too."""
+    """The pages end at the name of their block.  Since pages are aligned, the
+    image's offset must be such that the name is aligned, too."""
     probe = Checker(t, t.path('probe'))
     ram = image.blocks(probe.path)[0]
     offset = ((ram.length + 2 * MIB) & -MIB) - ram.name_at
@@ -243,7 +244,7 @@ def test_totals(t):
         with patched(path, (at, u64(value))):
             for mode in LOADS:
                 checker.check(f'total {value % (1 << 64):#x}', mode, True)
-    # all bits set: pages that are holes in the file read as zeros
+    # All bits set: pages that are holes in the file are read as zeros
     for block in image.blocks(path):
         pages = block.length // 4096
         with patched(path, (block.bitmap_offset, b'\xff' * (pages // 8))):
@@ -274,8 +275,8 @@ def test_fuzz(t):
                 else:
                     checker.right += 1
             except Exception as err:
-                # device code of the base asserts on some bad states; what
-                # comes before it is ours
+                # The base's device code fails assertions on some bad states;
+                # everything before it is ours
                 if at < tail:
                     checker.wrong.append(f'byte {at}: {err}')
             dst.kill()
@@ -307,8 +308,8 @@ def test_not_an_image(t):
 
 @test('images: mapped-ram and a plain stream are told apart', quick=True)
 def test_plain_stream(t):
-    """A file saved without mapped-ram, restored with it, and the other way
-    round."""
+    """A file saved without mapped-ram cannot be restored with it, and vice
+    versa."""
     path = t.path('image')
     off = {'capabilities': [{'capability': c, 'state': False}
                             for c in ('mapped-ram', 'multifd')]}

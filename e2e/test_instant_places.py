@@ -39,8 +39,8 @@ def test_fdset(t):
 @test('instant: of an fdset no more stays open than of an eager restore',
       quick=True)
 def test_fdset_closed(t):
-    """libvirt closes its own descriptors at once.  QEMU keeps those of an fdset
-    until the guest runs."""
+    """libvirt closes its own descriptors at once.  QEMU keeps those of an
+    fdset until the guest runs."""
     path = t.path('image')
     want = saved(t, path)
 
@@ -118,8 +118,8 @@ def linux_with_disk(t, disk):
 @test("instant: a disk's DMA to and from RAM that is not there", quick=True,
       timeout=400)
 def test_dma(t):
-    """Linux reads and writes a virtio disk directly, while only page faults
-    load RAM."""
+    """Linux does direct I/O on a virtio disk while RAM is loaded only by page
+    faults."""
     if not (t.config.kernel and t.config.busybox):
         raise Skip('no Linux guest: give --kernel and --busybox')
     disk = t.path('disk')

@@ -24,7 +24,7 @@ def run_job(vm, command, job, **arguments):
 
 
 def add_disk(vm, path, create=False):
-    """Gives the machine a qcow2 file for its snapshots."""
+    """Adds a qcow2 disk for the machine's snapshots."""
     if create:
         open(path, 'wb').close()
     vm.command('blockdev-add', {'driver': 'file', 'node-name': 'file',

@@ -27,18 +27,18 @@ def emulator(t, name):
 
 
 def loaders_of(t, saver):
-    """The emulators that restore images of `saver`: all that are available,
-    except stock for its own images."""
+    """Returns the emulators that restore images of `saver`: all available
+    ones, except that stock does not restore its own images."""
     return [name for name in WHO if getattr(t.config, name) and
             not saver == name == 'stock']
 
 
 def exchange(t, saver, loaders, live, machine=MACHINE):
-    """One save in each mode, each restored by each of `loaders`.
+    """Saves once in each mode, and restores each image with each of `loaders`.
 
-    With --all-modes each restores it in every mode.  Else only in one, such
-    that with two or more emulators each mode of saving meets each mode of
-    restoring, and each emulator saves and restores in every mode."""
+    With --all-modes, each loader uses every mode.  Otherwise it uses only one,
+    chosen so that with two or more emulators each save mode is combined with
+    each restore mode, and each emulator saves and restores in every mode."""
     guest = LIVE if live else {}
     modes = FEW if t.config.quick else MODES
     shift = WHO.index(saver) + 3 * live
@@ -79,8 +79,8 @@ register_exchanges()
 
 @test('interop: the newest machine type', timeout=400)
 def test_newest_machine(t):
-    """Between emulators of one version, if that has a later type than the one
-    that all other tests use."""
+    """Exchanges images between emulators of the same version, if it has a
+    later machine type than all other tests use."""
     found = {}
     for name in WHO:
         if getattr(t.config, name):
@@ -100,10 +100,10 @@ def test_newest_machine(t):
 
 @test('guest: notices a wrong page, a stale one and a lost one', quick=True)
 def test_guest_notices(t):
-    """The self-checking guest can fail; otherwise the lack of errors would
-    prove nothing."""
+    """Shows that the self-checking guest can fail; otherwise the lack of
+    errors would prove nothing."""
     path = t.path('image')
-    # One that rewrites nothing before it checks it
+    # A guest that does not rewrite memory before checking it
     src = t.source()
     src.save(f'file:{path}', Mode(2))
     src.kill()
@@ -162,7 +162,7 @@ def test_offset(t):
 
 
 def fd_pair(t, path, access):
-    """As libvirt passes them: one buffered, one direct."""
+    """Opens a buffered and a direct descriptor, as libvirt does."""
     flags = access | (os.O_CREAT if access == os.O_WRONLY else 0)
     return t.open(path, flags), t.open(path, access | os.O_DIRECT)
 
@@ -195,8 +195,8 @@ def test_fdset(t):
 
 @test('interop: a guest saved and restored again and again', timeout=240)
 def test_generations(t):
-    """The second save begins where the first one ended, in an emulator that
-    was itself restored."""
+    """Each save after the first is of a guest that was itself restored from
+    the previous image."""
     guest = LIVE
     vm = t.source(guest=guest)
     for generation in range(4):

@@ -15,18 +15,18 @@ from .harness import test
 
 MIB = 1 << 20
 RAM = 32
-# The machine's RAM below this is in pc.ram; ROMs cover the next part
+# RAM below this address is in pc.ram; ROMs cover the next part
 LOW = 0xa0000
 
 
 def present(t):
-    """The available emulators."""
+    """Returns the names of the available emulators."""
     return [who for who in ('ours', 'other', 'stock')
             if getattr(t.config, who)]
 
 
 def saved(t, who, mode, live, offset=0, header=b''):
-    """An image, and the file with the RAM of the guest as it was saved."""
+    """Saves a guest; returns the image and a file with the guest's RAM."""
     vm = t.source(emulator=getattr(t.config, who), ram=RAM,
                   guest={'dirty': 16})
     if not live:
@@ -42,7 +42,7 @@ def saved(t, who, mode, live, offset=0, header=b''):
 
 
 def without_roms(path):
-    """The digest of guest RAM without the part that is covered by ROMs."""
+    """Returns the digest of guest RAM, except the part covered by ROMs."""
     digest = hashlib.sha256()
     with open(path, 'rb') as f:
         digest.update(f.read(LOW))
@@ -108,8 +108,7 @@ def test_compare(t):
 @test('tool: what is saved, restored and saved again is the same',
       quick=True)
 def test_saved_again(t):
-    """... with any emulators that saved and restored it, as long as the guest
-    is stopped."""
+    """... with any emulator, as long as the guest remains stopped."""
     path, _ = saved(t, 'ours', Mode(4, True), False)
     for who in present(t):
         again = t.path('again')

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Saves that are refused: at once, with an error that names the reason, and
-without any loss.  The old image is unchanged, byte for byte, and no new file
-is left."""
+"""Saves that are refused immediately, with an error that gives the reason and
+without any loss: the old image is unchanged, byte for byte, and no new file is
+left."""
 
 import errno
 import hashlib
@@ -57,8 +57,8 @@ class OldImage:
 
 @test('refused: descriptors that cannot be used', quick=True)
 def test_flags(t):
-    """O_APPEND, O_PATH and the wrong access, in an fdset and by fd:, of the
-    main descriptor and of the direct one."""
+    """O_APPEND, O_PATH and the wrong access mode, in an fdset and with fd:,
+    for the main and the direct descriptor."""
     old = OldImage(t)
     direct = os.O_DIRECT
     bad = [(os.O_WRONLY | os.O_APPEND, 'O_APPEND'),
@@ -102,7 +102,7 @@ def test_fd_capabilities(t):
         old.refused('return path', f'file:{old.path}', mode, 'return path')
 
 
-# The direct descriptor has errors of its own
+# The direct descriptor has its own errors
 
 @test('refused: late errors of the direct descriptor are heard', quick=True)
 def test_direct_errors(t):
@@ -117,7 +117,7 @@ def test_direct_errors(t):
         vm.kill()
 
 
-# All refusals come before the file is truncated
+# Every refusal precedes the truncation of the file
 
 @test('refused: no room, and the old image survives', quick=True)
 def test_no_room(t):
@@ -199,7 +199,7 @@ def test_no_size_for_devices(t):
 
 @test('refused: few descriptors are left', quick=True, timeout=240)
 def test_few_descriptors(t):
-    """With each number of descriptors, a save completes or changes
+    """For any number of available descriptors, a save completes or changes
     nothing."""
     old = OldImage(t)
     vm = old.vm

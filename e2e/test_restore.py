@@ -12,7 +12,7 @@ from .faults import HeldRestore, faulty, forget_holds, open_gate, stalls, \
     wait_stall
 from .harness import test
 
-SPINS = 5               # seconds of CPU time that a waiting thread never needs
+SPINS = 5               # CPU seconds; more than a waiting thread ever uses
 
 
 @test('restore: QMP lives while the disk is slow', quick=True)
@@ -37,7 +37,7 @@ def test_busy_restore(t):
         ('migrate', {'uri': f'file:{path}.other'}),
         ('migrate_cancel', None),
     ]
-    # The first reads, of the headers, are done by the main thread
+    # The main thread does the first reads, of the headers
     cases = [(f'read:{fault}', *command) for fault in ('d2:hold', 'b3:stall=2')
              for command in meddling]
     for fault, name, arguments in cases[:6] if t.config.quick else cases:
@@ -70,8 +70,8 @@ def test_held_read(t):
 @test('restore: no thread spins while a read does not end', quick=True,
       stock='spins')
 def test_spinning(t):
-    """A thread that waits takes no CPU time for a while; one that spins takes
-    more and more of it, if slowly on a busy machine."""
+    """A waiting thread uses no CPU time for a while; a spinning one keeps
+    using more, though slowly on a busy machine."""
     held = HeldRestore(t, Mode(1, True))
     start = last = held.vm.cpu_times()
     at_rest = 0

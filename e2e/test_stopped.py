@@ -18,12 +18,12 @@ MIB = 1 << 20
 RAM = 64
 GUEST = {'dirty': 32}
 MODES = [Mode(4, True), Mode(0)]
-HEAD = bytes(range(256)) * 4096         # what lies before offset=
+HEAD = bytes(range(256)) * 4096         # data before offset=
 OFFSET = len(HEAD)
 
 
 def wait_written(vm, size):
-    """Waits until the save has written this much to the disk."""
+    """Waits until the save has written `size` bytes to the disk."""
     while vm.migration().get('ram', {}).get('transferred', 0) < size:
         status = vm.migration()['status']
         assert status in ('setup', 'active'), f'the save {status}'
@@ -42,7 +42,7 @@ def cancelled(t, path, mode):
 
 
 def failed(t, path, mode):
-    """At a write near the end, when much has been written."""
+    """Runs a save that fails at a late write, when much has been written."""
     vm = t.source(ram=RAM, guest=GUEST, emulator=faulty(
         t, os.path.basename(path), 'write:40+:5'))
     check_error(vm.try_save(f'file:{path},offset={OFFSET}', mode),
@@ -64,8 +64,8 @@ def test_space(t):
                 os.sync()
                 free = fs.free_bytes(target)
                 vm = stop(t, path, mode)
-                # When the failure is reported, the space is already free for
-                # the next one
+                # When the failure is reported, the space is already
+                # available to the next save
                 info = os.stat(path)
                 assert info.st_size == OFFSET, \
                     f'{what}: {info.st_size} bytes are left'
@@ -91,7 +91,7 @@ def test_device(t):
     for mode in MODES:
         for stop in (cancelled, failed):
             what = f'{mode}, {stop.__name__}'
-            # over a good image, which must then also be gone
+            # Save over a good image, which must become invalid, too
             vm = t.source(ram=RAM, guest=GUEST)
             vm.save(uri, mode)
             vm.kill()

@@ -16,8 +16,8 @@ MIB = 1 << 20
 
 @test('refused: a file system without O_DIRECT', quick=True, stock='SIGSEGV')
 def test_no_odirect(t):
-    """The error is found before the guest is stopped; the message names file
-    and file system; the previous image is preserved."""
+    """The error is detected before the guest is stopped, the message names the
+    file and the file system, and the previous image is preserved."""
     target = t.filesystem('ramfs', 512 * MIB)
     path = os.path.join(target, 'image')
     vm = t.source(guest=DIRTY)
@@ -33,7 +33,7 @@ def test_no_odirect(t):
             vm.ticks_on(1)
     good_save(t, vm)
     t.restores(f'file:{path}', want, Mode(2)).kill()
-    # and when restoring
+    # The same applies to restoring
     said = t.vm(incoming=True).try_load(f'file:{path}', Mode(2, True))
     assert said and path in said and 'ramfs' in said, \
         f'restoring says "{said}", which does not name the file and ramfs'
@@ -78,7 +78,7 @@ def test_bad_targets(t):
 @test('fdset: wrong descriptors are refused with a reason',
       quick=True, stock='different files: completed')
 def test_fdset_wrong(t):
-    """Each of these either fails with a message or gives a good image."""
+    """Each case either fails with a message or produces a good image."""
     uri = 'file:/dev/fdset/3'
     direct = os.O_DIRECT
     wr, rd, rw = os.O_WRONLY | os.O_CREAT, os.O_RDONLY, os.O_RDWR | os.O_CREAT

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Saving and restoring through libvirt: its daemon, and its domains."""
+"""Save and restore through libvirt: the daemon and its domains."""

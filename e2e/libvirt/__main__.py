@@ -63,12 +63,12 @@ class Side:
         self.content.fill(domain.pid)
         drop_caches()
         save, restore = {}, {}
-        # QEMU exits after the save, and only then its usage is known
+        # QEMU exits after the save, and its CPU usage is known only then
         before = self.libvirt.reaped_cpu() + cpu_seconds(domain.pid)
         start = time.monotonic()
         domain.virsh('save', image, *self.options, '--paused')
         with open(image, 'rb') as f:
-            os.fdatasync(f.fileno())        # ours has nothing left to do here
+            os.fdatasync(f.fileno())        # ours has already synced
         save['seconds'] = time.monotonic() - start
         domain.wait_gone()
         save['cpu'] = self.libvirt.reaped_cpu() - before
@@ -125,8 +125,8 @@ def main():
             sides = [Side(libvirt, emulator, channels, args.ram)
                      for channels in (1, 4) for emulator in emulators]
             for number in range(args.rounds):
-                # Vary the order: a run that follows one which returned memory
-                # to the outer host pays for getting it back
+                # Vary the order: if a run has returned memory to the outer
+                # host, the next run bears the cost of reclaiming it
                 for side in random.sample(sides, len(sides)):
                     side.run(os.path.join(directory, 'image'))
                     print(f'# round {number + 1}/{args.rounds}: {side.name}',

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A libvirtd that leaves nothing behind, and its domains."""
+"""A libvirtd that leaves no traces, and its domains."""
 
 import json
 import os
@@ -42,7 +42,7 @@ class Libvirt:
     """libvirtd of the unpacked packages in `root`.
 
     directory   for its configuration, log, socket and managed saves; not
-                below /etc, /run, /usr or /var, which it sees otherwise
+                below /etc, /run, /usr or /var, of which it has its own
     image       its save_image_format: 'sparse' (mapped-ram), 'raw' ..."""
 
     def __init__(self, root, directory, image='sparse'):
@@ -90,8 +90,8 @@ class Libvirt:
             return f.read()
 
     def start_virsh(self, *args):
-        """virsh, with its output in pipes."""
-        # Before /usr was merged some libraries lay in /lib
+        """Starts virsh with its output in pipes."""
+        # Before the /usr merge, some libraries were in /lib
         libs = ':'.join(os.path.join(self.root, d, 'x86_64-linux-gnu')
                         for d in ('usr/lib', 'lib'))
         env = dict(os.environ, LD_LIBRARY_PATH=libs, LC_ALL='C')
@@ -103,7 +103,7 @@ class Libvirt:
             stderr=subprocess.PIPE, text=True, env=env)
 
     def finish(self, virsh, check=True, timeout=180):
-        """Waits for it; returns its exit code and output."""
+        """Waits for virsh to exit; returns (exit code, output)."""
         try:
             out, err = virsh.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -117,11 +117,11 @@ class Libvirt:
         return virsh.returncode, (out + err).strip()
 
     def virsh(self, *args, check=True, timeout=180):
-        """Returns (exit code, output)."""
+        """Runs virsh; returns (exit code, output)."""
         return self.finish(self.start_virsh(*args), check, timeout)
 
     def daemon(self):
-        """The process of libvirtd, as seen from outside its namespace."""
+        """The PID of libvirtd, as seen from outside its namespace."""
         with open(self._children(self._first())) as f:
             for pid in f.read().split():
                 with open(f'/proc/{pid}/comm') as comm:
@@ -130,12 +130,13 @@ class Libvirt:
         raise AssertionError('libvirtd does not run')
 
     def _first(self):
-        """The first process of its namespace, which reaps the emulators."""
+        """The PID of the init process of its namespace, which reaps the
+        emulators."""
         with open(self._children(self.process.pid)) as f:
             return int(f.read().split()[0])
 
     def reaped_cpu(self):
-        """CPU seconds of all emulators that have ended."""
+        """The CPU seconds used by all emulators that have exited."""
         with open(f'/proc/{self._first()}/stat') as f:
             fields = f.read().rsplit(')', 1)[1].split()
         return sum(map(int, fields[13:15])) / os.sysconf('SC_CLK_TCK')
@@ -145,7 +146,7 @@ class Libvirt:
         return f'/proc/{pid}/task/{pid}/children'
 
     def close(self):
-        """Ends it and all processes that it started."""
+        """Kills libvirtd and all processes that it started."""
         self.process.kill()
         self.process.wait()
 
@@ -154,10 +155,11 @@ class Domain(Console):
     """A guest that libvirt runs.
 
     libvirt     the Libvirt
-    emulator    the Emulator it runs with
-    rom         the self-checking guest; or None, and
-    linux       (kernel, initramfs, command line); or None, and it does not run
-    prealloc    whether its memory is allocated when it starts"""
+    emulator    the Emulator that runs it
+    rom         the self-checking guest, or None to use `linux`
+    linux       (kernel, initramfs, command line), or None for a guest that
+                never runs
+    prealloc    whether its memory is allocated at startup"""
 
     def __init__(self, libvirt, emulator, name='guest', ram=128, rom=None,
                  linux=None, prealloc=False):
@@ -180,7 +182,7 @@ class Domain(Console):
         libvirt.virsh('define', self.xml)
 
     def describe(self, emulator):
-        """The path of an XML file, with this emulator."""
+        """Writes the domain's XML for this emulator; returns its path."""
         program = os.path.join(self.libvirt.directory,
                                f'qemu-{emulator.name}')
         lines = ['#!/bin/sh']
@@ -215,7 +217,7 @@ class Domain(Console):
 
     @property
     def pid(self):
-        """Its QEMU process, as seen from outside the namespace."""
+        """The PID of its QEMU, as seen from outside the namespace."""
         if not self._is_mine(self._pid):
             found = [int(name) for name in os.listdir('/proc')
                      if name.isdigit() and self._is_mine(name)]

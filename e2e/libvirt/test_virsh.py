@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""virsh save, restore and the like, with emulators that have the series."""
+"""virsh save, restore and related commands, with emulators that have the
+series."""
 
 import contextlib
 import os
@@ -30,7 +31,7 @@ def libvirt(t, **kwargs):
 
 
 def domain(t, daemon, emulator=None, guest=None, **kwargs):
-    """A domain with the self-checking guest, which has filled its memory."""
+    """Starts a domain whose self-checking guest has filled its memory."""
     found = Domain(daemon, emulator or t.config.ours,
                    rom=t.checker(**(LIVE if guest is None else guest)),
                    **kwargs)
@@ -55,7 +56,7 @@ def whole(path):
 
 
 def told_direct(guest, expected=True):
-    """The report of our QEMU about direct I/O after a restore."""
+    """Checks what our QEMU reports about direct I/O after a restore."""
     told = guest.qmp('query-migrate')['direct-io']
     assert told['active'] == expected, told
     assert (told['direct-bytes'] > 32 * MIB) == expected, told
@@ -63,7 +64,7 @@ def told_direct(guest, expected=True):
 
 @test('libvirt: save and restore', quick=True, timeout=300)
 def test_save_restore(t):
-    """With and without --bypass-cache, with one channel and with four."""
+    """With and without --bypass-cache, with one and four channels."""
     daemon = libvirt(t)
     path = t.path('guest.save')
     guest = domain(t, daemon)
@@ -90,8 +91,8 @@ def test_save_restore(t):
 @test('libvirt: buffered after direct', timeout=200,
       stock='shut off|does not run')
 def test_buffered_after_direct(t):
-    """libvirt does not turn direct-io off again, and then passes one
-    descriptor, without O_DIRECT.  Stock QEMU loses the guest then; ours
+    """libvirt does not turn direct-io off again, and then passes only one
+    descriptor, without O_DIRECT.  Stock QEMU then loses the guest; ours
     reports what to do."""
     daemon = libvirt(t)
     path = t.path('guest.save')
@@ -111,7 +112,7 @@ def test_buffered_after_direct(t):
 
 @test('libvirt: a Linux guest', timeout=600)
 def test_linux(t):
-    """Debian's kernel continues to compute where it was saved."""
+    """Debian's kernel resumes its computation where it was saved."""
     if not t.config.kernel or not t.config.busybox:
         raise Skip('no kernel: give --kernel and --busybox')
     daemon = libvirt(t)
@@ -151,8 +152,8 @@ def test_managed_save(t):
 
 
 def take_back(guest):
-    """libvirt 11.3 leaves the descriptors of the image in QEMU, so that the
-    space of an image that it has removed is not free; one can close them."""
+    """libvirt 11.3 leaves the image's descriptors open in QEMU, so the space
+    of an image that it has removed is not freed; this function closes them."""
     for fdset in guest.qmp('query-fdsets'):
         if 'incoming-migrate' in fdset['fds'][0]['opaque']:
             guest.qmp('remove-fd', {'fdset-id': fdset['fdset-id']})
@@ -164,9 +165,10 @@ def take_back(guest):
 
 @test('libvirt: external snapshots with memory', timeout=300)
 def test_snapshot(t):
-    """Live; the guest goes on, and so does what is restored from its memory.
-    No descriptor is left in QEMU or in libvirtd.  libvirt 11.3 saves that
-    memory as a plain stream whatever snapshot_image_format says."""
+    """Live snapshots: the guest keeps running, and so does a guest restored
+    from the snapshot's memory.  No descriptor is leaked in QEMU or libvirtd.
+    libvirt 11.3 saves that memory as a plain stream, regardless of
+    snapshot_image_format."""
     daemon = libvirt(t)
     guest = domain(t, daemon)
     counts = []
@@ -188,7 +190,7 @@ def descriptors(pid):
 
 @contextlib.contextmanager
 def held_save(t, daemon, guest, path):
-    """A save that hangs in its second write of RAM."""
+    """Starts a save that hangs in its second write of RAM."""
     virsh = daemon.start_virsh('save', guest.name, path, *DIRECT)
     try:
         deadline = time.monotonic() + 60
@@ -239,10 +241,10 @@ def test_abort(t):
 
 @test('libvirt: no room on the target', timeout=200)
 def test_full(t):
-    """Again and again: the guest goes on, the space is given back, and no
-    descriptor is left but those that libvirt 11.3 passes and never takes
-    back, which keep stock QEMU from giving the space back, too."""
-    # Before libvirtd starts, which would not see it otherwise
+    """After repeated failures the guest keeps running, the space is freed, and
+    no descriptor is leaked except those that libvirt 11.3 passes and never
+    removes.  These also prevent stock QEMU from freeing the space."""
+    # Mounted before libvirtd starts, because it would not see it otherwise
     small = t.filesystem('ext4', 32 * MIB)
     daemon = libvirt(t)
     guest = domain(t, daemon)
@@ -307,7 +309,7 @@ def test_stock(t):
 
 @test('libvirt: save_image_format raw', timeout=200)
 def test_raw(t):
-    """A plain stream, as libvirt always wrote it, still works."""
+    """A plain stream, which libvirt has always written, still works."""
     daemon = libvirt(t, image='raw')
     path = t.path('guest.save')
     guest = domain(t, daemon)
@@ -326,7 +328,7 @@ def test_raw(t):
 @test('libvirt: a block device as the target', timeout=300,
       stock='failed to truncate')
 def test_device(t):
-    """A partition or volume in place of a file."""
+    """Save to a partition or volume instead of a file."""
     device = t.loop(t.path('disk'), 512 * MIB)
     daemon = libvirt(t)
     guest = domain(t, daemon)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tests on other machines than x86-64 under TCG."""
+"""Tests on machines other than x86-64 under TCG."""

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A few tests of each kind on machines other than x86-64 under TCG.
 
-kvm         KVM has its own dirty page log, and the kernel itself touches pages
-            that are not loaded.  The guest is small and slow, because KVM
-            emulates each instruction on hosts without virtualization hardware.
-aarch64     another target, whose RAM does not start at address 0"""
+kvm         KVM has its own dirty page log, and the kernel itself accesses
+            pages that are not loaded.  The guest is small and slow, because
+            KVM emulates each instruction on hosts without virtualization
+            hardware.
+aarch64     a different target, whose RAM does not start at address 0"""
 
 import errno
 import os
@@ -68,7 +69,7 @@ def machines(name, *kinds, **kwargs):
 
 
 def source(t, **kwargs):
-    """A guest, with random bytes in RAM that it never touches."""
+    """Starts a guest with random bytes in RAM that it never touches."""
     content = t.path('content')
     with open(content, 'wb') as f:
         f.write(os.urandom(32 * MIB))
@@ -162,8 +163,8 @@ def test_runs(t):
 
 @machines('a disk that fails while the guest runs', timeout=300)
 def test_error(t):
-    """The CPU's thread waits for a page in the kernel.  It may be KVM itself
-    that waits; then QEMU cannot stop the guest, but still runs."""
+    """A vCPU thread waits for a page in the kernel.  If KVM itself waits, QEMU
+    cannot stop the guest, but keeps running."""
     def wait_error():
         if t.config.machine != 'kvm':
             wait_runstate(vm, 'io-error')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`python3 -m qdio`, which is what `./run` starts."""
+"""`python3 -m qdio`, which `./run` starts."""
 
 import sys
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From the repository to commits: `./run apply`.
+"""Turn the repository into commits: `./run apply`.
 
 Commits are made outside the work tree, in a separate index, and the work tree
 is then moved from its previous commit to the new tip.  So unchanged files keep

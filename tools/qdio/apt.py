@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Debian's packages, with a private configuration of apt.
 
-The system's sources are not changed.  The private ones have the same archive
-and keyring, plus the suites and the source entries that we need.  So this file
-contains no address of an archive."""
+The system's sources are not changed.  The private ones use the same archive
+and keyring, plus the suites and source entries that we need, so this file
+contains no archive address."""
 
 import os
 import re
@@ -19,8 +19,8 @@ KEYRING = '/usr/share/keyrings/debian-archive-keyring.gpg'
 
 
 def _archives():
-    """{suite: (address, keyring)} of the Debian archive that the system uses:
-    the release and its updates, from which installed packages may come."""
+    """{suite: (address, keyring)} of the Debian archive that the system uses,
+    for the release and its updates, from which packages may be installed."""
     host = this_host()
     try:
         out = subprocess.run(
@@ -48,8 +48,7 @@ def _archives():
 
 
 def archive():
-    """(address, keyring) of the archive that the system takes its release
-    from."""
+    """(address, keyring) of the archive of the system's release."""
     return _archives()[this_host().release]
 
 
@@ -278,7 +277,7 @@ def missing_packages(host, more=()):
 
 def install_needed(more=()):
     """Install the missing packages of the host and of `more`, or list what to
-    install.  With --no-install, list everything that builds need and that is
+    install.  With --no-install, list everything needed for builds that is
     missing."""
     if no_install():
         check_needed()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The bases' sources: fetched, unpacked, and imported to a git tree.
+"""The bases' sources: fetched, unpacked, and imported into a git tree.
 
-A tree is in the cache as trees/BASE/src, with the build next to it.  So its
+A tree is in the cache as trees/BASE/src, with the build next to it.  Thus its
 path relative to the build is the same everywhere, and ccache finds objects
-that another checkout or an earlier tree has compiled.  Its branch `base` is
+compiled in another checkout or an earlier tree.  Its branch `base` is
 the pristine source; its branch `series` has the applied series."""
 
 import contextlib
@@ -44,7 +44,7 @@ class Tree:
 
     @contextlib.contextmanager
     def locked(self):
-        """Only one `./run` at a time works on a tree."""
+        """Lock the tree, so that only one `./run` at a time works on it."""
         usable_cache()
         os.makedirs(self.directory, exist_ok=True)
         with open(os.path.join(self.directory, 'lock'), 'w') as f:

@@ -17,9 +17,9 @@ FIRMWARE_AT = 'share/qemu'              # below the prefix
 
 
 def environment(compiler='gcc'):
-    """The environment for builds: Debian's own tools first, and a ccache whose
-    entries do not depend on the location of a tree: paths below the cache's
-    parent are relative, and the directory of the compilation is ignored."""
+    """The environment for builds: Debian's own tools come first, and ccache
+    entries do not depend on the location of a tree, because paths below the
+    cache's parent are relative and the compilation directory is ignored."""
     env = dict(os.environ)
     for name in ('CFLAGS', 'LDFLAGS', 'CPPFLAGS', 'MAKEFLAGS', 'PYTHONPATH',
                  'VIRTUAL_ENV', 'PKG_CONFIG_PATH'):
@@ -109,8 +109,8 @@ def for_machine(tree, machine):
 
 
 def built(tree, targets):
-    """The build of an applied tree, with `targets` up to date and able to
-    start guests without options for firmware."""
+    """The build of an applied tree, with `targets` up to date.  It can start
+    guests without firmware options."""
     return built_from(of_tree(tree), targets)
 
 
@@ -142,7 +142,7 @@ def _own_firmware(build):
 
 
 def firmware_files(build):
-    """(path, name) of the firmware that guests start with: the source's own
+    """(path, name) of each firmware file that guests need: the source's own
     or, because Debian's source has none, that of Debian's packages."""
     own = _own_firmware(build)
     if own:

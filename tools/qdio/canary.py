@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Try the hooks on a version of QEMU that is not a base: `./run canary`.
 
-It shows what a port would have to do, and changes nothing."""
+It shows what a port must change, and modifies nothing."""
 
 import collections
 import glob
@@ -20,7 +20,7 @@ from .say import Failure, Fault, note
 KEYS = ('package', 'suite', 'family', 'hooks')
 SKIPPED = 77            # no source available
 
-# The result of one hunk: 'applies', 'fuzzy' or 'fails', and patch's words
+# The result of one hunk: 'applies', 'fuzzy' or 'fails', and patch's message
 Hunk = collections.namedtuple('Hunk', 'path number state said')
 
 _RESULT = re.compile(r'^Hunk #(\d+) (succeeded at .*|FAILED at .*|ignored.*)$',

@@ -360,7 +360,7 @@ def cmd_bench(options):
         needs += ['--qemu', ours, '--stock', fetch.stock_emulator(),
                   '--stock-lib', fetch.stock_libraries(),
                   '--firmware', ':'.join(fetch.firmware_directories())]
-        # The base itself: if it has mapped-ram, or over sockets
+        # Also the base itself, if it has mapped-ram or sockets are measured
         if base.mapped_ram or {'tcp', 'all', '--figures'} & set(rest):
             with tree.locked():
                 tree.ensure()
@@ -422,8 +422,8 @@ def help_text():
 def main(argv):
     # If a pipe such as "| head" closes early, this is not an error
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    # On a signal, steps must end what they started, also in the background,
-    # where shells start programs with interrupts ignored
+    # On a signal, steps must terminate the processes that they started, even
+    # in the background, where shells start programs with SIGINT ignored
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where things are: the repository, the cache, and the bases' descriptions."""
+"""Locations: the repository, the cache, and the bases' descriptions."""
 
 import hashlib
 import os
@@ -16,8 +16,8 @@ NEEDED_SPACE = 8 << 30
 
 
 def cache():
-    """The directory for sources, trees, builds and logs, outside of any
-    checkout, so that several checkouts can share them."""
+    """The directory for sources, trees, builds and logs.  It is outside any
+    checkout, so that several checkouts can share it."""
     path = os.environ.get('QDIO_CACHE')
     if not path:
         path = os.path.join(os.environ.get('XDG_CACHE_HOME') or
@@ -41,8 +41,8 @@ def usable_cache():
 
 
 def check_space():
-    """Report at once, not after half an hour, if the disk is too small.  The
-    space that the cache already uses counts as available."""
+    """Report immediately, not after half an hour, if the disk is too small.
+    Space that the cache already uses counts as available."""
     path, free = usable_cache()
     needed = int(os.environ.get('QDIO_NEEDED_SPACE', NEEDED_SPACE))
     if os.path.exists(os.path.join(path, 'trees')):
@@ -54,9 +54,9 @@ def check_space():
 
 
 def read_conf(root, where, keys, optional=()):
-    """{key: value} of a file with lines KEY = VALUE, which must have all
-    `keys`, and may have the `optional` ones but no others.  A key may be
-    repeated, so that long values can be split."""
+    """{key: value} of a file with lines KEY = VALUE.  It must have all `keys`,
+    and may have the `optional` ones but no others.  A key may be repeated to
+    split a long value."""
     values = {}
     with open(os.path.join(root, where), encoding='utf-8') as f:
         for line in f:
@@ -80,39 +80,38 @@ class Base:
     """A version of QEMU that the series supports, from bases/NAME.conf:
 
     package    the source package
-    suite      the distribution's release that has it; of several, the one
-               with the newest version of the family
-    family     what its version must start with
-    configure  options of QEMU's configure
-    hooks      may be left out: the base whose hooks, compat/ files, slugs
-               and tests this base takes, except where it has its own (see
-               series.py)
+    suite      the distribution's release that has it; if several are named,
+               the one with the newest version of the family is used
+    family     the prefix of its version
+    configure  options for QEMU's configure
+    hooks      optional: the base whose hooks, compat/ files, slugs and tests
+               this base uses, except where it has its own (see series.py)
     Optional keys for the tests:
 
-    mapped_ram     yes if the base has mapped-ram of its own, to compare with
-    qtest_options  PROGRAM OPTION..., the options that one of the base's own
-                   qtests is given
-    iotests        formats of images on which those of its iotests that
-                   migrate must pass
-    e2e            options of the end-to-end tests; --quick by default, as
-                   most of what they find does not depend on the base
+    mapped_ram     yes if the base has its own mapped-ram to compare with
+    qtest_options  PROGRAM OPTION..., the options for one of the base's own
+                   qtests
+    iotests        image formats with which those of its iotests that migrate
+                   must pass
+    e2e            options for the end-to-end tests; --quick by default,
+                   because most of what they find does not depend on the base
     exchange       the bases with which they exchange images
     bench          yes if the benchmark's own test runs on it
     machines       kvm, aarch64 or both: the other machines on which some
-                   end-to-end tests run, each with a build of its own
+                   end-to-end tests run, each with a separate build
     sanitize       the sanitizers under which the series' tests run on it:
                    address (with undefined) for unit tests and qtests, or
                    address-unit for unit tests alone; thread; fuzz
-    asan           options of configure that turn on those of address
-    parts          the parts of ./run test --all that run on it; all of them
-                   if left out.  --only runs the others, too"""
+    asan           configure options that enable those of address
+    parts          the parts of ./run test --all that run on it; all by
+                   default.  --only also runs the others"""
 
     KEYS = ('package', 'suite', 'family', 'configure')
     OPTIONAL = {'hooks': '', 'mapped_ram': 'yes', 'qtest_options': '',
                 'iotests': '', 'e2e': '--quick', 'exchange': '',
                 'bench': 'no', 'machines': '', 'sanitize': '', 'asan': '',
                 'parts': ''}
-    # Keys that take some of a few words
+    # Keys whose values are lists of these words
     CHOICES = {'machines': ('kvm', 'aarch64'),
                'sanitize': ('address', 'address-unit', 'thread', 'fuzz')}
 

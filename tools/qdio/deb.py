@@ -151,8 +151,8 @@ def _add_changelog(unpacked, name, version, suite):
 
 
 def check_package(tree, tip, dsc, directory):
-    """Unpack the package that was made; what differs from the applied tree
-    `tip`, other than in debian/, as a list of paths."""
+    """Unpack the new package.  Returns the paths, except in debian/, that
+    differ from the applied tree `tip`."""
     where = unpack_package(dsc, directory, f'deb-check-{tree.name}')
     git = Git(where, os.path.join(tree.directory, 'deb.index'),
               ['--git-dir', os.path.join(tree.src, '.git'), '--work-tree',

@@ -79,7 +79,7 @@ def moved(info):
     direct = info.get('direct-io', {})
     phase = direct.get('phase') or info.get('status', 'none')
     total = ram.get('total', 0)
-    if phase == 'setup':                # the counters are from the last one
+    if phase == 'setup':                # counters are from the last migration
         return phase, 0, total
     if direct.get('load-total'):
         return phase, direct.get('load-done', 0), direct['load-total']
@@ -181,7 +181,7 @@ class Demo:
             bar.close('failed')
             raise Failure(f'{title}: {status}: '
                           f"{info.get('error-desc', 'QEMU gives no reason')}")
-        # Ours has synced when it says "completed"; stock has not
+        # Our QEMU has synced when it reports "completed"; stock has not
         self.sync()
         seconds = time.monotonic() - start
         cpu = self.meter.cpu_seconds(self.vm.pid) - cpu
@@ -289,9 +289,8 @@ def _how(mode):
 
 
 def _emulator(args):
-    """(path, directories with firmware, libraries) of the emulator to show.
-    An emulator that was built or installed here finds its firmware without
-    options."""
+    """(path, firmware directories, libraries) of the emulator to demonstrate.
+    One that was built or installed here finds its firmware without options."""
     if args.emulator == 'stock':
         return (fetch.stock_emulator(),
                 ':'.join(fetch.firmware_directories()),
@@ -309,8 +308,8 @@ def demo(args):
     install_needed()
     start = time.monotonic()
     emulator = _emulator(args)
-    # The image is where direct I/O works, which may not be the case in /tmp;
-    # sockets are in /tmp, because their paths must be short.
+    # The image is in the cache, because direct I/O may not work in /tmp.
+    # Sockets are in /tmp, because their paths must be short.
     with tempfile.TemporaryDirectory(dir=cache(), prefix='demo.') as where, \
             tempfile.TemporaryDirectory(prefix='demo.') as directory:
         errors = _library()[-1]

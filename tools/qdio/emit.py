@@ -14,7 +14,7 @@ from .say import Fault
 
 
 def own_signoff():
-    """'NAME <ADDRESS>' of the configured git user; none is invented."""
+    """'NAME <ADDRESS>' of the configured git user; there is no default."""
     def ask(key):
         done = subprocess.run(['git', 'config', key], capture_output=True,
                               text=True, cwd=ROOT)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The table in series/README.md: where each slug stands on each base, and what
-upstream has."""
+"""The table in series/README.md: the status of each slug on each base, and
+what upstream has."""
 
 import os
 
@@ -31,7 +31,7 @@ def read(root):
 
 
 def complaints(root, series, bases):
-    """What is missing or wrong in the table, each a line."""
+    """A line for each thing that is missing or wrong in the table."""
     columns, rows = read(root)
     where = 'series/README.md'
     said = []

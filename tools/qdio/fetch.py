@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Binary packages that are unpacked into the cache, never installed:
+"""Binary packages that are unpacked into the cache but never installed:
 `./run fetch`.
 
-stock     QEMU as the distribution builds it, to exchange images with
+stock     QEMU as built by the distribution, to exchange images with
 kernel    a real guest: the distribution's kernel and a static busybox
 libvirt   its daemon and virsh
-firmware  what our own builds need of firmware"""
+firmware  the firmware that our own builds need"""
 
 import glob
 import os
@@ -25,9 +25,9 @@ NOT_FOR_LIBVIRT = ('ipxe-', 'libnss-', 'libpam-', 'libsystemd', 'libudev',
 
 
 def _unpacked(name, get, only=(), without=()):
-    """The directory `name` of the cache, with the packages that `get(apt,
-    directory)` downloads unpacked in it; `only` limits what is unpacked, and
-    packages that begin with one of `without` are left out."""
+    """The directory `name` of the cache, into which the packages downloaded by
+    `get(apt, directory)` are unpacked.  `only` limits what is unpacked, and
+    packages whose names start with one of `without` are skipped."""
     where = os.path.join(cache(), name)
     stamp = os.path.join(where, '.complete')
     if os.path.exists(stamp):
@@ -68,8 +68,8 @@ def _download(apt, directory, names, what):
 
 
 def _dependencies(apt, directory, packages, what):
-    """Download what the system lacks to run `packages`: apt resolves the
-    dependencies, but only downloads."""
+    """Download what `packages` need and the system lacks: apt resolves the
+    dependencies but only downloads them."""
     os.makedirs(os.path.join(directory, 'partial'), exist_ok=True)
     apt.fetch(f'download what {what} depends on',
               'install', '-y', '-q', '--download-only',
@@ -78,9 +78,10 @@ def _dependencies(apt, directory, packages, what):
 
 
 def stock():
-    """QEMU of the distribution, with mapped-ram.  Returns the root it is unpacked in."""
+    """Unpack the distribution's QEMU, which has mapped-ram.  Returns the
+    root."""
     def get(apt, directory):
-        # Always unpacked, even if the system has them installed
+        # Always unpacked, even if installed on the system
         _dependencies(apt, directory, this_host().stock, 'stock QEMU')
         _download(apt, directory, this_host().stock, 'stock QEMU')
 
@@ -138,7 +139,8 @@ def kernel_image():
 
 
 def busybox():
-    """From Debian 13 on /bin is a link to /usr/bin, which packages name."""
+    """The path of busybox.  Since Debian 13, /bin is a link to /usr/bin, and
+    packages contain /usr/bin/busybox."""
     found = [os.path.join(kernel(), d, 'busybox') for d in ('usr/bin', 'bin')]
     return next(filter(os.path.exists, found), found[-1])
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`./run test --only fresh`: runs the README's first command on a new machine,
-namely in a minimal root of each Debian that tools/hosts describes, with only
-git installed."""
+that is, in a minimal root of each Debian release described in tools/hosts,
+with only git installed."""
 
 import contextlib
 import os
@@ -17,9 +17,9 @@ from .git import Git
 from .host import Host, host_names, plain
 from .say import step, tail
 
-# Run in separate namespaces, with the root, ccache's directory, that of
-# fetched packages and a command.  Objects compiled earlier and packages
-# fetched earlier, which come from outside, only save time.
+# Run in separate namespaces, with the root, the directories of ccache and of
+# fetched packages, and a command.  Objects and packages from earlier runs come
+# from outside and only save time.
 MOUNT = r'''
 set -e
 root=$1 ccache=$2 packages=$3
@@ -118,16 +118,15 @@ class Machine:
 
 
 def named_packages(text):
-    """The packages in the line that tells an ordinary user what root has to
-    install, or None."""
+    """The packages in the line that lists what root must install, or None."""
     found = re.findall(r'^run: packages are missing; as root, run.*: apt-get '
                        r'install --no-install-recommends (.+)$', text, re.M)
     return found[0].split() if len(found) == 1 else None
 
 
 def _check_user(machine, report):
-    """Check that one line tells an ordinary user everything that root has to
-    install."""
+    """Check that an ordinary user gets a single line that lists everything
+    that root must install."""
     code, log = machine.run('demo as an ordinary user', ['./run', 'demo'],
                             NOBODY)
     named = named_packages(tail(log, 10))

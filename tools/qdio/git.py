@@ -105,7 +105,8 @@ def stable_diff(git, old, new, paths):
 
 
 def patched_paths(patch):
-    """What a patch touches: {path: 'edit', 'create', 'delete' or 'other'}."""
+    """The paths that a patch changes: {path: 'edit', 'create', 'delete' or
+    'other'}."""
     result = {}
     path = None
     body = False
@@ -130,7 +131,7 @@ def patched_paths(patch):
 
 
 def sections(patch):
-    """A patch by file: [(path, patch of that file)]."""
+    """Split a patch by file: [(path, patch of that file)]."""
     parts = re.split(rb'^(?=diff --git )', patch, flags=re.M)[1:]
     return [(re.match(rb'diff --git a/(\S+) ', p).group(1).decode(), p)
             for p in parts]

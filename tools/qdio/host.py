@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The system that this runs on: tools/hosts/ID-VERSION.conf names its packages
-and their sources.  On any other system, or with --no-install, this module
-checks whether everything that builds need is present."""
+"""The host system: tools/hosts/ID-VERSION.conf lists its packages and their
+sources.  On any other system, or with --no-install, this module checks that
+everything needed for builds is present."""
 
 import glob
 import os
@@ -18,19 +18,19 @@ NO_INSTALL = 'QDIO_NO_INSTALL'          # also for child processes
 class Host:
     """A release of a distribution, from tools/hosts/NAME.conf:
 
-    release    its code name, as apt's sources call it
-    extra      further suites that packages come from, such as backports
-    sources    the suites whose source packages the private sources name;
-               those of other suites are looked up apart
-    demo       the base that the demo and the quick tests take
+    release    its code name in apt's sources
+    extra      further suites for packages, such as backports
+    sources    the suites whose source packages are in the private sources;
+               those of other suites are looked up separately
+    demo       the base for the demo and the quick tests
     packages   what the steps need, as PACKAGE or PACKAGE/SUITE
-    at_least   PACKAGE=VERSION of those that must not be older
-    stock      QEMU as the distribution builds it, with mapped-ram
-    firmware   what our own builds need of firmware
+    at_least   PACKAGE=VERSION of those with a minimum version
+    stock      QEMU as built by the distribution, with mapped-ram
+    firmware   the firmware that our own builds need
     kernel     the package that depends on the newest kernel
     busybox    a static busybox
     libvirt    its daemon and virsh
-    system     what must never be unpacked beside the system's own"""
+    system     packages that must never be unpacked next to the system's own"""
 
     KEYS = ('release', 'extra', 'sources', 'demo', 'packages', 'at_least',
             'stock', 'firmware', 'kernel', 'busybox', 'libvirt', 'system')
@@ -46,7 +46,7 @@ class Host:
         self.kernel = values['kernel']
         self.busybox = values['busybox']
         self.at_least = dict(x.split('=') for x in values['at_least'].split())
-        # The release and its updates, from which installed packages may come
+        # The release and its updates, from which packages may be installed
         self.suites = (self.release, self.release + '-updates',
                        self.release + '-security')
 
@@ -63,7 +63,7 @@ def host_names():
 
 def system_name():
     """(ID, VERSION_ID) of the running system."""
-    if os.environ.get('QDIO_OS_RELEASE'):           # for the tests of this
+    if os.environ.get('QDIO_OS_RELEASE'):           # set by tests
         system, _, version = os.environ['QDIO_OS_RELEASE'].partition(' ')
         return system, version
     values = {}
@@ -106,7 +106,7 @@ def no_install():
     return bool(os.environ.get(NO_INSTALL))
 
 
-# What to look for if nothing is to be installed
+# Check for requirements if nothing may be installed
 
 def _search_path():
     """Where builds look for programs; see build.environment()."""
@@ -131,7 +131,7 @@ def needed():
 
 
 def missing():
-    """{kind: names} of what builds need and is missing."""
+    """{kind: names} of everything that builds need but is missing."""
     tests = {
         'programs': lambda x: shutil.which(x, path=_search_path()),
         'modules': lambda x: _succeeds(['pkg-config', '--exists', x]),
@@ -148,7 +148,7 @@ KINDS = {'programs': 'programs', 'modules': 'pkg-config modules',
 
 
 def check_needed():
-    """A Fault that names everything that is missing at once."""
+    """Raise one Fault that lists everything that is missing."""
     lacking = missing()
     if lacking:
         text = '; '.join(f"{KINDS[kind]} {', '.join(names)}"

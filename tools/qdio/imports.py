@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which of the repository's Python packages may import which; a part of
+"""Rules for imports between the repository's Python packages; part of
 `./run lint`."""
 
 import ast

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Install a built emulator: `./run install`.
 
-Only the emulator and what meson would install with it are installed.  QEMU
-finds its data relative to its own program, so the build needs no different
---prefix.  The firmware is the one that the build itself uses, because Debian's
+Only the emulator and the files that meson would install with it are installed.
+QEMU finds its data relative to its executable, so the build does not need a
+different --prefix.  The firmware is that of the build itself, because Debian's
 source has none."""
 
 import os

@@ -16,8 +16,8 @@ _VERSION_IF = re.compile(
     r'|project_version\s*\(\)\s*\.\s*version_compare'
     r'|^\s*#\s*(?:el)?if.*\b\w*_BASE_(?:VERSION|\d)', re.M)
 
-# Addresses of registries, and paths that only the machine of one developer
-# has.  Split, so that this file does not contain them itself.
+# Addresses of registries, and paths that exist only on one developer's
+# machine.  They are split, so that this file does not contain them itself.
 _FOREIGN = (
     (re.compile(r'https?://\S*(?:debian|ubuntu|pypi|npmjs|snapshot)\S*', re.I),
      'has the address of a package archive'),
@@ -158,7 +158,7 @@ class Lint:
                       'whoever sends the series')
         if 'Series-Id:' in text:
             self._say(f'{where} has a Series-Id; the tool adds that')
-        # git am would cut the message there
+        # git am would truncate the message there
         if re.search(r'^(---|diff -|Index: )', text, re.M):
             self._say(f'{where} has a line that git takes for the beginning '
                       'of a patch')

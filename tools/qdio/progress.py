@@ -9,7 +9,8 @@ MIB = 1 << 20
 
 
 def bar_text(title, phase, done, total, seconds):
-    """One line: bar, bytes, rate, phase.  Without a total there is no bar."""
+    """A line with bar, bytes, rate and phase.  Without a total it has no
+    bar."""
     rate = done / MIB / seconds if seconds > 0 else 0
     if total:
         full = min(WIDTH, WIDTH * done // total)
@@ -54,8 +55,8 @@ class Bar:
 
 
 def table(heading, rows, left=(0,)):
-    """The lines of a table: the columns `left` to the left, figures to the
-    right."""
+    """The lines of a table.  The columns `left` are left-aligned, all others
+    right-aligned."""
     widths = [max(len(row[i]) for row in [heading, *rows])
               for i in range(len(heading))]
     lines = []

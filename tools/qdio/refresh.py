@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From commits back to the repository: `./run refresh`."""
+"""Import commits back into the repository: `./run refresh`."""
 
 import os
 import tempfile
@@ -61,7 +61,7 @@ def read_commits(git, base, rev=None):
 
 
 def sort_changes(git, commits):
-    """Determine for each commit what it adds and hooks."""
+    """Determine which files each commit adds and hooks."""
     ours = {}                   # {path: the slug that adds it}
     for commit in commits:
         out = git.lines('diff-tree', '-r', '-z', '--raw', '--no-renames',
@@ -176,8 +176,8 @@ def _merged_order(series, base, names):
 
 
 def _homes(series, base, commits):
-    """Where in the repository each file of ours lives: a file that already
-    is in compat/BASE stays there, all others are at the root."""
+    """The path of each of our files in the repository: a file that is already
+    in compat/BASE stays there, and all others are at the root."""
     in_compat = {series.tree_path(p, base): p for slug in series.slugs
                  for p in slug.files()
                  if p.startswith('compat/') and series.tree_path(p, base)}
@@ -221,9 +221,9 @@ def _write(writer, git, series, base, commits, homes):
 
 
 def _own_hooks(git, slug, base, commit):
-    """The content of hooks-BASE.patch: everything or, if the base falls back
-    to another one, the files for which that one's hooks do not give the same
-    result."""
+    """The content of hooks-BASE.patch: all hooks or, if the base falls back to
+    another one, only those of files for which the other base's hooks give a
+    different result."""
     hooks = stable_diff(git, commit.old, commit.new, commit.hooked)
     inherited = dict(sections(slug.inherited_hooks(base))) if slug else {}
     if not inherited:

@@ -53,7 +53,7 @@ def _copy_pages(root, output):
 
 
 def _packages(series, tree, output):
-    """The source package as dpkg-source packs it, without the tree."""
+    """Write the packed source package, without the unpacked tree."""
     with tempfile.TemporaryDirectory(dir=cache()) as work:
         make_package(series, tree, work)
         os.makedirs(output)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reports what passed and what failed."""
+"""Report which checks passed and which failed."""
 
 import re
 import threading
@@ -10,8 +10,8 @@ from .say import Failure, duration, say, tail
 
 
 def _excerpt(log):
-    """The lines of a log that show what failed: those of TAP, with the
-    comments that follow them, and the end of the log."""
+    """The lines of a log that show what failed: the failed cases of TAP, with
+    the comments that follow them, and the end of the log."""
     with open(log, errors='replace') as f:
         lines = f.read().splitlines()
     picked = []
@@ -27,7 +27,7 @@ def _excerpt(log):
 
 
 def skip_reasons(log):
-    """Why a test program that writes TAP has skipped cases."""
+    """The reasons in a TAP log for skipped cases."""
     with open(log, errors='replace') as f:
         found = re.findall(r'^ok\b[^#\n]*# *SKIP[: ]*(.*)$', f.read(),
                            re.M | re.I)
@@ -54,15 +54,15 @@ class Part:
 
 class Report:
     """Prints a line for each check, and a table and the totals at the end.
-    One check may stand for several cases of a test program.  Several threads
-    may report, each on a part of its own."""
+    One check may represent several cases of a test program.  Several threads
+    may report, each on a separate part."""
 
     def __init__(self):
         self._parts = {}            # by name, in the order of the table
         self._lane = threading.local()
 
     def expect(self, names):
-        """The order in which the table names parts."""
+        """Set the order of the parts in the table."""
         for name in names:
             self._parts[name] = Part(name)
 
@@ -72,7 +72,7 @@ class Report:
         return self._parts.setdefault(name, Part(name))
 
     def __call__(self, ok, name, count=None, log=None, remarks=()):
-        """`remarks`: lines that say more."""
+        """Report one check; `remarks` are additional lines to print."""
         passed, failed, skipped = count or (int(bool(ok)), int(not ok), 0)
         if not ok and not failed:
             failed = 1              # it died without naming a case

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`./run test --only sanitize`: the series under the compilers' sanitizers,
-and its fuzz target.  Each needs a build of its own, next to the usual one."""
+"""`./run test --only sanitize`: runs the series under the compilers'
+sanitizers, and its fuzz target.  Each needs its own build, next to the usual
+one."""
 
 import glob
 import os
@@ -13,7 +14,7 @@ from .config import log_path
 from .say import step
 from .suites import run_qtest, run_unit_tests, targets_of
 
-# Sanitizers find errors at run time, so compiler warnings do not help;
+# Sanitizers find errors at run time, so compiler warnings do not matter here;
 # besides, the compiler gives different warnings with sanitizers
 OPTIONS = ['--disable-werror']
 
@@ -23,7 +24,7 @@ ASAN_OPTIONS = ['--without-default-devices', '--extra-cflags=-O1']
 
 # The slugs that add code with threads, or objects passed between threads
 TSAN_SLUGS = ('direct-queue', 'mapped-ram-pool', 'mapped-ram-lazy')
-# The queue's test of sandboxes starts threads in a child
+# The queue's sandbox test starts threads in a child process
 TSAN = {'TSAN_OPTIONS': 'die_after_fork=0:exitcode=66'}
 
 FUZZ_TARGET = 'tests/unit/fuzz-mapped-ram'
@@ -37,7 +38,7 @@ def _variant(tree, kind, name, options, compiler='gcc'):
 
 
 def run(tree, tests, series, report):
-    """Runs the tests under each sanitizer that the base's file names."""
+    """Run the tests under each sanitizer listed in the base's file."""
     if 'address' in tree.base.sanitize:
         address(tree, tests, report)
     if 'address-unit' in tree.base.sanitize:
@@ -49,14 +50,14 @@ def run(tree, tests, series, report):
 
 
 def address(tree, tests, report):
-    """The tests with ASan and UBSan."""
+    """Run the tests with ASan and UBSan."""
     has_qtests = any(kind == 'qtest' for kind, _ in tests)
     build = built_from(_variant(tree, 'asan', 'ASan and UBSan',
                                 [*tree.base.asan, *ASAN_OPTIONS]),
                        [*([EMULATOR] if has_qtests else []), *_targets(tests)])
     with tempfile.TemporaryDirectory() as top:
         said = os.path.join(top, 'report')
-        # The stderr of the emulators goes elsewhere
+        # The emulators' stderr is redirected
         env = {'ASAN_OPTIONS': f'log_path={said}',
                'UBSAN_OPTIONS': f'log_path={said}:halt_on_error=1:'
                                 'print_stacktrace=1'}
@@ -70,13 +71,13 @@ def address(tree, tests, report):
 
 
 def _collect(prefix, log):
-    """Put the reports together in `log`.  Returns how many there are."""
+    """Combine the reports in `log`.  Returns their number."""
     found = 0
     with open(log, 'w', encoding='utf-8') as out:
         for path in sorted(glob.glob(glob.escape(prefix) + '.*')):
             with open(path, errors='replace') as f:
                 text = f.read()
-            # There are also warnings about what ASan cannot do
+            # Skip warnings about ASan's own limitations
             if 'ERROR: ' in text or 'runtime error: ' in text:
                 out.write(text)
                 found += 1
@@ -84,9 +85,10 @@ def _collect(prefix, log):
 
 
 def thread(tree, series, report):
-    """The queue, the extents and the lazy loader with TSan.  TSan does not see
-    the kernel's writes to memory, and does not report them as races, because
-    the kernel returns results in memory that no other thread accesses."""
+    """Test the queue, the extents and the lazy loader with TSan.  TSan does
+    not see the kernel's writes to memory, and does not report them as races,
+    because the kernel returns results in memory that no other thread
+    accesses."""
     tests = [test for name in TSAN_SLUGS
              for test in series.slug(name).tests(tree.base.name)]
     build = built_from(_variant(tree, 'tsan', 'TSan', ['--enable-tsan']),
@@ -99,8 +101,8 @@ def _targets(tests):
 
 
 def _seed(directory):
-    """The initial inputs: correct headers, because all differences are 0.  See
-    tests/unit/fuzz-mapped-ram.c."""
+    """Write the initial inputs, which are correct headers because all
+    differences are 0.  See tests/unit/fuzz-mapped-ram.c."""
     mib = 1 << 20
     for i, numbers in enumerate([(0x49, 128 * mib, 4096, 0),
                                  (0x49, 128 * mib, 4096, 129 * mib),
@@ -111,7 +113,7 @@ def _seed(directory):
 
 
 def fuzz(tree, report):
-    """The fuzz target, for a fixed number of runs."""
+    """Run the fuzz target for a fixed number of iterations."""
     name = f'fuzz {tree.base.name} {os.path.basename(FUZZ_TARGET)}'
     if not shutil.which('clang'):
         report.skip(name, "there is no 'clang' here, which has libFuzzer; "

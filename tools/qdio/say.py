@@ -68,7 +68,7 @@ def say(*lines):
 
 
 def note(text):
-    """A remark; on stderr, since stdout may be read by programs."""
+    """Print a remark, on stderr because programs may read stdout."""
     print(f'run: {text}', file=sys.stderr, flush=True)
 
 
@@ -184,9 +184,9 @@ def step(name, argv, log, cwd=None, env=None, check=True, append=False,
 
 
 def side_by_side(actions):
-    """Run functions, each in its own thread, until all have returned.  If one
-    raises an exception, the steps of the others are ended, and the exception
-    is raised."""
+    """Run each function in its own thread, and wait until all have returned.
+    If one raises an exception, terminate the steps of the others and re-raise
+    it."""
     with ThreadPoolExecutor(len(actions)) as pool:
         futures = [pool.submit(action) for action in actions]
         try:

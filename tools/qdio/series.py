@@ -1,26 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The series as it is kept in the repository.
+"""The series as it is stored in the repository.
 
-series/order names the slugs in the order of their commits, one a line; a slug
-that is only for some bases is followed by their names.  Of each slug,
-series/SLUG/ holds
+series/order lists the slugs in the order of their commits, one per line; a
+slug that is only for some bases is followed by their names.  For each slug,
+series/SLUG/ contains
 
     message           the commit's subject and reasons, for all bases
-    files             the root files that it adds, one path a line; a path
-                      compat/BASE/PATH is installed at PATH, and only there
-    tests             what passes from this commit on (see tests())
+    files             the root files that it adds, one path per line; a path
+                      compat/BASE/PATH is installed at PATH, only on BASE
+    tests             the tests that pass from this commit on (see tests())
     hooks-BASE.patch  its edits to files that BASE has
 
-A base whose description says `hooks = OTHER` takes what OTHER has: the slugs
+A base whose description says `hooks = OTHER` inherits from OTHER: the slugs
 and tests that are marked for OTHER, the files in compat/OTHER/ unless
-compat/BASE/ has one of the same path, and OTHER's hooks, file by file.  Its
-hooks-BASE.patch then holds only the files whose hooks differ; a line
-"Not here: PATH" before the first of them drops OTHER's hook of PATH.  Hooks
-must find their exact context, at whatever line; they are never applied with
-fuzz or merged, so the result depends on nothing but the repository and the
-base.
+compat/BASE/ has one with the same path, and OTHER's hooks, file by file.  Its
+hooks-BASE.patch then contains only the files whose hooks differ; a line
+"Not here: PATH" before the first of them drops OTHER's hook of PATH.  The
+context of a hook must match exactly, at any line; hooks are never applied with
+fuzz or merged, so the result depends only on the repository and the base.
 
-A root file is added by the slug that lists it: no later slug edits it, and
+A root file is added by the slug that lists it.  No later slug edits it, and
 refresh refuses such an edit."""
 
 import os
@@ -41,7 +40,7 @@ KINDS = ('unit', 'qtest', 'suite')
 
 
 def _lines(path):
-    """The lines of a list, without comments and empty ones."""
+    """The lines of a list, without comments and empty lines."""
     try:
         with open(path, encoding='utf-8') as f:
             text = f.read()
@@ -92,8 +91,8 @@ class Slug:
         return result
 
     def own_hooks(self, base):
-        """(patch, paths whose inherited hook is dropped) of the base's own
-        file of hooks."""
+        """(patch, paths whose inherited hook is dropped) from the base's own
+        hooks file."""
         text = _bytes(self.path(f'hooks-{base}.patch'))
         start = re.search(rb'^diff --git ', text, re.M)
         head = text[:start.start()] if start else text
@@ -102,7 +101,7 @@ class Slug:
                                              re.M)]
 
     def hooks(self, base):
-        """All of its hooks for a base, those that it inherits included."""
+        """All hooks for a base, including inherited ones."""
         own, dropped = self.own_hooks(base)
         inherited = self.inherited_hooks(base)
         if not own and not dropped:
@@ -119,8 +118,8 @@ class Slug:
         return self.hooks(others[0]) if others else b''
 
     def tests(self, base=None):
-        """Pairs such as ('unit', 'test-direct-queue').  Kinds: unit, a
-        program in tests/unit; qtest, one in tests/qtest; suite, one of
+        """Pairs such as ('unit', 'test-direct-queue').  The kinds are unit, a
+        program in tests/unit; qtest, one in tests/qtest; and suite, one of
         meson's.  A third word limits the line to one base."""
         result = []
         for line in _lines(self.path('tests')):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Run the tests that a build has: unit programs, qtests, meson's suites."""
+"""Run the tests of a build: unit programs, qtests, meson's suites."""
 
 import os
 import re
@@ -40,7 +40,7 @@ def suite_targets(build, suites):
 
 
 def count_cases(log):
-    """(passed, failed, skipped) of the TAP in a log."""
+    """(passed, failed, skipped) from the TAP output in a log."""
     with open(log, errors='replace') as f:
         found = _CASE.findall(f.read())
     failed = sum(1 for no, _ in found if no)
@@ -94,7 +94,7 @@ def run_unit_tests(build, tests, report, variables=None, filesystems=True):
 
 def run_qtest(build, name, report, filesystems=False, variables=None,
               options=()):
-    """One program of tests/qtest with the built emulator."""
+    """Run one program of tests/qtest with the built emulator."""
     env = dict(building.environment(), QTEST_QEMU_BINARY=build.emulator,
                **(variables or {}))
     run_program(f'qtest {build.label} {name}',
@@ -114,8 +114,8 @@ UNSTEADY_IOTESTS = {'migrate-bitmaps-postcopy-test'}
 
 
 def migrating_iotests(directory):
-    """The names of those of the base's iotests that migrate, or save and load
-    snapshots, in its tests/qemu-iotests."""
+    """The names of the base's iotests, in its tests/qemu-iotests, that
+    migrate, or save and load snapshots."""
     found = []
     for where in (directory, os.path.join(directory, 'tests')):
         for entry in os.scandir(where):
@@ -131,7 +131,7 @@ def migrating_iotests(directory):
 
 
 def run_iotests(build, image_format, report):
-    """Those of the base's iotests that migrate, on one format of images."""
+    """Run those of the base's iotests that migrate, with one image format."""
     name = f'iotests {build.base.name} {image_format}'
     src = os.path.join(os.path.dirname(build.directory), 'src', 'tests',
                        'qemu-iotests')
@@ -148,7 +148,7 @@ def run_iotests(build, image_format, report):
 
 
 def run_suite(build, suite, report):
-    """One of meson's suites, such as unit or qapi-schema."""
+    """Run one of meson's suites, such as unit or qapi-schema."""
     name = f'suite {build.base.name} {suite}'
     log = log_path(f'suite-{build.name}-{suite}')
     code = step(name, ['meson', 'test', '--no-rebuild', '--suite', suite,

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Run the unittest tests of a directory and write TAP, as the other tests of
-this repository do: `python3 -m qdio.tap DIRECTORY`."""
+"""Run the unittest tests of a directory and write TAP, like the other tests of
+this repository: `python3 -m qdio.tap DIRECTORY`."""
 
 import sys
 import unittest

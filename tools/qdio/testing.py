@@ -33,7 +33,7 @@ OWN_TESTS = [('qtest', 'migration-test'), ('suite', 'qapi-schema'),
              ('suite', 'unit')]
 # End-to-end tests that run in parallel for each CPU: they mostly wait
 E2E_JOBS = 2
-# The most effective parts, on the demo's base: the default for users
+# The most effective parts, run on the demo's base; the default for users
 QUICK = ('lint', 'tools', 'refresh', 'build', 'unit', 'qtest', 'e2e')
 
 
@@ -48,20 +48,21 @@ def time_limit():
 
 
 class Tests:
-    """The parts, in the order in which they run.  Anything that several of
-    them need, such as a build, is made by the first of them."""
+    """The parts, in the order in which they run.  The first part that needs a
+    shared prerequisite, such as a build, makes it."""
 
-    # Each with the minutes it takes on 2 cores, on one base or in total, if
-    # the objects of the build are in ccache; `machines` and `sanitize` for each
-    # of those
+    # The minutes that each part takes on 2 cores, for one base or in total, if
+    # the objects of the build are in ccache; `machines` and `sanitize`: for
+    # each machine or sanitizer
     PARTS = {'lint': 0.2, 'tools': 1.5, 'refresh': 0.2, 'build': 3,
              'unit': 1.5, 'qtest': 2, 'e2e': 6, 'machines': 1, 'fresh': 10,
              'patches': 0.3, 'own': 3, 'iotests': 1, 'libvirt': 1.5,
              'demo': 1, 'bench': 1, 'deb': 2, 'sanitize': 4, 'canary': 0.5}
     # These take the same time for any number of bases
     ONCE = ('lint', 'tools', 'fresh', 'canary')
-    # These need no build of the others' and run beside those that follow
-    # `build`: both wait for disks, timers and guests as much as they compute
+    # These need none of the others' builds and run in parallel with the parts
+    # that follow `build`: both spend as much time waiting for disks, timers
+    # and guests as computing
     BESIDE = ('fresh', 'patches', 'deb', 'sanitize', 'canary')
 
     def __init__(self, bases, source, minutes=0, quick=False, every=False):
@@ -96,7 +97,7 @@ class Tests:
         return self.PARTS[part] * len(trees)
 
     def lanes(self, parts):
-        """Splits `parts` into those to start with, and two lists that run in
+        """Split `parts` into those that run first, and two lists that run in
         parallel."""
         first = [p for p in parts if list(self.PARTS).index(p)
                  <= list(self.PARTS).index('build')]
@@ -318,9 +319,9 @@ class Tests:
             timeout=3000)
 
     def part_machines(self, trees):
-        """Guests on KVM and of another target, with separate builds: if the
-        usual ones had KVM, the bases' own tests would use it where it is
-        available, and differ from host to host."""
+        """Test guests on KVM and of another target, with separate builds: if
+        the usual ones had KVM, the bases' own tests would use it where
+        available, and results would differ between hosts."""
         if any('aarch64' in tree.base.machines for tree in trees):
             install_needed(('binutils-aarch64-linux-gnu',))
         for tree in trees:
@@ -339,7 +340,7 @@ class Tests:
                   ['--machine', machine])
 
     def part_libvirt(self, trees):
-        """virsh save and restore, through real libvirt."""
+        """Test virsh save and restore with a real libvirt."""
         for tree in trees:
             build = self._built(tree)
             if build:
@@ -351,7 +352,7 @@ class Tests:
                                  'it could not be built')
 
     def part_bench(self, trees):
-        """The benchmark with small guests; the speed does not matter."""
+        """Run the benchmark with small guests; the speed does not matter."""
         for tree in trees:
             if not tree.base.bench:
                 continue
@@ -378,7 +379,7 @@ class Tests:
                     log=log)
 
     def part_demo(self, trees):
-        """The demo, with each emulator as installed by `./run install`."""
+        """Run the demo with each emulator as installed by `./run install`."""
         for tree in trees:
             if not self._built(tree):
                 self.report.skip(f'demo {tree.base.name}',
@@ -401,9 +402,9 @@ class Tests:
                 self._deb(tree)
 
     def _deb(self, tree):
-        """The package from ./run deb unpacks to the applied tree, and builds:
-        only the emulator, because a full package build takes hours and needs
-        some hundred packages."""
+        """Check that the package from ./run deb unpacks to the applied tree
+        and builds: only the emulator, because a full package build takes hours
+        and needs some hundred packages."""
         base = tree.base.name
         directory = os.path.join(cache(), 'trees', tree.name + '-deb')
         src = os.path.join(directory, 'src')
@@ -426,7 +427,8 @@ class Tests:
 
 
     def part_canary(self, _):
-        """Work that the next line will require is not a failure."""
+        """Run the canary.  Work that the next version line will require does
+        not count as a failure."""
         log = log_path('canary')
         code = step('canary', [os.path.join(ROOT, 'run'), 'canary'], log,
                     check=False, timeout=600)

@@ -16,8 +16,8 @@ from .say import note
 from .suites import run_unit_tests, run_suite, targets_of
 
 # The repository's own MAINTAINERS covers our files; otherwise every patch
-# would need a hook into the base's.  From 10.2 on the files are listed before
-# the question.
+# would need a hook in the base's.  Since 10.2 the files are listed before the
+# question.
 _KNOWN = re.compile(r'added, moved or deleted file\(s\)(, does|:.*\n\nDoes) '
                     r'MAINTAINERS need updating\?', re.S)
 
@@ -42,7 +42,7 @@ def walk_patches(series, base, tree, report):
     and that checkpatch.pl accepts every commit."""
     commits = make_commits(series, base, tree.src, tree.base_commit())
     with tempfile.TemporaryDirectory(dir=os.path.join(cache(), 'trees')) as top:
-        # The sender signs off; checkpatch.pl requires some sign-off
+        # The sender adds the real sign-off; checkpatch.pl requires one
         patches = emit(series, base, tree, os.path.join(top, 'patches'),
                        'Nobody <nobody@example.org>')
         git = takes(tree, patches, os.path.join(top, 'src'))

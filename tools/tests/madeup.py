@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A made-up repository with two tiny bases, so that the tools' tests take
-seconds and need no network."""
+"""A made-up repository with two tiny bases, which lets the tools' tests run
+in seconds and without a network."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 TOOLS = os.path.dirname(HERE)
 SIGNED = 'Signed-off-by: A Tester <tester@example.org>\n'
 
-# checkpatch.pl that complains about tabs, with QEMU's way of saying so
+# A checkpatch.pl that complains about tabs, in the format of QEMU's
 CHECKPATCH = r'''#!/usr/bin/perl
 my $bad = 0;
 while (<STDIN>) {
@@ -32,8 +32,8 @@ def numbered(first, last):
 
 
 class MadeUp(unittest.TestCase):
-    """Each test gets a repository in self.root, with a series of three slugs
-    on two bases, and a cache of its own."""
+    """Gives each test its own cache, and a repository in self.root with a
+    series of three slugs on two bases."""
 
     def setUp(self):
         self.top = tempfile.mkdtemp(prefix='qdio-tests.')
@@ -56,7 +56,7 @@ class MadeUp(unittest.TestCase):
         self.git('init', '--quiet')
         self.git('add', '-A')
         self.git('commit', '--quiet', '-m', 'start')
-        # Who emits the series
+        # The user who emits the series
         self.git('config', 'user.name', 'The User')
         self.git('config', 'user.email', 'u@example.org')
 
@@ -80,7 +80,7 @@ class MadeUp(unittest.TestCase):
         return os.path.join(self.top, 'source-' + base)
 
     def make_source(self, base, extra):
-        """Base 2.0 has more lines at the top, so its hooks are others."""
+        """Base 2.0 has more lines at the top, so its hooks differ."""
         where = self.source(base)
         self.write('VERSION', base + '.5\n', where)
         self.write('io/meson.build', numbered(1 - extra, 20), where)
@@ -90,7 +90,7 @@ class MadeUp(unittest.TestCase):
             self.write('io/late.c', 'only here\n', where)
 
     def hook(self, path, line, added, base):
-        """A patch that adds a line after `line N`."""
+        """Return a patch that adds a line after `line N`."""
         start = line + (30 if base == '2.0' else 0)
         return text(f'diff --git a/{path} b/{path}', f'--- a/{path}',
                     f'+++ b/{path}', f'@@ -{start - 2},6 +{start - 2},7 @@ line {line - 3}',
@@ -136,7 +136,7 @@ class MadeUp(unittest.TestCase):
         return full
 
     def run_it(self, *argv, code=0, **env):
-        """`./run ARGV`; returns (stdout, stderr)."""
+        """Run `./run ARGV`; return (stdout, stderr)."""
         done = subprocess.run([self.path('run'), *argv], cwd=self.top,
                               env=self.environment(**env), text=True,
                               stdin=subprocess.DEVNULL, capture_output=True)
@@ -145,12 +145,12 @@ class MadeUp(unittest.TestCase):
         return done.stdout, done.stderr
 
     def on(self, command, base='1.0', *argv, **kw):
-        """A command on one of the made-up bases."""
+        """Run a command on one of the made-up bases."""
         return self.run_it(command, base, '--source', self.source(base),
                            *argv, **kw)
 
     def refused(self, *argv, says, code=2, **env):
-        """One line that has `says` in it."""
+        """Check that a command fails with one line that matches `says`."""
         out, err = self.run_it(*argv, code=code, **env)
         lines = [x for x in err.splitlines() if x.startswith('run: ')]
         self.assertEqual(len(lines), 1, err)
@@ -166,7 +166,7 @@ class MadeUp(unittest.TestCase):
         return done.stdout.strip()
 
     def applied(self, base='1.0'):
-        """Apply; returns the tree's directory."""
+        """Apply the series; return the tree's directory."""
         self.on('apply', base)
         return self.run_it('base', base, '--source',
                            self.source(base))[0].strip()

@@ -15,7 +15,7 @@ from qdio.config import base_names, get_base            # noqa: E402
 
 
 def programs():
-    """All Python that is not about made-up bases."""
+    """All Python files except those that deal with made-up bases."""
     for top in ('tools/qdio', 'lab', 'e2e', 'bench', 'scripts'):
         for path in glob.glob(f'{ROOT}/{top}/**/*.py', recursive=True):
             if '/tests/' not in path:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Builds of made-up bases: configure writes rules that copy a source file."""
+"""Build made-up bases, whose configure writes rules that copy a source
+file."""
 
 import os
 import stat
@@ -18,7 +19,7 @@ class Build(MadeUp):
         self.write('configure', text('#!/bin/sh', 'cat > build.ninja <<\\EOF',
                                      RULES + 'EOF'), where)
         os.chmod(os.path.join(where, 'configure'), stat.S_IRWXU)
-        # So that none is fetched
+        # Provide firmware, so that none is fetched
         self.write('pc-bios/bios-256k.bin', 'firmware\n', where)
         installed = os.path.join(self.top, 'bin', 'dpkg-query')
         self.write(installed, text(
@@ -27,7 +28,7 @@ class Build(MadeUp):
         os.chmod(installed, stat.S_IRWXU)
 
     def built(self, *options):
-        """What `./run build` built."""
+        """Return the content of the file that `./run build` built."""
         path = f'{self.top}/bin:/usr/bin:/bin'
         _, err = self.run_it('build', '--base', '1.0', '--source',
                              self.source('1.0'), *options, PATH=path)
@@ -39,7 +40,7 @@ class Build(MadeUp):
         self.assertIn('use it', self.built())
 
     def test_pristine(self):
-        """Without the series, and without disturbing the applied tree."""
+        """Build without the series, leaving the applied tree untouched."""
         ours = self.built()
         base = self.built('--pristine')
         self.assertNotIn('use it', base)

@@ -49,7 +49,7 @@ class Canary(MadeUp):
             'total: 2 fails, 1 there already'))
 
     def test_slugs_follow_each_other(self):
-        """A hunk that needs what an earlier slug's hook made."""
+        """A hunk may depend on a change made by an earlier slug's hook."""
         hook = self.hook('io/meson.build', 10, 'more', '1.0')
         hook = hook.replace(' line 8\n', '').replace('-8,6 +8,7', '-9,6 +9,7')
         self.write('series/last/hooks-1.0.patch', hook.replace(
@@ -78,7 +78,7 @@ class Canary(MadeUp):
         os.unlink(os.path.join(self.new, 'VERSION'))
         self.refused('canary', '--source', self.new, says='no VERSION in it')
 
-    # An archive that has some versions, and gives none
+    # An archive that lists some versions but serves none
 
     def programs(self, *versions):
         directory = os.path.join(self.top, 'bin')
@@ -95,7 +95,7 @@ class Canary(MadeUp):
         self.path_with = directory + ':/usr/bin:/bin'
 
     def asked(self):
-        """What the archive was asked for."""
+        """Return what was requested from the archive."""
         self.run_it('canary', code=77, PATH=self.path_with)
         return self.read(self.asked_path).split()
 

@@ -63,7 +63,7 @@ class Deb(MadeUp):
             'debians.diff', 'direct-io/0001-io-the-first-change.patch',
             'direct-io/0002-io-the-only-one-change.patch',
             'direct-io/0003-io-the-last-change.patch'])
-        # Debian's patch and ours, on one file
+        # Debian's patch and ours change the same file
         channel = self.read('io/channel.c', where)
         self.assertIn("Debian's 39\n", channel)
         self.assertIn('use it\n', channel)
@@ -78,7 +78,7 @@ class Deb(MadeUp):
                       'Forwarded: not-needed .*upstream: has it',
                       r'Last-Update: \d{4}-\d\d-\d\d'):
             self.assertRegex(header, f'(?m)^{field}')
-        # The other copy, unpacked, is ready to be built again
+        # The unpacked copy can be built again
         self.build(os.path.join(output, 'madeup-1.0.5+ds'))
 
     def test_date(self):

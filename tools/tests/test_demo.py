@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `./run demo` prints, and what it insists on."""
+"""What `./run demo` prints and requires."""
 
 import hashlib
 import io

@@ -44,8 +44,8 @@ class Fallback(MadeUp):
         self.assertEqual(self.refresh(), '')
 
     def test_own_section(self):
-        """Only the file that differs gets a hook of its own, and loses it
-        when it differs no more."""
+        """Only the file that differs gets its own hook, and loses it once it
+        no longer differs."""
         self.applied()
         before = self.read('io/channel.c', self.tree())
         self.amend('io/channel.c', before.replace('use it', 'use it here'))
@@ -70,14 +70,15 @@ class Fallback(MadeUp):
                          numbered(-34, 40))
 
     def test_no_fuzz(self):
-        """A hook of 2.0 whose context 3.0 does not have is refused."""
+        """A hook of 2.0 is refused if 3.0 does not have its context."""
         self.write('io/channel.c', numbered(-34, 40).replace('line 22', 'x'),
                    self.source('3.0'))
         self.refused('apply', '3.0', '--source', self.source('3.0'),
                      says='does not apply')
 
     def test_compat(self):
-        """The nearest compat/ file counts, and a slug for 2.0 is for 3.0."""
+        """The nearest compat/ file is used, and a slug for 2.0 also applies
+        to 3.0."""
         self.write('series/order', text('first', 'only-one 1.0', 'last',
                                         'more 2.0'))
         self.write('series/more/message', self.read('series/last/message'))

@@ -96,7 +96,8 @@ class BadInput(MadeUp):
         return path
 
     def test_sources_are_all_the_same(self):
-        """A directory, a tarball, a directory with a tarball, a checkout."""
+        """A directory, a tarball, a directory with a tarball and a checkout
+        all give the same tree."""
         checkout = os.path.join(self.top, 'checkout')
         self.git('clone', '-q', self.applied(), checkout)
         self.git('checkout', '-q', 'origin/base', where=checkout)
@@ -135,7 +136,8 @@ class BadInput(MadeUp):
                      says='this is fedora 41, but .*Debian 12')
 
     def test_all_that_is_missing_at_once(self):
-        """--no-install on an unknown system names everything it lacks."""
+        """On an unknown system, --no-install lists everything that is
+        missing."""
         self.write('tools/hosts/needed.conf', text(
             'programs = sh no-such-program', 'modules = no-such-module',
             'headers = stdio.h no-such-header.h', 'python = no_such_python'))
@@ -146,7 +148,7 @@ class BadInput(MadeUp):
                      'modules no_such_python; install')
 
     def programs(self, **scripts):
-        """Programs that come first in PATH."""
+        """Create programs that come first in PATH."""
         self.bin = os.path.join(self.top, 'bin')
         for name, body in scripts.items():
             self.write(name, '#!/bin/sh\n' + body + '\n', self.bin)
@@ -167,7 +169,8 @@ class BadInput(MadeUp):
                          'name a source tree of your own with --source DIR')
 
     def test_not_root(self):
-        """Says what to install; a program tells who we are not."""
+        """For an ordinary user, the error lists what root must install.  The
+        test changes the user with setpriv."""
         if os.geteuid() != 0:
             self.skipTest('only root can become somebody else')
         self.programs(**{'dpkg-query': 'echo not-installed'})

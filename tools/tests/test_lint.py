@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Each thing that lint refuses."""
+"""Everything that lint rejects."""
 
 import os
 import shutil
@@ -15,8 +15,8 @@ from qdio.lint import Lint              # noqa: E402
 
 
 class Refuses(MadeUp):
-    """Runs lint on the made-up repository in this process, since only there
-    the made-up bases can be given to it."""
+    """Runs lint on the made-up repository in this process, because the
+    made-up bases cannot be passed to a separate one."""
 
     def setUp(self):
         super().setUp()
@@ -68,7 +68,7 @@ class Refuses(MadeUp):
                   'its own')
 
     def test_compat_may_have_what_another_base_has(self):
-        # compat/1.0/io/late.c is there; for 2.0 it would be wrong
+        # compat/1.0/io/late.c is valid, but one for 2.0 is not
         self.write('compat/2.0/io/late.c', 'x\n')
         self.append('series/first/files', 'compat/2.0/io/late.c\n')
         self.says("lists 'compat/2.0/io/late.c', but QEMU 2.0 has a file")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""scripts/mapped-ram.py with made-up images: good ones, ones with each field
-wrong, cut off anywhere, and damaged at random.  An exception that gets out of
-main() fails a test: there is never a traceback."""
+"""scripts/mapped-ram.py with made-up images: valid, with each field wrong,
+truncated anywhere, and randomly damaged.  An exception that escapes main()
+fails the test: the tool never prints a traceback."""
 
 import contextlib
 import importlib.util
@@ -52,7 +52,7 @@ class Maker:
         self.capabilities = [b'mapped-ram']
         self.left_out = []              # names of blocks
         self.early = b''                # device state before RAM
-        self.early_devices = ()         # ... and what it is of
+        self.early_devices = ()         # ... and its devices
         self.footers = True
         self.order, self.word = 'little', 8
         # name, pages, {page: contents}
@@ -62,7 +62,7 @@ class Maker:
                        (b'tail', 64, {63: page_of(9)})]
         self.devices = DEVICES
         self.description = True
-        self.at = {}                    # where fields ended up
+        self.at = {}                    # offsets of fields as written
 
     def write(self, path):
         with open(path, 'wb') as f:
@@ -170,7 +170,7 @@ class Case(unittest.TestCase):
             f.write(data)
 
     def run_tool(self, *args):
-        """(exit code, stdout, stderr)"""
+        """Run the tool; return (exit code, stdout, stderr)."""
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
@@ -180,13 +180,14 @@ class Case(unittest.TestCase):
         return code, out.getvalue(), err.getvalue()
 
     def result(self, *args, code=0):
-        """What --json prints; insists on the exit code."""
+        """Check the exit code and return the output of --json."""
         got, out, err = self.run_tool(*args, '--json')
         self.assertEqual(got, code, out + err)
         return json.loads(out)
 
     def problems(self, spec=None, code=1, says=None):
-        """verify finds these problems, and also prints them as text."""
+        """Return the problems that verify finds; check that their text matches
+        `says`."""
         found = self.result('verify', spec or self.image, code=code)
         _, out, _ = self.run_tool('verify', spec or self.image)
         if says:
@@ -233,7 +234,7 @@ class Good(Case):
             return f.read()
 
     def test_all_kinds(self):
-        """All optional parts and variants are understood."""
+        """The tool understands all optional parts and variants."""
         for changes in ({}, {'offset': 12345}, {'machine': b''},
                         {'footers': False}, {'description': False},
                         {'early': b'\x04early device' * 20}):
@@ -291,7 +292,7 @@ class Good(Case):
                 self.assertEqual(f.read(), self.maker.memory(number))
 
     def test_absent_pages_are_zero(self):
-        """... whatever the file has in their places."""
+        """... regardless of what the file contains at their offsets."""
         self.write()
         self.patch(self.maker.at['pages'] + 2 * PAGE, b'old' * 1000)
         self.assertEqual(self.extracted(), self.maker.memory())
@@ -378,7 +379,7 @@ class Compare(Case):
         self.compare(0)
 
     def test_absent_pages_are_zero(self):
-        """... whatever the file has in their places."""
+        """... regardless of what the file contains at their offsets."""
         self.patch(self.maker.at['pages'] + 2 * PAGE, b'old' * 1000)
         self.compare(0)
 
@@ -415,8 +416,8 @@ class Compare(Case):
 
 class Damaged(Case):
     def one_problem(self, at, field, says, code=1):
-        """The first problem is this one, and the other commands refuse the
-        image for the same reason."""
+        """Check that this is the first problem found, and that the other
+        commands reject the image for the same reason."""
         found = self.problems(code=code)
         self.assertTrue(found)
         self.assertEqual(found[0]['offset'], at)
@@ -447,7 +448,8 @@ class Damaged(Case):
     def test_page_size_of_another_target(self):
         self.write()
         self.patch(self.maker.at['header'] + 4, be(8, 8192))
-        # the length no longer is whole pages, or the description tells
+        # The length is not a multiple of the page size, or the description
+        # contradicts it
         self.assertTrue(self.problems())
 
     def test_lengths(self):
@@ -523,7 +525,7 @@ class Damaged(Case):
         self.assertRegex(self.problems()[0]['cause'], 'more than')
 
     def test_blocks_that_are_left_out(self):
-        """Their header has no offsets; each block has its address."""
+        """Their header has no offsets; each block has its address instead."""
         self.write(capabilities=[b'mapped-ram', b'x-ignore-shared'],
                    left_out=[b'pc.rom'])
         found = self.result('info', self.image)
@@ -532,7 +534,7 @@ class Damaged(Case):
         self.assertEqual([b['name'] for b in found['blocks']],
                          ['pc.ram', 'tail'])
         self.assertEqual(self.problems(code=0), [])
-        # Without the capability none may be
+        # Without the capability no block may be left out
         self.write(left_out=[b'pc.rom'], capabilities=[b'mapped-ram'])
         self.assertTrue(self.problems())
 
@@ -559,7 +561,7 @@ class Damaged(Case):
         self.assertEqual(self.problems(code=0), [])
 
     def test_ends_without_description(self):
-        """... but with a footer, a 0 and the end: complete."""
+        """An image that ends after a footer and a 0 is complete."""
         self.write(description=False)
         self.problems(code=0, says='note: the stream has no description')
         os.truncate(self.image, self.maker.at['size'] - 1)
@@ -582,7 +584,7 @@ class Damaged(Case):
         self.assertRegex(found['notes'][0], '2 of 2 pages .* are holes')
 
     def test_truncated(self):
-        """What is cut off is named."""
+        """The error names the part that is cut off."""
         self.write()
         at = self.maker.at['header']
         os.truncate(self.image, self.maker.at['pages'] + 300 * PAGE - 1)
@@ -615,7 +617,7 @@ class Damaged(Case):
         self.assertRegex(self.problems()[0]['cause'], 'more than 4096')
 
     def test_huge_and_empty(self):
-        """A sparse file with a block of 2 TiB: no time, no memory."""
+        """A sparse file with a block of 2 TiB needs little time and memory."""
         pages = 1 << 29
         self.maker.blocks = [(b'huge', 1, {0: page_of(1)})]
         self.write(description=False)
@@ -649,8 +651,8 @@ class Damaged(Case):
                 self.assertRegex(err, r'^mapped-ram: [^\n]+\n\Z')
 
     def test_plain_stream(self):
-        """Saved without mapped-ram: the next block stands where the header
-        would be."""
+        """In an image saved without mapped-ram, the next block is at the
+        position of the header."""
         self.write(capabilities=[])
         self.patch(self.maker.at['header'], named(b'pc.rom') + be(8, 5 * PAGE)
                    + bytes(99))
@@ -672,7 +674,8 @@ class Hostile(Case):
                 ('compare',))
 
     def survives(self, number):
-        """One of the commands ends with one of its exit codes."""
+        """Run one of the commands and check that it exits with a documented
+        code."""
         command, *rest = self.COMMANDS[number % len(self.COMMANDS)]
         args = [command, self.image, *rest]
         if command == 'extract':
@@ -699,7 +702,7 @@ class Hostile(Case):
     def test_truncated_at_every_length(self):
         self.make()
         size = len(self.data)
-        # libvirt's data, from 92 on, is not looked into
+        # The tool does not parse libvirt's data, from offset 92 on
         lengths = [*range(99), *range(99, 1100, 99), *range(1100, self.head),
                    *range(self.head, self.tail, 49999),
                    *range(self.tail, size)]
@@ -748,7 +751,7 @@ class Hostile(Case):
             self.assertNotEqual(self.survives(number), 0)
 
     def test_description_that_lies(self):
-        """Any text may stand where the description is."""
+        """The description may be replaced by arbitrary text."""
         self.write(description=False)
         with open(self.image, 'rb') as f:
             body = f.read()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The operators' page explains messages: each quoted message must exist in the
-sources, so that a search for it succeeds."""
+"""Each message that the operators' page explains must exist in the sources, so
+that a search for it succeeds."""
 
 import glob
 import os
@@ -10,7 +10,7 @@ import unittest
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__))))
 PAGE = os.path.join(ROOT, 'docs', 'system', 'direct-io.rst')
-# Messages of QEMU's own that an operator will see first
+# QEMU's own messages that an operator is likely to see first
 OF_THE_BASE = {"Could not open '...': ...", "Could not create '...': ..."}
 
 _LITERAL = r'"(?:[^"\\\n]|\\.)*"'
@@ -21,8 +21,8 @@ _DIRECTIVE = re.compile(r'%[-+ #0]*\d*(?:\.\d+)?(?:hh|h|ll|l|z|j|t)?[a-zA-Z]')
 
 
 def sources():
-    """The text of all C files that the series adds, and of what it adds to
-    the base's."""
+    """The text of all C files that the series adds, and the lines that it adds
+    to existing ones."""
     for directory in ('io', 'migration', 'util', 'compat'):
         for path in glob.glob(os.path.join(ROOT, directory, '**', '*.c'),
                               recursive=True):
@@ -34,7 +34,7 @@ def sources():
 
 
 def messages():
-    """All string constants, with ... for what is filled in."""
+    """All string constants, with ... in place of format directives."""
     found = set()
     for text in sources():
         macros = dict(_MACRO.findall(text))
@@ -42,7 +42,7 @@ def messages():
             parts = []
             for part in re.findall(rf'{_LITERAL}|\b[A-Z]\w+\b', run.group()):
                 if part.startswith('PRI'):
-                    # the directive's beginning is at the end of the last one
+                    # The previous literal ends with the % of the directive
                     parts.append('u')
                 else:
                     parts.append(macros.get(part, part).strip('"'))
@@ -51,7 +51,7 @@ def messages():
 
 
 def same(text):
-    """Adjacent variable parts count as one."""
+    """Merge adjacent variable parts into one."""
     return re.sub(r'\.\.\.[. ]*', '...', re.sub(r'\\n', '', text)).strip()
 
 

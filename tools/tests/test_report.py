@@ -29,7 +29,8 @@ ok 3 - three # SKIP no disk here
 
 class Printed(unittest.TestCase):
     def printed(self, *actions):
-        """What a report prints that is given to `actions`, each a part."""
+        """Return what a report prints when each of `actions` runs as a
+        part."""
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             report = Report()
@@ -83,7 +84,7 @@ class Printed(unittest.TestCase):
 
 
 class SideBySide(unittest.TestCase):
-    """Lanes of parts."""
+    """Parts that run in parallel lanes."""
 
     def setUp(self):
         patcher = unittest.mock.patch('qdio.say._steps', say._Steps())
@@ -97,7 +98,7 @@ class SideBySide(unittest.TestCase):
             say.step(name, argv, os.path.join(self.log, name))
 
     def test_parts(self):
-        """Each check counts for the part of the thread that makes it."""
+        """Each check counts for the part that runs in its thread."""
         started = threading.Barrier(2)
 
         def part(name, count):
@@ -116,8 +117,8 @@ class SideBySide(unittest.TestCase):
         self.assertRegex(out.getvalue(), r'# b +3 of 3 ')
 
     def test_ended(self):
-        """A lane that fails ends the step that another lane is at, and what
-        comes after it."""
+        """When a lane fails, the current step of another lane is terminated,
+        and its later steps do not run."""
         after = []
 
         def waits():

@@ -105,8 +105,8 @@ class Refresh(MadeUp):
         self.write('io/channel.c', self.read('io/channel.c', tree).replace(
             'use it', 'use it well'), tree)
         self.git('commit', '-qam', 'fix\n\nSeries-Id: last', where=tree)
-        # A commit on top with the slug of the one below it is part of that,
-        # and the message of the first one stays
+        # A commit with the same slug as the one below is merged into it,
+        # and the message of the first one is kept
         self.assertEqual(self.refreshed(), ['series/last/hooks-1.0.patch'])
         self.assertIn('+use it well', self.read('series/last/hooks-1.0.patch'))
         self.applied()
@@ -152,7 +152,8 @@ class Refresh(MadeUp):
         self.run_it('lint')
 
     def test_from_any_tree(self):
-        """A tree made by hand, with its series on a branch, from nothing."""
+        """Import a manually made tree, with its series on a branch, into an
+        empty repository."""
         tree = self.applied()
         hand = os.path.join(self.top, 'hand')
         self.git('clone', '-q', tree, hand)
@@ -164,7 +165,7 @@ class Refresh(MadeUp):
         self.assertEqual(self.on('apply')[0], before)
 
     def test_other_bases_are_left_alone(self):
-        """What only another base has stays: a slug, a file in compat/."""
+        """A slug or a file in compat/ that only another base has is kept."""
         self.write('series/order', text('first', 'only-one 1.0', 'last',
                                         'late 2.0'))
         self.write('series/late/message', 'io: late\n\nWhy.\n\n' + SIGNED)
@@ -222,7 +223,7 @@ class Refresh(MadeUp):
             t, 'io/link')), "last: 'io/link' is no plain file")
 
     def test_file_of_an_earlier_slug(self):
-        """Only the slug that adds a file edits it."""
+        """Only the slug that adds a file may edit it."""
         says = "last: '{}' is a file that the slug '{}' adds; make the edit " \
                'in the commit of that slug'
         for path, slug, change in (
