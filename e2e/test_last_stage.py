@@ -45,17 +45,31 @@ def at_switchover(t, fs, mode=DIRECT):
     return vm
 
 
+def reached(fs, hits):
+    """Returns whether that many faults occur soon."""
+    for _ in range(500):
+        if fs.hits >= hits:
+            return True
+        time.sleep(0.01)
+    return False
+
+
 def hung(t, *faults, mode=DIRECT):
     """Does the same on a file system with these faults, and returns when the
-    disk hangs.  If the guest got no CPU time, it has dirtied no pages, so the
-    last stage writes nothing directly and the save completes: try again."""
+    disk hangs and all faults have occurred.  If the guest got little CPU time,
+    it has dirtied few pages, so the last stage writes too little: try again."""
     while True:
         fs = broken(t, *faults, armed=False)
         try:
-            return fs, at_switchover(t, fs, mode)
+            vm = at_switchover(t, fs, mode)
         except AssertionError as err:
             if 'completed before the disk hung' not in str(err):
                 raise
+            continue
+        if reached(fs, len(faults)):
+            return fs, vm
+        fs.release()
+        vm.kill()
 
 
 def check_runs(t, fs, vm):
