@@ -326,7 +326,7 @@ def test_power(t):
             found = []
             with contextlib.ExitStack() as stack:
                 one = type(t)(t.config, t.path(f'{kind}{mode.channels}'),
-                              stack)
+                              stack, t.releases)
                 os.mkdir(one.dir)
                 disk, want, after = copies_of_a_save(one, kind, mode)
                 last = 5 if t.config.quick else 8
