@@ -573,6 +573,7 @@ static uint64_t count_requests(Fixture *f)
  */
 static void test_signal(void)
 {
+    struct sigaction action = { .sa_handler = no_op };
     uint64_t requests, start, seconds;
     int fds[2];
     Fixture f;
@@ -581,7 +582,7 @@ static void test_signal(void)
     if (!start_cut_block(&f)) {
         return;
     }
-    signal(SIGUSR1, no_op);
+    sigaction(SIGUSR1, &action, NULL);
     g_assert_cmpint(pipe(fds), ==, 0);
     w.pipe = fds[1];
     waiter_start(&w, &f);
