@@ -596,10 +596,10 @@ static void test_signal(void)
         g_assert_true(mapped_ram_lazy_waits(f.lazy, w.id));
         g_usleep(1000);
     }
-    /* The page is read again each second. */
+    /* The page is read again each second, not thousands of times. */
     requests = count_requests(&f) - requests;
     seconds = (g_get_monotonic_time() - start) / G_USEC_PER_SEC + 1;
-    g_assert_cmpuint(requests, <=, 10 * seconds);
+    g_assert_cmpuint(requests, <=, 100 * seconds);
 
     write_file(&f);
     waiter_join(&w);
