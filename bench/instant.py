@@ -13,10 +13,9 @@ from lab.guest import build_checker, configure_checker
 from lab.meter import drop_caches
 from lab.vm import VM
 
-from .sides import MEMORY, RECLAIM_SECONDS, Guest, completed
+from .sides import MEMORY, PAGE, RECLAIM_SECONDS, Guest, completed
 
 CHECK = 1024                        # pages that the guest checks in a round
-PAGE = 4096
 FIGURES = {'running': 'running', 'first': 'first sign',
            'tenth': 'a tenth checked', 'sweep': 'all checked',
            'seconds': 'all loaded'}

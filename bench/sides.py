@@ -18,7 +18,7 @@ from lab import fs
 from lab.content import MIB
 from lab.guest import build_checker, configure_checker
 from lab.memory import huge_pages
-from lab.meter import Meter, cached, drop_caches, page_cache
+from lab.meter import Meter, Unfinished, cached, drop_caches, page_cache
 from lab.vm import VM, Mode
 
 from .place import Place
@@ -411,8 +411,8 @@ class Live(Guest):
 
     rate        how much it rewrites, in bytes per second, about
 
-    A save that has not ended after PATIENCE seconds, since the guest is faster,
-    is given up."""
+    A save that has not ended after PATIENCE seconds, because the guest is
+    faster, is given up."""
 
     PATIENCE = 60
     DIRTY = 64                          # pages in a round of the guest
@@ -465,7 +465,7 @@ class Live(Guest):
             with place.fresh() as path:
                 try:
                     save = self.save(vm, path, self.PATIENCE)
-                except TimeoutError:
+                except Unfinished:
                     return {'save': {'seconds': self.PATIENCE, 'given_up': 1,
                                      'dirtied': rate}}
             info = vm.migration()

@@ -57,7 +57,8 @@ def reached(fs, hits):
 def hung(t, *faults, mode=DIRECT):
     """Does the same on a file system with these faults, and returns when the
     disk hangs and all faults have occurred.  If the guest got little CPU time,
-    it has dirtied few pages, so the last stage writes too little: try again."""
+    it has dirtied few pages, and the last stage writes too little: then tries
+    again."""
     while True:
         fs = broken(t, *faults, armed=False)
         try:
@@ -93,6 +94,17 @@ def check_runs(t, fs, vm):
     return info
 
 
+def check_completes(t, fs, vm, mode=DIRECT):
+    """Checks that the save completes when the disk no longer hangs."""
+    assert fs.held, 'the disk did not hang all the time'
+    fs.release()
+    info = vm.wait_migration()
+    assert info['status'] == 'completed', info
+    want = vm.ram_hash()
+    vm.kill()
+    t.restores(f'file:{t.path("image")}', want, mode, ram=RAM).kill()
+
+
 @test('last stage: cancelled while the disk hangs, the guest runs', quick=True,
       timeout=240)
 def test_cancel(t):
@@ -105,19 +117,13 @@ def test_cancel(t):
 
 @test('last stage: too late to cancel once the image is valid', quick=True)
 def test_committed(t):
-    """The first two syncs come before the magic number is written, one for each
-    descriptor; the third one hangs."""
+    """The first two syncs, one for each descriptor, come before the magic
+    number is written; the third one hangs."""
     fs, vm = hung(t, ('sync', range(3, 4), 'hold'))
     vm.command('migrate_cancel')
     assert vm.command('query-status')['status'] == 'finish-migrate', \
         'the guest runs while its image is valid'
-    assert fs.held, 'the disk did not hang all the time'
-    fs.release()
-    info = vm.wait_migration()
-    assert info['status'] == 'completed', info
-    want = vm.ram_hash()
-    vm.kill()
-    t.restores(f'file:{t.path("image")}', want, DIRECT, ram=RAM).kill()
+    check_completes(t, fs, vm)
 
 
 @test('last stage: the last sync fails, and no image is left', quick=True)
@@ -141,13 +147,7 @@ def test_snapshots(t):
     for command in ('savevm x', 'loadvm x'):
         said = vm.command('human-monitor-command', {'command-line': command})
         assert 'being saved to' in said and fs.mount in said, said
-    assert fs.held, 'the disk did not hang all the time'
-    fs.release()
-    info = vm.wait_migration()
-    assert info['status'] == 'completed', info
-    want = vm.ram_hash()
-    vm.kill()
-    t.restores(f'file:{t.path("image")}', want, Mode(0), ram=RAM).kill()
+    check_completes(t, fs, vm, Mode(0))
 
 
 @test('last stage: failed while the disk hangs, the guest runs', quick=True,
@@ -195,13 +195,7 @@ def test_buffered_writes(t):
             assert 'completed before the disk hung' in str(err), err
             break
         assert vm.command('query-status')['status'] == 'finish-migrate'
-        assert fs.held, 'the disk did not hang all the time'
-        fs.release()
-        info = vm.wait_migration()
-        assert info['status'] == 'completed', info
-        want = vm.ram_hash()
-        vm.kill()
-        t.restores(f'file:{t.path("image")}', want, DIRECT, ram=RAM).kill()
+        check_completes(t, fs, vm)
         os.unlink(t.path('image'))
     # A bitmap for each block of RAM, the state of devices, the magic
     assert nth > 7, f'only {nth - 1} writes were held'

@@ -92,6 +92,10 @@ def cached(path):
     return mmap.PAGESIZE * sum(b & 1 for b in vector.raw)
 
 
+class Unfinished(RuntimeError):
+    """A migration has not ended in time, although QMP answers."""
+
+
 class Meter:
     """Measures a process from the creation of this object until stop()."""
 
@@ -119,8 +123,8 @@ class Meter:
             if info.get('status') in ('completed', 'failed', 'cancelled'):
                 return info
             if time.monotonic() > deadline:
-                raise TimeoutError(f'{vm.name}: the migration is still '
-                                   f'{info.get("status")}')
+                raise Unfinished(f'{vm.name}: the migration is still '
+                                 f'{info.get("status")}')
             self.peak = max(self.peak, page_cache())
             time.sleep(POLL)
 

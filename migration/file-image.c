@@ -136,10 +136,10 @@ bool file_transport_committed(void)
 }
 
 /*
- * Decides that the image becomes valid, unless the save has been cancelled.  A
+ * Marks the image as committed, unless the save has been cancelled.  A
  * cancelled save resumes the guest at once, and the guest must not run while
- * there is a valid image: to restore it later would revive memory that does
- * not fit to the disks.
+ * there is a valid image of it: its memory would no longer match the disks when
+ * it is restored.
  */
 static bool file_decide(FileTransport *t)
 {

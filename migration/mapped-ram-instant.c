@@ -425,8 +425,7 @@ bool mapped_ram_instant_start(Error **errp)
     if (!i) {
         return true;
     }
-    error_setg(&i->blocker, "The guest's RAM is still being loaded from '%s'; "
-               "wait until query-migrate says 'completed'", i->name);
+    mapped_ram_instant_check_idle(&i->blocker);
     if (!mapped_ram_compat_block(&i->blocker, errp)) {
         return false;
     }

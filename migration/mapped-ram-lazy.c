@@ -206,13 +206,8 @@ static bool next_fault(MappedRamLazy *l, MappedRamFault *fault, bool *again)
     QEMU_LOCK_GUARD(&l->fault_lock);
     while (!should_stop(l)) {
         *again = take_parked(l, fault, &timeout);
-        if (*again) {
-            return true;
-        }
-        if (mapped_ram_uffd_read(l->uffd, fault)) {
-            if (is_parked(l, fault)) {
-                continue;
-            }
+        if (*again ||
+            (mapped_ram_uffd_read(l->uffd, fault) && !is_parked(l, fault))) {
             return true;
         }
         /* At the end no thread waits again, so one event wakes them all. */

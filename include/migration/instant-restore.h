@@ -1,12 +1,12 @@
 /*
- * Instant restore: what other parts of QEMU have to know of it
+ * Instant restore: what other parts of QEMU need to know about it
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * While RAM is loaded, threads that touch a missing page wait until it has been
- * read, for ever if it cannot be read.  Only QEMU's own mapping of RAM is
- * guarded: an access by the descriptor of shared memory would find zeros, and
- * make the missing page one of zeros.
+ * read; if it cannot be read, they wait forever.  Only QEMU's own mapping of
+ * RAM is guarded: an access through the descriptor of shared memory would read
+ * zeros, and fill the missing page with zeros for good.
  *
  * All functions must be called with the BQL held, unless they say otherwise.
  */
@@ -26,7 +26,7 @@ bool mapped_ram_instant_active(void);
  * @errp: pointer to a NULL-initialized error object
  *
  * For operations that replace the guest's RAM, such as loading a snapshot, or
- * that may give it to somebody else, such as adding a device.
+ * that may share it with another process, such as adding a device.
  *
  * Returns: true; or false with @errp set while RAM is being loaded
  */
@@ -37,8 +37,8 @@ bool mapped_ram_instant_check_idle(Error **errp);
  * @cpu: a CPU
  *
  * Returns: whether @cpu waits, in the middle of an instruction, for RAM that
- *          could not be read.  To stop it, there is nothing to wait for; to
- *          reset it is not possible.
+ *          could not be read.  It can be treated as stopped, but cannot be
+ *          reset.
  */
 bool mapped_ram_instant_stuck(CPUState *cpu);
 

@@ -56,8 +56,8 @@ typedef struct MappedRamLazy MappedRamLazy;
  *        The caller owns its descriptors and what it points to, which must live
  *        as long as the object.
  * @changed: called by one of the threads when a page could not be read, once
- *           until mapped_ram_lazy_retry(), and when a page was read after all
- *           that a thread has been waiting for
+ *           until mapped_ram_lazy_retry(), and when a page that a thread was
+ *           waiting for has been read after all
  * @ended: called by the last of the threads, when all pages are loaded; not
  *         after mapped_ram_lazy_free() has been called
  * @opaque: passed to both

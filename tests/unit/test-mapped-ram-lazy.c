@@ -496,6 +496,17 @@ static bool start_cut_block(Fixture *f)
     return true;
 }
 
+/* Makes the file whole again, without a request to retry. */
+static void finish_cut_block(Fixture *f, Waiter *w)
+{
+    write_file(f);
+    waiter_join(w);
+    qemu_sem_wait(&f->ended);
+    check_counts(f);
+    check_all(f);
+    fixture_destroy(f);
+}
+
 /* A failed read is reported, and retried on request. */
 static void test_retry(void)
 {
@@ -547,12 +558,7 @@ static void test_waits(void)
     }
     g_assert_false(mapped_ram_lazy_waits(f.lazy, qemu_get_thread_id()));
 
-    write_file(&f);
-    waiter_join(&w);
-    qemu_sem_wait(&f.ended);
-    check_counts(&f);
-    check_all(&f);
-    fixture_destroy(&f);
+    finish_cut_block(&f, &w);
 }
 
 static void no_op(int signal)
@@ -601,12 +607,7 @@ static void test_signal(void)
     seconds = (g_get_monotonic_time() - start) / G_USEC_PER_SEC + 1;
     g_assert_cmpuint(requests, <=, 100 * seconds);
 
-    write_file(&f);
-    waiter_join(&w);
-    qemu_sem_wait(&f.ended);
-    check_counts(&f);
-    check_all(&f);
-    fixture_destroy(&f);
+    finish_cut_block(&f, &w);
     close(fds[0]);
     close(fds[1]);
 }
