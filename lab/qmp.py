@@ -37,7 +37,7 @@ class QMP:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
-        self._read(deadline)            # the greeting
+        self._await_message('QMP', deadline)
         self.command('qmp_capabilities')
 
     def close(self):
@@ -60,6 +60,17 @@ class QMP:
             self._buffer += data
         line, self._buffer = self._buffer.split(b'\n', 1)
         return json.loads(line)
+
+    def _await_message(self, kind, deadline):
+        """Returns the next message that has a member `kind` or an error, and
+        keeps the events before it.  QEMU may send an event even ahead of its
+        greeting, if the guest starts while the client connects."""
+        while True:
+            message = self._read(deadline)
+            if kind in message or 'error' in message:
+                return message
+            if 'event' in message:
+                self.events.append(message)
 
     def last_events(self):
         """The remaining events that QEMU sent before it died."""
@@ -86,11 +97,7 @@ class QMP:
                 self._sock.sendall(data)
         except ConnectionError as err:
             raise QMPClosed('QMP connection lost') from err
-        while True:
-            answer = self._read(deadline)
-            if 'event' in answer:
-                self.events.append(answer)
-            elif 'error' in answer:
-                raise QMPError(name, answer['error'])
-            else:
-                return answer['return']
+        answer = self._await_message('return', deadline)
+        if 'error' in answer:
+            raise QMPError(name, answer['error'])
+        return answer['return']
