@@ -121,6 +121,7 @@ PIECES = (
     (['fresh'], {'channels': [1, 2, 4, 8]}, 3),
     (['backends', 'tmpfs', 'live'], {}, 2),
     (['instant'], {'programs': ['ours', 'stock']}, 2),
+    (['start'], {'programs': ['ours']}, 9),
     (['slow'], {}, 1),
     (['zero'], {'programs': ['ours', 'scan']}, 1),
     (['bandwidth', 'stall'], {}, 1),

@@ -13,6 +13,7 @@ TITLES = {
     'tmpfs': 'Random RAM, to and from tmpfs',
     'live': 'A guest that runs and rewrites random pages',
     'instant': 'A guest that checks its RAM, restored from a cold cache',
+    'start': 'The start of an instant restore from a cold cache',
     'half-zero-64k': 'Half zero, in runs of 64 KiB',
     'half-zero-8k': 'Half zero, in runs of 8 KiB',
     'zero': 'All zero',
@@ -74,7 +75,7 @@ def tables(rows):
         sizes = {row.ram for row in rows.of(scenario)}
         size = f', {sizes.pop()} MiB' if len(sizes) == 1 else ''
         text.append(f'{TITLES[scenario]}{size}\n')
-        if scenario == 'instant':
+        if scenario in ('instant', 'start'):
             text.append(_instant_table(rows.of(scenario)))
             continue
         for phase in ('save', 'restore'):
@@ -160,10 +161,13 @@ def markdown(rows, sessions):
     if rows.of('live'):
         parts.append(f"{TITLES['live']}. Medians (least-most).\n")
         parts.append(_live_table(rows.of('live')))
-    if rows.of('instant'):
-        parts.append(f"{TITLES['instant']}: seconds until it runs, gives a "
-                     'first sign, and so on. Medians (least-most).\n')
-        parts.append(_instant_table(rows.of('instant')))
+    for scenario in ('instant', 'start'):
+        found = rows.of(scenario)
+        if found:
+            parts.append(f'{TITLES[scenario]}: seconds until the guest runs, '
+                         'gives a first sign, and so on, interleaved rounds: '
+                         f'{len(found[0].runs)}. Medians (least-most).\n')
+            parts.append(_instant_table(found))
     parts.append(_verdict_table(rows))
     return '\n'.join(parts)
 
@@ -210,17 +214,21 @@ def _live_table(found):
 
 
 def _instant_table(found):
-    lines = ['| | ' + ' | '.join(FIGURES.values())
-             + ''.join(f' | {title}' for title in FAULTS.values()) + ' |',
-             '|---' * (len(FIGURES) + len(FAULTS) + 1) + '|']
+    def used(figures):
+        return {key: title for key, title in figures.items()
+                if any(row.has('restore', key) for row in found)}
+
+    times, faults = used(FIGURES), used(FAULTS)
+    lines = ['| | ' + ' | '.join([*times.values(), *faults.values()]) + ' |',
+             '|---' * (len(times) + len(faults) + 1) + '|']
     for row in found:
-        faults = [f"{row.median('restore', figure) / 1000:.1f}"
-                  if row.has('restore', figure) else ''
-                  for figure in FAULTS]
+        milliseconds = [f"{row.median('restore', figure) / 1000:.1f}"
+                        if row.has('restore', figure) else ''
+                        for figure in faults]
         lines.append('| ' + ' | '.join([
             f'{row.name}, {row.ram >> 10} GiB',
-            *(_spread(row, 'restore', figure, 3) for figure in FIGURES),
-            *faults]) + ' |')
+            *(_spread(row, 'restore', figure, 3) for figure in times),
+            *milliseconds]) + ' |')
     return '\n'.join(lines) + '\n'
 
 

@@ -8,7 +8,7 @@ import copy
 
 from lab.content import Content
 
-from .instant import Instant
+from .instant import Instant, Start
 from .sides import Fio, Guest, Live, OnEmulatedDisk, OnTmpfs, Pipe, \
     Populate, Scan, Socket
 
@@ -143,7 +143,7 @@ def live(setting):
 
 
 def instant(setting):
-    """How soon a guest runs, and whether that depends on its size."""
+    """How soon a guest runs, and what its load costs it."""
     return [Task('instant', Instant(name, emulator, 1, way, paused),
                  Content('random', size << 10))
             for size in INSTANT_SIZES if size << 10 <= 4 * setting.ram
@@ -153,6 +153,13 @@ def instant(setting):
                 ('ours', setting.ours, False, False),
                 ('stock', setting.stock, False, False))
             if emulator]
+
+
+def start(setting):
+    """How soon a guest runs, often enough to compare sizes."""
+    return [Task('start', Start('ours', setting.ours, 1),
+                 Content('random', size << 10))
+            for size in INSTANT_SIZES if size << 10 <= 4 * setting.ram]
 
 
 def half_zero_64k(setting):
@@ -225,7 +232,7 @@ def tcp(setting):
 
 
 SCENARIOS = {'fresh': fresh, 'random': random, 'backends': backends,
-             'tmpfs': tmpfs, 'live': live, 'instant': instant,
+             'tmpfs': tmpfs, 'live': live, 'instant': instant, 'start': start,
              'half-zero-64k': half_zero_64k, 'half-zero-8k': half_zero_8k,
              'zero': zero, 'sizes': sizes,
              'bandwidth': bandwidth, 'slow': slow, 'stall': stall, 'tcp': tcp}

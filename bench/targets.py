@@ -84,9 +84,11 @@ def _fresh(rows):
 
 
 def _resources(rows):
-    """The largest value, not a median, of all direct runs of ours."""
+    """The largest value, not a median, of all direct runs of ours to a disk:
+    a file on tmpfs is in the page cache by nature."""
     ours = [row for row in rows.rows
-            if row.is_(program='ours', direct=True) and row.scenario != 'tcp']
+            if row.is_(program='ours', direct=True)
+            and row.scenario not in ('tcp', 'tmpfs')]
     for phase in ('save', 'restore'):
         found = [row.most(phase, 'cached') / MIB for row in ours
                  if row.has(phase, 'cached')]
@@ -157,9 +159,10 @@ def _limits(rows):
 def _instant(rows):
     all_ = rows.of('instant', 'restore', program='ours', instant=True)
     found = [row for row in all_ if not row.facts.get('paused')]
-    first = [row.median('restore', 'first') for row in found
+    started = rows.of('start', program='ours') or found
+    first = [row.median('restore', 'first') for row in started
              if row.has('restore', 'first')]
-    running = [row.median('restore', 'running') for row in found]
+    running = [row.median('restore', 'running') for row in started]
     if not running:
         return
     yield ('instant restore: first sign of the guest', 0.15,

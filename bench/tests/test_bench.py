@@ -86,6 +86,28 @@ class Targets(unittest.TestCase):
         self.assertEqual(self.verdict(runs, 'own memory').value, 4)
         self.assertAlmostEqual(self.verdict(runs, 'QMP').value, 10)
 
+    def test_a_file_on_tmpfs_may_be_in_the_page_cache(self):
+        runs = [direct('ours', 1, {'seconds': 1, 'cached': c * MIB},
+                       scenario=scenario)
+                for c, scenario in ((2, 'random'), (2048, 'tmpfs'))]
+        self.assertEqual(self.verdict(runs, 'save: most of the file').value, 2)
+
+    def test_the_start_is_compared_in_many_rounds_if_there_are_any(self):
+        def started(scenario, ram, *times):
+            return [{**run(f'ours {ram}', 1, scenario=scenario,
+                           program='ours', instant=True), 'ram': ram,
+                     'restore': {'running': time, 'first': 2 * time,
+                                 'seconds': 1}}
+                    for time in times]
+
+        runs = started('instant', 1024, 0.01) + started('instant', 4096, 0.02)
+        text = 'until the guest may run'
+        self.assertEqual(self.verdict(runs, text).value, 2)
+        runs += started('start', 1024, 0.01, 0.01, 0.03) + \
+            started('start', 4096, 0.012, 0.011, 0.013)
+        self.assertAlmostEqual(self.verdict(runs, text).value, 1.2)
+        self.assertEqual(self.verdict(runs, 'first sign').value, 0.024)
+
     def test_bandwidth(self):
         for seconds, off in ((10.0, 0), (8.0, 25), (12.5, 20)):
             one = direct('ours', 1, seconds, scenario='bandwidth',
