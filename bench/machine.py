@@ -7,12 +7,12 @@ import re
 import subprocess
 
 
-def _read(path, default=''):
+def _read(path):
     try:
         with open(path) as f:
             return f.read().strip()
     except OSError:
-        return default
+        return ''
 
 
 def cpu_model(cpuinfo):

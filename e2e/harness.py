@@ -167,8 +167,7 @@ class Context:
         if os.getuid():
             raise Skip('needs root, to mount file systems')
 
-    def restores(self, uri, want_hash, mode=None, emulator=None, sweeps=1,
-                 **kwargs):
+    def restores(self, uri, want_hash, mode=None, emulator=None, **kwargs):
         """Restores from `uri`; checks that RAM is unchanged, that the guest
         continues, and that it finds no error in its memory."""
         dst = self.vm(incoming=True, emulator=emulator, **kwargs)
@@ -178,7 +177,7 @@ class Context:
             raise AssertionError('restored RAM is not what was saved')
         dst.command('cont')
         dst.ticks_on()
-        dst.wait_guest('sweep', sweeps)
+        dst.wait_guest('sweep')
         return dst
 
 

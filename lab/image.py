@@ -14,10 +14,10 @@ sys.path.append(SCRIPTS)
 from mapped_ram_image import FIELDS, HEADER, Image      # noqa: E402
 
 
-def total_at(path, offset=0):
+def total_at(path):
     """The offset of the total size of all RAM blocks in the image (u64, the
     low bits are flags)."""
-    with Image(f'{path},offset={offset}') as image:
+    with Image(path) as image:
         return image.total_at
 
 

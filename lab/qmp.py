@@ -13,7 +13,6 @@ class QMPError(Exception):
     def __init__(self, command, error):
         super().__init__(f"{command}: {error.get('desc')}")
         self.desc = error.get('desc', '')
-        self.error_class = error.get('class')
 
 
 class QMPClosed(Exception):
