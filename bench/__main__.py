@@ -110,11 +110,12 @@ def main():
     rows = Rows(results.runs(sessions))
     if not rows.rows:
         fail('nothing was measured')
+    # First the files: whoever reads the output may close it early
+    write(args, rows, report.markdown(rows, sessions))
     print(machine.sentence(sessions[-1]['machine']) + '\n')
     print(report.tables(rows))
     print(report.judgement(rows))
     print(report.disturbance_text(rows, sessions[-1]['machine']['cpus']))
-    write(args, rows, report.markdown(rows, sessions))
     return 0
 
 
