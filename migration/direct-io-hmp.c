@@ -54,12 +54,13 @@ static void print_latency(Monitor *mon, const DirectIoLatencyList *latency)
 
 static void print_instant(Monitor *mon, const MigrationInstantRestore *info)
 {
-    monitor_printf(mon, "instant restore: %s",
+    monitor_printf(mon, "instant restore: %s\n",
                    info->active ? "active" : "inactive");
     if (info->reason) {
-        monitor_printf(mon, ", because %s", info->reason);
+        /* This can be so for some RAM blocks, while others are not loaded. */
+        monitor_printf(mon, "instant restore: eager in part or whole, because "
+                       "%s\n", info->reason);
     }
-    monitor_printf(mon, "\n");
     monitor_printf(mon, "instant restore ram: %" PRIu64 " kbytes, %" PRIu64
                    " by %" PRIu64 " faults, %" PRIu64 " in the background\n",
                    info->total >> 10, info->fault_bytes >> 10, info->faults,

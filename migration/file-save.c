@@ -104,7 +104,8 @@ bool file_save_check_idle(Error **errp)
     if (!t || !t->outgoing || !file_save_compat_running()) {
         return true;
     }
-    error_setg(errp, "The machine is being saved to '%s'", t->name);
+    error_setg(errp, "The machine is being saved to '%s'; wait until the save "
+               "has ended", t->name);
     return false;
 }
 

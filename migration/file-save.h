@@ -31,11 +31,11 @@ void file_save_set_ram(const FileSaveRam *ram);
  * file_save_begin: prepare RAM and the file for a save
  * @s: the migration, in setup
  *
- * The previous image is lost, unless the save has been cancelled already.
  * Migration thread, without the BQL.
  *
- * Returns: true if the migration thread may write; false if it must end,
- *          because the migration has failed or was cancelled
+ * Returns: true if the migration thread may write; the previous image is then
+ *          lost.  False if it must end, because the migration has failed or
+ *          was cancelled; the previous image is then kept.
  */
 bool file_save_begin(MigrationState *s);
 

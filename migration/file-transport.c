@@ -138,7 +138,7 @@ static int file_open_outgoing(const char *path, bool *created, Error **errp)
 
     *created = false;
 
-        /* Opening a FIFO would wait for a reader, so check first */
+    /* Opening a FIFO would wait for a reader, so check first */
     if (stat(path, &st) == 0 && !file_check_type(&st, path, errp)) {
         return -1;
     }

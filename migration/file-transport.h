@@ -150,7 +150,6 @@ void file_transport_unlock(void);
  * For a load that continues after file_transport_cleanup(). The lock belongs to
  * the open file description, and so to every duplicate of the main stream's
  * descriptor. Main thread.
- * Main thread.
  *
  * Returns: true if the file is locked; the caller must then unlock it, from
  * file_transport_offset() on, with qemu_unlock_fd()

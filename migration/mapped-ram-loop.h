@@ -107,9 +107,9 @@ typedef struct MappedRamLoop {
 
 /**
  * mapped_ram_loop_pass:
+ * @loop: the loop
  * @limit_ms: how long to go on at most, also observing the bandwidth limit; or
  *            0 for neither limit
- *            for no limit of either
  * @errp: pointer to a NULL-initialized error object
  *
  * Hands dirty pages to the workers.

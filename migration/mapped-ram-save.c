@@ -26,8 +26,9 @@ static MappedRam *saving(void)
 }
 
 /*
- * Gives each block a provisional place, for the check of space; save_block()
- * sets the one in the file.  Returns where the blocks end.
+ * Gives each block a provisional place, for the check of space;
+ * mapped_ram_save_block() sets the one in the file.  Returns where the blocks
+ * end.
  */
 static int64_t prepare_blocks(MappedRam *m, int64_t offset, Error **errp)
 {
@@ -192,7 +193,7 @@ MappedRamBlock *mapped_ram_save_find(RAMBlock *rb, Error **errp)
 
     if (!b) {
         error_setg(errp, "RAM block '%s' was added during the migration, and "
-                   "has no place in the file", rb->idstr);
+                   "has no place in the file; save again", rb->idstr);
     }
     return b;
 }

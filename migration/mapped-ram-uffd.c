@@ -74,7 +74,7 @@ int mapped_ram_uffd_open(Error **errp)
         }
         close(fd);
     }
-    error_setg(errp, "userfaultfd of this kernel is too old");
+    error_setg(errp, "this kernel's userfaultfd is too old");
     return -1;
 }
 

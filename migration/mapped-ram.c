@@ -103,8 +103,8 @@ MappedRam *mapped_ram_new(QEMUFile *f, bool load, Error **errp)
 
     assert(!running[load]);
     if (!qemu_file_is_seekable(f)) {
-        error_setg(errp, "%s: the file is not seekable, which capability "
-                   "'mapped-ram' needs", config.name);
+        error_setg(errp, "%s: the file is not seekable; capability "
+                   "'mapped-ram' needs a file that is", config.name);
         return NULL;
     }
     config.depth = file_direct_depth(config.workers);

@@ -44,8 +44,8 @@ void mapped_ram_save_init(void);
  * @opaque: passed to @ops
  * @errp: pointer to a NULL-initialized error object
  *
- * Starts the workers, unless file_save_begin() has done so.  Called
- * by the migration thread before any block.
+ * Starts the workers, unless file_save_begin() has done so.  Called by the
+ * migration thread before any block.
  *
  * Returns: true, or false with @errp set.
  */
@@ -66,11 +66,11 @@ bool mapped_ram_save_block(QEMUFile *f, RAMBlock *rb, Error **errp);
 
 /**
  * mapped_ram_save_left_out:
- * Starts the workers, unless file_save_begin() has done so.  Called by the
- * migration thread before any block.
+ * @f: the main stream, behind the name, length and address of the block
+ * @errp: pointer to a NULL-initialized error object
  *
- * Called instead of mapped_ram_save_block() for a RAM block that stays in its
- * shared memory.
+ * Writes a header without pages.  Called instead of mapped_ram_save_block() for
+ * a RAM block that stays in its shared memory.
  *
  * Returns: true, or false with @errp set
  */

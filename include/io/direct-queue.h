@@ -58,8 +58,8 @@
 #define DIRECT_QUEUE_DEPTH_MAX      1024
 
 /*
- * Bytes in flight, unless the configuration limits the number of requests.
- * Small requests need many in flight to keep a disk busy; large ones do not,
+ * Bytes in flight, unless the configuration sets the depth or the bytes.  Small
+ * requests need many in flight to keep a disk busy; large ones do not,
  * and a drain or a cancel has to wait for all of them.  There is always room
  * for one request, whatever its size.
  */
@@ -74,14 +74,14 @@
  * @name: the file's name for messages
  * @limits: constraints on transfers through @fd
  * @engine: which engine to use.  All but AUTO fail if it does not work here.
- *          AUTO takes the first of the others that works: io_uring needs
- *          Linux 5.6, a sandbox that permits it, and a file system other than
- *          FUSE, where it would corrupt data after short writes; Linux's older
- *          aio blocks in the submission if the file is not O_DIRECT.
- * @depth: how many requests may be in flight, of any size; 0 for
- *         DIRECT_QUEUE_DEPTH_DEFAULT requests with no more than @bytes in
- *         total
- * @bytes: how many bytes may be in flight; 0 for no limit, or for
+ *          AUTO takes the first of the others that works, in the order of the
+ *          enumeration.  io_uring needs Linux 5.6 and a sandbox that permits
+ *          it; AUTO does not take it on FUSE, where it would corrupt data after
+ *          short writes.  linux-aio blocks in the submission if @fd does not
+ *          have O_DIRECT.
+ * @depth: how many requests may be in flight, at most DIRECT_QUEUE_DEPTH_MAX;
+ *         0 for DIRECT_QUEUE_DEPTH_DEFAULT
+ * @bytes: how many bytes they may have in total; 0 for no limit, or for
  *         DIRECT_QUEUE_BYTES_DEFAULT if @depth is 0, too
  */
 typedef struct DirectQueueConfig {
@@ -145,6 +145,8 @@ typedef struct DirectQueue DirectQueue;
 DirectQueue *direct_queue_new(const DirectQueueConfig *config, Error **errp);
 
 /**
+ * direct_queue_write:
+ * @q: the queue
  * @buf: the data, aligned to the limits' mem_align.  The queue uses it until
  *       the next direct_queue_drain() or direct_queue_free() returns, whatever
  *       this function returns.
@@ -253,8 +255,8 @@ const char *direct_queue_engine_name(const DirectQueue *q);
  * @q: the queue
  *
  * Why the automatic choice is not the preferred engine, for example "io_uring:
- * not permitted (sysctl kernel.io_uring_disabled or a seccomp filter);
- * linux-aio: not built in".
+ * not permitted (by the sysctl kernel.io_uring_disabled, or by a seccomp
+ * filter); linux-aio: not built in".
  *
  * Returns: a string that lives as long as the queue; NULL if the preferred
  * engine is in use or the engine was asked for by name.  Any thread.

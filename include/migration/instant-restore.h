@@ -4,9 +4,9 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * While RAM is loaded, threads that touch a missing page wait until it has been
- * read; if it cannot be read, they wait forever.  Only QEMU's own mapping of
- * RAM is guarded: an access through the descriptor of shared memory would read
- * zeros, and fill the missing page with zeros for good.
+ * read, however long that takes: reading is retried if it fails.  Only QEMU's
+ * own mapping of RAM is guarded: an access through the descriptor of shared
+ * memory would read zeros, and fill the missing page with zeros for good.
  *
  * All functions must be called with the BQL held, unless they say otherwise.
  */
@@ -15,7 +15,7 @@
 #define MIGRATION_INSTANT_RESTORE_H
 
 /*
- * Returns whether RAM is still being loaded while the guest may run.  While it
+ * Returns: whether RAM is still being loaded while the guest may run.  While it
  * is, the status of the migration is postcopy-active; it then becomes
  * completed.  Any thread.
  */
@@ -42,7 +42,7 @@ bool mapped_ram_instant_check_idle(Error **errp);
  */
 bool mapped_ram_instant_stuck(CPUState *cpu);
 
-/* Returns the same for all CPUs: whether any of them is stuck. */
+/* Returns: whether any CPU is stuck, see mapped_ram_instant_stuck() */
 bool mapped_ram_instant_any_stuck(void);
 
 #endif /* MIGRATION_INSTANT_RESTORE_H */

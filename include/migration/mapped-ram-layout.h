@@ -49,8 +49,9 @@
 #define MAPPED_RAM_PAGES_ALIGN (1 * MiB)
 
 /*
- * The largest length of a block and the largest offset, in bytes.  It is far
- * above any guest and keeps the sums below from overflowing.
+ * The largest length of a block and the largest offset of a header, in bytes.
+ * This is far above what any guest needs, and keeps sums of offsets and lengths
+ * from overflowing.
  */
 #define MAPPED_RAM_MAX (1ULL << 60)
 

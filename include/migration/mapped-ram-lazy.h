@@ -29,11 +29,15 @@
  *
  * Errors: a page that cannot be read stays missing, and threads that touch it
  * wait.  Before mapped_ram_lazy_start() this would block the load itself, so
- * such pages are placed as zeros, and mapped_ram_lazy_start() fails.  After it,
+ * zeros are placed instead, and mapped_ram_lazy_start() fails.  After it,
  * config.changed() is called and the background load stops; pages that threads
  * wait for are retried each second, and all pages by mapped_ram_lazy_retry().
  *
- * The threads take only the object's own lock, and never the BQL.
+ * The threads take only the object's own lock, and never the BQL.  The two
+ * callbacks are called without any lock.
+ *
+ * Functions that any thread may call say so; the others are for one thread at a
+ * time.
  *
  * This file does not depend on RAMBlock, QEMUFile or a version of QEMU.
  */
@@ -51,10 +55,11 @@ typedef struct MappedRamLazy MappedRamLazy;
 /**
  * MappedRamLazyConfig:
  * @file: the file, and how to read it.  Creates @workers background threads, up
- *        to 4, each with @depth requests in flight; reads for faults come on
- *        top.
- *        The caller owns its descriptors and what it points to, which must live
- *        as long as the object.
+ *        to 4, each with up to two reads of MAPPED_RAM_LAZY_EXTENT in flight,
+ *        which share @depth requests; reads for faults come on top.
+ *        @thread_name and @keep_zeros are not used.  The caller owns the
+ *        descriptors and what pointers refer to, which must live as long as the
+ *        object.
  * @changed: called by one of the threads when a page could not be read, once
  *           until mapped_ram_lazy_retry(), and when a page that a thread was
  *           waiting for has been read after all

@@ -79,7 +79,8 @@ void mapped_ram_memory_close(MappedRamMemory *m);
  * @base: start of the memory of the RAM block
  * @first: first page of the range
  * @pages: number of pages in the range
- * @untouched: set for each page that is zero because it was never touched
+ * @untouched: bitmap of @pages bits, counted from @first; set to the pages that
+ *             are zero because they were never touched
  *
  * Asks the kernel which pages have no memory behind them.  These are zero;
  * reading one to find out would map it, and allocate it if it is in a file or

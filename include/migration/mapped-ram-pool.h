@@ -19,6 +19,10 @@
  * The first error of any worker is kept.  From then on no page is moved, and
  * every call returns that error.
  *
+ * Threads: one thread at a time hands over work and waits for it.  Functions
+ * that other threads may call, too, say so.  mapped_ram_pool_free() must be the
+ * last call.
+ *
  * This file does not depend on RAMBlock, QEMUFile or a version of QEMU.
  */
 
@@ -52,7 +56,9 @@ typedef struct MappedRamPool MappedRamPool;
  * @backing: the backing of the memory, to find pages without data
  *
  * A RAM block as the workers see it.  Owned by the caller, who must not change
- * it while a pool works on it.
+ * or free it while a pool works on it: until mapped_ram_pool_drain() has
+ * returned true, or mapped_ram_pool_load_block() or mapped_ram_pool_free() has
+ * returned.
  */
 typedef struct MappedRamBlock {
     const char *name;
@@ -89,7 +95,11 @@ typedef struct MappedRamExtent {
  *                 be larger than MAPPED_RAM_EXTENT_ALIGN_MAX pages
  * @workers: number of threads, 1 or more
  * @engine: the engine of the queues
- * @depth: how many requests each queue keeps in flight, 0 for the default
+ * @depth: how many requests each queue keeps in flight, at most
+ *         DIRECT_QUEUE_DEPTH_MAX, or 0 for the default.  The bytes in flight
+ *         are also limited: to 512 KiB for each request, or by default to
+ *         DIRECT_QUEUE_BYTES_DEFAULT for all workers together; but each may
+ *         always have 4 MiB.
  * @keep_zeros: whether to save zero pages like others
  * @thread_started: called by each thread when it starts, with its name, which
  *                  lives as long as the pool; or NULL
@@ -249,10 +259,11 @@ bool mapped_ram_pool_drained(MappedRamPool *pool);
  * @errp: pointer to a NULL-initialized error object
  *
  * Loads one block and returns when it is complete.  Waits by yielding if called
- * in a coroutine, otherwise by sleeping.
+ * in a coroutine, otherwise by sleeping.  Also after an error, the workers no
+ * longer use @block when this returns.
  *
  * Returns: true, or false with @errp set to the first error, in which case
- *          part of the block's memory has been overwritten.
+ *          part of the block's memory may have been overwritten.
  */
 bool mapped_ram_pool_load_block(MappedRamPool *pool, MappedRamBlock *block,
                                 Error **errp);
@@ -280,6 +291,8 @@ void mapped_ram_pool_stats(MappedRamPool *pool, MappedRamStats *stats);
  * mapped_ram_pool_engine_name:
  * @pool: the pool
  *
+ * May be called from any thread.
+ *
  * Returns: name of the engine that does the I/O; a constant string.  If the
  *          workers have different engines, because a resource ran out, the
  *          least preferred one.
@@ -289,6 +302,8 @@ const char *mapped_ram_pool_engine_name(MappedRamPool *pool);
 /**
  * mapped_ram_pool_engine_reason:
  * @pool: the pool
+ *
+ * May be called from any thread.
  *
  * Returns: why no preferred engine is in use, see direct_queue_engine_reason();
  *          or NULL.  The string lives as long as the pool.
