@@ -15,7 +15,7 @@
 #include "trace.h"
 
 /*
- * A fault reads the page and its neighbours within this aligned window.  A disk
+ * A fault reads the page and its neighbors within this aligned window.  A disk
  * reads it in little more time than a page, and a guest is likely to touch it
  * next.
  */

@@ -5,12 +5,12 @@
  *
  * Guest RAM goes through the O_DIRECT descriptor when there is one.  On nearly
  * all devices its alignment is at most a page, so every request fits.  If a
- * device needs more, requests are rounded out to its unit with neighbouring
+ * device needs more, requests are rounded out to its unit with neighboring
  * pages of the same extent:
  *
- *  - when saving, a neighbour that need not be written has the same content as
+ *  - when saving, a neighbor that need not be written has the same content as
  *    the file, or is dirty again and so will be written again;
- *  - when loading, a neighbour that is not in the file is zero, and is zeroed
+ *  - when loading, a neighbor that is not in the file is zero, and is zeroed
  *    after the read.
  *
  * Short gaps between pages to be moved are bridged in the same way.

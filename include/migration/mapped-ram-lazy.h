@@ -5,7 +5,7 @@
  *
  * The memory of a RAM block is registered with userfaultfd.  A thread that
  * touches a page that is not loaded waits.  A fault thread reads the page and
- * its neighbours before everything else, places it, and so wakes the waiting
+ * its neighbors before everything else, places it, and so wakes the waiting
  * thread.  Background threads load the rest meanwhile, 2 MiB at a time and
  * several at once, continuing from where the last fault was.
  *
