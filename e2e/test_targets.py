@@ -6,9 +6,11 @@ import os
 import shutil
 import threading
 
+from lab.qmp import QMPError
 from lab.vm import Mode
 
 from .checks import DIRTY, check_error, fdset_case, good_save, never_stopped
+from .faults import faulty, open_gate, wait_stall
 from .harness import test
 
 MIB = 1 << 20
@@ -37,6 +39,69 @@ def test_no_odirect(t):
     said = t.vm(incoming=True).try_load(f'file:{path}', Mode(2, True))
     assert said and path in said and 'ramfs' in said, \
         f'restoring says "{said}", which does not name the file and ramfs'
+
+
+class Start(threading.Thread):
+    """Starts a save that is held while QEMU handles the command.  Then
+    `error` is what QEMU said."""
+
+    def __init__(self, t, vm, uri, mode):
+        super().__init__(daemon=True)
+        self.error = None
+        self.vm = vm
+        self.uri = uri
+        vm.setup(mode)
+        self.start()
+        wait_stall(t)
+
+    def run(self):
+        try:
+            self.vm.start_save(self.uri)
+        except QMPError as err:
+            self.error = str(err)
+
+    def finish(self, t):
+        open_gate(t)
+        self.join()
+        return self.error
+
+
+@test('targets: two saves create a file at the same time', quick=True)
+def test_created_twice(t):
+    """The second one finds no file, but the first one creates it before."""
+    path = t.path('image')
+    second = t.source(guest=DIRTY, emulator=faulty(t, 'image',
+                                                   'create:1:hold'))
+    held = Start(t, second, f'file:{path}', Mode(2, True))
+    first = t.source(guest=DIRTY)
+    first.setup(Mode(2, True), max_bandwidth=MIB)
+    first.start_save(f'file:{path}')
+    while first.migration()['status'] != 'active':
+        first.raise_if_dead()
+    error = held.finish(t)
+    assert error and 'is locked' in error, error
+    assert os.path.exists(path), 'the other image was removed'
+    first.command('migrate-set-parameters', {'max-bandwidth': 1 << 40})
+    assert first.wait_migration()['status'] == 'completed'
+    want = first.ram_hash()
+    t.restores(f'file:{path}', want, Mode(2, True)).kill()
+
+
+@test('targets: a file that is about to be removed is not used', quick=True)
+def test_removed(t):
+    """A new file on a file system without O_DIRECT is removed again."""
+    path = os.path.join(t.filesystem('ramfs', 512 * MIB), 'image')
+    refused = t.source(guest=DIRTY, emulator=faulty(t, 'image',
+                                                    'unlink:1:hold'))
+    held = Start(t, refused, f'file:{path}', Mode(2, True))
+    vm = t.source(guest=DIRTY)
+    info = vm.try_save(f'file:{path}', Mode(2))
+    assert 'ramfs' in held.finish(t)
+    check_error(info, path, 'is locked')
+    assert not os.path.exists(path)
+    vm.save(f'file:{path}', Mode(2))
+    want = vm.ram_hash()
+    t.restores(f'file:{path}', want, Mode(2)).kill()
 
 
 @test('refused: bad targets', quick=True)

@@ -4,7 +4,7 @@
  * FAULT_FILE   what the file's path ends with
  * FAULT        OP:NTH:WHAT, several separated by commas
  *
- *   OP         write, read, sync or close
+ *   OP         write, read, sync, close, unlink, or create: open with O_CREAT
  *   NTH        1 for the first such call on the file, and so on; 5+ for the
  *              fifth and all later ones; d1 for the first on a descriptor
  *              with O_DIRECT, b1 for the first on one without
@@ -50,7 +50,8 @@
 #include <libaio.h>
 #endif
 
-enum { OP_WRITE, OP_READ, OP_SYNC, OP_CLOSE, OPS };
+enum { OP_WRITE, OP_READ, OP_SYNC, OP_CLOSE, OP_CREATE,
+       OP_UNLINK, OPS };
 
 struct fault {
     int op;
@@ -68,7 +69,8 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void __attribute__((constructor)) init(void)
 {
-    static const char *const names[] = { "write", "read", "sync", "close" };
+    static const char *const names[] = { "write", "read", "sync", "close",
+                                         "create", "unlink" };
     char *text = getenv("FAULT"), *one, *save = NULL;
 
     file = getenv("FAULT_FILE");
@@ -117,26 +119,19 @@ static void tell(const char *text)
     }
 }
 
-/* Whether @fd is the file; what is to happen to this call, or NULL. */
-static const struct fault *find(int fd, int op)
+static int is_file(const char *path, size_t len)
 {
-    char link[64], path[PATH_MAX];
-    const struct fault *found = NULL;
-    int saved = errno, direct, i;
-    ssize_t len;
-    size_t want;
+    size_t want = strlen(file);
 
-    if (!n_faults) {
-        return NULL;
-    }
-    want = strlen(file);
-    snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
-    len = readlink(link, path, sizeof(path));
-    if (len < (ssize_t)want || memcmp(path + len - want, file, want)) {
-        errno = saved;
-        return NULL;
-    }
-    direct = !!(fcntl(fd, F_GETFL) & O_DIRECT);
+    return len >= want && !memcmp(path + len - want, file, want);
+}
+
+/* What is to happen to this call on the file, or NULL. */
+static const struct fault *choose(int op, int direct)
+{
+    const struct fault *found = NULL;
+    int i;
+
     pthread_mutex_lock(&lock);
     seen[op][0]++;
     seen[op][direct ? 1 : 2]++;
@@ -162,6 +157,25 @@ static const struct fault *find(int fd, int op)
     if (found && found->kill) {
         kill(getpid(), SIGKILL);
         pause();
+    }
+    return found;
+}
+
+/* Whether @fd is the file; what is to happen to this call, or NULL. */
+static const struct fault *find(int fd, int op)
+{
+    char link[64], path[PATH_MAX];
+    const struct fault *found = NULL;
+    int saved = errno;
+    ssize_t len;
+
+    if (!n_faults) {
+        return NULL;
+    }
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+    len = readlink(link, path, sizeof(path));
+    if (len > 0 && is_file(path, len)) {
+        found = choose(op, !!(fcntl(fd, F_GETFL) & O_DIRECT));
     }
     errno = saved;
     return found;
@@ -368,6 +382,37 @@ int io_uring_queue_init(unsigned entries, struct io_uring *ring,
 }
 
 #endif
+
+#define OPEN(name) \
+int name(const char *path, int flags, ...) \
+{ \
+    const struct fault *f = NULL; \
+    va_list args; \
+    mode_t mode; \
+\
+    va_start(args, flags); \
+    mode = flags & (O_CREAT | __O_TMPFILE) ? va_arg(args, mode_t) : 0; \
+    va_end(args); \
+    if (n_faults && flags & O_CREAT && is_file(path, strlen(path))) { \
+        f = choose(OP_CREATE, !!(flags & O_DIRECT)); \
+        FAIL_IF_SO(f); \
+    } \
+    return REAL(name)(path, flags, mode); \
+}
+
+OPEN(open)
+OPEN(open64)
+
+int unlink(const char *path)
+{
+    const struct fault *f = NULL;
+
+    if (n_faults && is_file(path, strlen(path))) {
+        f = choose(OP_UNLINK, 0);
+        FAIL_IF_SO(f);
+    }
+    return REAL(unlink)(path);
+}
 
 #if __has_include(<libaio.h>)
 

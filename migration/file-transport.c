@@ -119,17 +119,26 @@ static int file_open(const char *path, bool outgoing, Error **errp)
     return qemu_open(path, access | O_BINARY, errp);
 }
 
-void file_transport_remove(const char *path, int fd)
+/* Whether @path still is the file that was opened as @fd */
+static bool file_is_at(const char *path, int fd)
 {
     struct stat now, opened;
 
-    if (stat(path, &now) == 0 && fstat(fd, &opened) == 0 &&
-        now.st_dev == opened.st_dev && now.st_ino == opened.st_ino) {
+    return stat(path, &now) == 0 && fstat(fd, &opened) == 0 &&
+           now.st_dev == opened.st_dev && now.st_ino == opened.st_ino;
+}
+
+void file_transport_remove(const char *path, int fd)
+{
+    if (file_is_at(path, fd)) {
         unlink(path);
     }
 }
 
-/* Sets @created if the file may not have existed before */
+/*
+ * Sets @created if the file may not have existed before; but another process
+ * may have created it at the same time.
+ */
 static int file_open_outgoing(const char *path, bool *created, Error **errp)
 {
     struct stat st;
@@ -326,8 +335,9 @@ static bool file_take_descriptors(FileTransport *t, int fd, Error **errp)
 static void file_transport_free(FileTransport *t)
 {
     file_direct_close(&t->direct);
-    file_transport_release_lock(t);
+    /* In this order: whoever takes the lock must find the file removed */
     file_image_remove_unused(t);
+    file_transport_release_lock(t);
     g_clear_pointer(&t->ioc, object_unref);
     if (t->fd >= 0) {
         close(t->fd);
@@ -364,16 +374,25 @@ static bool file_transport_init(FileTransport *t, int fd, Error **errp)
         return false;
     }
     if (!file_lock(t)) {
+        t->created = false;
         error_setg(errp, "'%s' is locked: another migration is using it, or "
                    "it is the disk of a virtual machine", t->name);
         return false;
     }
+    if (fstat(fd, &st) < 0 || st.st_size) {
+        /* Another process created it, and has used it until now */
+        t->created = false;
+    }
     return file_direct_open(&t->direct, t->name, fd, access, errp);
 }
 
-/* Takes ownership of @name, but not of @fd, which is left at the offset */
+/*
+ * Takes ownership of @name, but not of @fd, which is left at the offset.
+ * @created: whether to remove the file if it is not used
+ */
 static FileTransport *file_transport_setup(int fd, char *name, uint64_t offset,
-                                           bool outgoing, Error **errp)
+                                           bool outgoing, bool created,
+                                           Error **errp)
 {
     FileTransport *t = g_new0(FileTransport, 1);
 
@@ -382,6 +401,7 @@ static FileTransport *file_transport_setup(int fd, char *name, uint64_t offset,
         .name = name,
         .offset = offset,
         .outgoing = outgoing,
+        .created = created,
         .fd = -1,
         .close_fd = -1,
         .dir_fd = -1,
@@ -389,6 +409,11 @@ static FileTransport *file_transport_setup(int fd, char *name, uint64_t offset,
         .phase = FILE_NO_PHASE,
     };
     if (!file_transport_init(t, fd, errp)) {
+        if (t->created) {
+            /* Duplicating @fd may have failed */
+            file_transport_remove(name, fd);
+            t->created = false;
+        }
         file_transport_free(t);
         return NULL;
     }
@@ -412,7 +437,7 @@ void file_transport_start_outgoing(MigrationState *s,
     const char *path = file_args->filename;
     FileTransport *t;
     QIOChannel *ioc;
-    bool created;
+    bool created, is_path = !strstart(path, "/dev/fdset/", NULL);
     int fd;
 
     if (!file_check_capabilities(true, errp) ||
@@ -425,15 +450,17 @@ void file_transport_start_outgoing(MigrationState *s,
     }
     trace_file_transport_outgoing(path, file_args->offset, created);
     t = file_transport_setup(fd, g_strdup(path), file_args->offset, true,
-                             errp);
+                             created, errp);
+    if (t && is_path && !file_is_at(path, fd)) {
+        error_setg(errp, "'%s' was removed or replaced while it was opened; "
+                   "try again", path);
+        file_transport_cleanup();
+        t = NULL;
+    }
     if (!t) {
-        if (created) {
-            file_transport_remove(path, fd);
-        }
         qemu_close(fd);
         return;
     }
-    t->created = created;
     if (created) {
         t->dir_fd = file_open_directory(path);
     }
@@ -470,7 +497,7 @@ void file_transport_start_incoming(FileMigrationArgs *file_args, Error **errp)
     }
     trace_file_transport_incoming(path, file_args->offset);
     t = file_transport_setup(fd, g_strdup(path), file_args->offset, false,
-                             errp);
+                             false, errp);
     if (!t) {
         qemu_close(fd);
         return;
@@ -518,7 +545,7 @@ bool file_transport_adopt(QIOChannel *ioc, const char *fdname, bool outgoing,
     }
     name = g_strdup_printf("fd:%s", fdname);
     t = file_transport_setup(QIO_CHANNEL_FILE(ioc)->fd, name, offset, outgoing,
-                             errp);
+                             false, errp);
     if (!t) {
         return false;
     }
