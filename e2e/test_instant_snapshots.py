@@ -72,3 +72,17 @@ def test_snapshots(t):
     vm.command('cont')
     vm.ticks_on()
     vm.wait_guest('sweep')
+
+
+@test('instant: a snapshot that is not loaded leaves the guest running',
+      quick=True)
+def test_running(t):
+    faults, _, _, vm, _ = restore(t, HELD)
+    vm.command('cont')
+    said = vm.command('human-monitor-command', {'command-line': 'loadvm x'})
+    assert 'still being loaded' in said, said
+    assert vm.command('query-status')['status'] == 'running'
+    faults.release()
+    check_complete(t, vm)
+    vm.ticks_on()
+    vm.wait_guest('sweep')

@@ -11,6 +11,7 @@
 #include "exec/memory.h"
 #include "exec/ramblock.h"
 #include "file-direct.h"
+#include "file-save.h"
 #include "file-transport.h"
 #include "hw/core/cpu.h"
 #include "migration/instant-restore.h"
@@ -81,6 +82,11 @@ bool mapped_ram_instant_check_idle(Error **errp)
     error_setg(errp, "The guest's RAM is still being loaded from '%s'; "
                "wait until query-migrate says 'completed'", instant->name);
     return false;
+}
+
+bool mapped_ram_instant_check_snapshot(Error **errp)
+{
+    return file_save_check_idle(errp) && mapped_ram_instant_check_idle(errp);
 }
 
 void mapped_ram_instant_forget(void)

@@ -33,6 +33,19 @@ bool mapped_ram_instant_active(void);
 bool mapped_ram_instant_check_idle(Error **errp);
 
 /**
+ * mapped_ram_instant_check_snapshot:
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * To be called before the guest is stopped for a snapshot to be loaded: a
+ * snapshot that may not be loaded must leave the guest running, all the more if
+ * it is being saved.
+ *
+ * Returns: true; or false with @errp set while the machine is saved to a file,
+ *          or RAM is being loaded
+ */
+bool mapped_ram_instant_check_snapshot(Error **errp);
+
+/**
  * mapped_ram_instant_stuck:
  * @cpu: a CPU
  *
