@@ -58,21 +58,30 @@ void lazy_count_down(MappedRamLazy *l, uint64_t count)
     event_notifier_set(&l->notifier);
 }
 
+/*
+ * Keeps the first error.  Takes ownership of @err.  Returns whether to report
+ * it.  Called with the lock held.
+ */
+static bool latch_error(MappedRamLazy *l, Error *err)
+{
+    trace_mapped_ram_error(error_get_pretty(err));
+    if (l->err) {
+        error_free(err);
+        return false;
+    }
+    l->err = err;
+    return l->started && !l->freeing;
+}
+
 /* Keeps and reports the first error.  Takes ownership of @err. */
 static void fail(MappedRamLazy *l, Error *err)
 {
-    bool tell;
+    bool report;
 
-    trace_mapped_ram_error(error_get_pretty(err));
     WITH_QEMU_LOCK_GUARD(&l->lock) {
-        tell = l->started && !l->err && !l->freeing;
-        if (l->err) {
-            error_free(err);
-        } else {
-            l->err = err;
-        }
+        report = latch_error(l, err);
     }
-    if (tell) {
+    if (report) {
         l->config.changed(l->config.opaque);
     }
 }
@@ -224,11 +233,16 @@ static void park(LazyThread *t, const MappedRamFault *fault, Error *err)
         .fault = *fault,
         .due = g_get_monotonic_time() + RETRY_US,
     };
-    bool started;
+    bool started, report;
     int i;
 
+    /*
+     * In one step: after an error before the start there is no start, so the
+     * guest never sees the zeros.
+     */
     WITH_QEMU_LOCK_GUARD(&l->lock) {
         started = l->started;
+        report = latch_error(l, err);
         parked.block = lazy_find_page(l, fault->address, &parked.page);
         i = find_parked(l, fault);
         if (i >= 0) {
@@ -239,7 +253,9 @@ static void park(LazyThread *t, const MappedRamFault *fault, Error *err)
     }
     /* The thread that waits for faults must update its timeout. */
     event_notifier_set(&l->notifier);
-    fail(l, err);
+    if (report) {
+        l->config.changed(l->config.opaque);
+    }
     if (!started) {
         lazy_serve_zeros(l, &t->slot[0], fault);
     }
