@@ -3,7 +3,9 @@
 wait for the disk when the save fails or is cancelled, and QMP never does."""
 
 import errno
+import fcntl
 import os
+import struct
 import time
 
 from lab.vm import Mode
@@ -11,7 +13,7 @@ from lab.vm import Mode
 from .checks import check_error, check_leftover, expect_error, good_save, \
     never_stopped
 from .faults import broken, faulty, open_gate, stalls, wait_stall
-from .harness import test
+from .harness import Skip, test
 
 RAM = 64
 GUEST = {'dirty': 32}
@@ -28,10 +30,10 @@ def wait_for(vm, what, condition):
         time.sleep(0.01)
 
 
-def at_switchover(t, fs, mode=DIRECT):
+def at_switchover(t, fs, mode=DIRECT, **kwargs):
     """Starts a save and holds it at the switchover, when the guest is stopped;
     then continues with the last stage, in which the disk hangs."""
-    vm = t.source(ram=RAM, guest=GUEST)
+    vm = t.source(ram=RAM, guest=GUEST, **kwargs)
     vm.setup(mode)
     vm.command('migrate-set-capabilities', {'capabilities': [
         {'capability': 'pause-before-switchover', 'state': True}]})
@@ -148,6 +150,94 @@ def test_snapshots(t):
         said = vm.command('human-monitor-command', {'command-line': command})
         assert 'being saved to' in said and fs.mount in said, said
     check_completes(t, fs, vm, Mode(0))
+
+
+@test('live: a snapshot that may not be loaded leaves the guest running',
+      quick=True)
+def test_refused_loadvm(t):
+    vm = t.source(ram=RAM, guest=GUEST,
+                  emulator=faulty(t, 'image', 'sync:1:hold'))
+    vm.setup(Mode(0))
+    vm.start_save(f'file:{t.path("image")}')
+    wait_stall(t)
+    said = vm.command('human-monitor-command', {'command-line': 'loadvm x'})
+    assert 'being saved to' in said, said
+    assert vm.command('query-status')['status'] == 'running'
+    open_gate(t)
+    assert vm.wait_migration()['status'] == 'completed'
+
+
+@test('last stage: a guest that is stopped meanwhile stays stopped',
+      quick=True)
+def test_stop(t):
+    fs, vm = hung(t, ('direct write', range(1, 3), 'hold'))
+    vm.command('stop')
+    vm.command('migrate_cancel')
+    while vm.command('query-status')['status'] == 'finish-migrate':
+        vm.raise_if_dead()
+        time.sleep(0.01)
+    fs.release()
+    assert vm.wait_migration()['status'] == 'cancelled'
+    assert vm.command('query-status')['status'] == 'paused'
+    vm.command('cont')
+    vm.ticks_on()
+
+
+@test('last stage: failed, and another process uses the disk then',
+      quick=True)
+def test_busy_disk(t):
+    """At the end of the last stage QEMU lets go of the guest's disks.  If it
+    cannot get them back, the guest waits for `cont`."""
+    if not t.config.ours.at_least(10, 2):
+        raise Skip('older ones do not notice that they have no disk')
+    disk = t.path('disk')
+    with open(disk, 'wb') as f:
+        f.truncate(1 << 20)
+    fs = broken(t, ('sync', range(1, 2), 'hold'),
+                ('sync', range(2, 3), errno.EIO), armed=False)
+    vm = at_switchover(t, fs, args=('-drive', f'file={disk},format=raw'))
+    with open(disk, 'r+b') as user:
+        fcntl.fcntl(user, fcntl.F_OFD_SETLK, struct.pack(
+            'hhqqi', fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        fs.release()
+        info = vm.wait_migration()
+        check_error(info, os.path.join(fs.mount, 'image'),
+                    os.strerror(errno.EIO))
+        assert vm.command('query-status')['status'] == 'paused'
+        with expect_error('the guest runs without its disk'):
+            vm.command('cont')
+    vm.command('cont')
+    vm.ticks_on()
+
+
+@test('setup: QMP answers while the first sync does not end', quick=True)
+def test_first_sync(t):
+    """A refused device_add waits for the end of all RCU sections."""
+    fs = broken(t, ('sync', range(1, 2), 'hold'))
+    vm = t.source(ram=RAM, guest=GUEST)
+    vm.setup(DIRECT)
+    with open(os.path.join(fs.mount, 'image'), 'wb') as f:
+        vm.command('getfd', {'fdname': 'image'}, fds=[f.fileno()])
+    vm.start_save('fd:image')
+    wait_for(vm, 'the disk hung', lambda: fs.held)
+    with expect_error('a device was added during a migration'):
+        vm.command('device_add', {'driver': 'pci-testdev'})
+    check_completes(t, fs, vm)
+
+
+@test('last stage: the RAM of a stopped guest is written before', quick=True)
+def test_stopped(t):
+    """With such a limit on the downtime, all of RAM would be written in the
+    last stage if the guest ran; write 20 is of the second half."""
+    fs = broken(t, ('direct write', range(20, 21), 'hold'))
+    vm = t.source(ram=RAM, guest=GUEST)
+    vm.wait_guest('sweep')
+    vm.command('stop')
+    vm.setup(DIRECT, max_bandwidth=16 << 20, downtime_limit=2000000)
+    vm.start_save(f'file:{os.path.join(fs.mount, "image")}')
+    wait_for(vm, 'the disk hung', lambda: fs.held)
+    assert vm.command('query-status')['status'] == 'paused'
+    check_completes(t, fs, vm)
 
 
 @test('last stage: failed while the disk hangs, the guest runs', quick=True,

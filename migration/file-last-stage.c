@@ -7,6 +7,7 @@
 #include "qemu/osdep.h"
 #include "file-last-stage.h"
 #include "file-queue.h"
+#include "file-save-compat.h"
 #include "file-transport-int.h"
 #include "options.h"
 #include "qapi/error.h"
@@ -45,4 +46,13 @@ bool file_last_stage_take_guest(void)
     t->has_guest = false;
     trace_migration_file_resume(t->name);
     return true;
+}
+
+void file_last_stage_stop(RunState state)
+{
+    FileTransport *t = file_transport_get();
+
+    if (t && t->has_guest) {
+        file_save_compat_stay_stopped(migrate_get_current(), state);
+    }
 }

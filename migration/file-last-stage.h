@@ -13,6 +13,7 @@
 #ifndef QEMU_MIGRATION_FILE_LAST_STAGE_H
 #define QEMU_MIGRATION_FILE_LAST_STAGE_H
 
+#include "qapi/qapi-types-run-state.h"
 #include "qemu-file.h"
 
 /**
@@ -42,5 +43,14 @@ void file_last_stage_flush(QEMUFile *f);
  *          resume the guest; then false
  */
 bool file_last_stage_take_guest(void);
+
+/**
+ * file_last_stage_stop: note that the guest is to stay stopped
+ * @state: why: the state that it gets if the save fails or is cancelled
+ *
+ * For a `stop`, or an I/O error of a disk, while the guest is already stopped
+ * for the last stage.  Does nothing at other times.  BQL held.
+ */
+void file_last_stage_stop(RunState state);
 
 #endif /* QEMU_MIGRATION_FILE_LAST_STAGE_H */

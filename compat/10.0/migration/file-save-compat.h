@@ -7,6 +7,7 @@
 #ifndef QEMU_MIGRATION_FILE_SAVE_COMPAT_H
 #define QEMU_MIGRATION_FILE_SAVE_COMPAT_H
 
+#include "migration.h"
 #include "migration/misc.h"
 #include "qemu/main-loop.h"
 #include "ram.h"
@@ -25,6 +26,13 @@ static inline void file_save_compat_unlock_bql(void)
 static inline bool file_save_compat_running(void)
 {
     return migration_is_running();
+}
+
+/* The guest gets @state if the migration does not succeed. */
+static inline void file_save_compat_stay_stopped(MigrationState *s,
+                                                 RunState state)
+{
+    s->vm_old_state = state;
 }
 
 #endif

@@ -27,4 +27,12 @@ static inline bool file_save_compat_running(void)
     return migration_is_running(migrate_get_current()->state);
 }
 
+/* The guest gets @state if the migration does not succeed. */
+static inline void file_save_compat_stay_stopped(MigrationState *s,
+                                                 RunState state)
+{
+    s->vm_was_running = false;
+    s->vm_stopped_state = state;
+}
+
 #endif
