@@ -212,9 +212,11 @@ def test_busy_disk(t):
 
 @test('setup: QMP answers while the first sync does not end', quick=True)
 def test_first_sync(t):
-    """A refused device_add waits for the end of all RCU sections."""
+    """A refused device_add waits for the end of all RCU sections.  TCG may run
+    for long within one, so the guest is stopped."""
     fs = broken(t, ('sync', range(1, 2), 'hold'))
     vm = t.source(ram=RAM, guest=GUEST)
+    vm.command('stop')
     vm.setup(DIRECT)
     with open(os.path.join(fs.mount, 'image'), 'wb') as f:
         vm.command('getfd', {'fdname': 'image'}, fds=[f.fileno()])
