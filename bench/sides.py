@@ -17,6 +17,7 @@ import time
 from lab import fs
 from lab.content import MIB
 from lab.guest import build_checker, configure_checker
+from lab.image import blocks
 from lab.memory import huge_pages
 from lab.meter import Meter, Unfinished, cached, drop_caches, page_cache
 from lab.vm import VM, Mode
@@ -111,9 +112,13 @@ class Migration(Side):
         finally:
             vm.kill()
 
-    def run(self, place, content):
-        image = place.image(content, self.image, lambda path: self.make_image(
+    def image_of(self, place, content):
+        """The path of the image."""
+        return place.image(content, self.image, lambda path: self.make_image(
             place, content, path))
+
+    def run(self, place, content):
+        image = self.image_of(place, content)
         with huge_pages(content.ram) if self.memory == 'hugetlb' else \
                 contextlib.nullcontext():
             vm = start(self.emulator, place, content, incoming=True,
@@ -249,11 +254,13 @@ class Fio(Side):
                 write makes it longer
     huge        whether its memory is of huge pages, as a guest's often is:
                 then a request has fewer pieces
-    runs        whether only the content's runs of data are written and read,
-                each in its place, 64 in flight, in a file of final size"""
+    runs        a Guest: only the content's runs of data are written and read,
+                each in its place, 64 in flight; written to a file of final
+                size, but read from the guest's image, because the same runs
+                are not everywhere on the disk equally fast"""
 
-    def __init__(self, final=False, huge=False, runs=False):
-        self.final = final or runs
+    def __init__(self, final=False, huge=False, runs=None):
+        self.final = final or bool(runs)
         self.huge = huge
         self.runs = runs
         self.name = 'fio, ' + ('runs of data' if runs else
@@ -262,23 +269,24 @@ class Fio(Side):
 
     def facts(self):
         return {'program': 'fio', 'final': self.final, 'huge': self.huge,
-                'runs': self.runs}
+                'runs': bool(self.runs)}
 
-    def amount(self, rw, content):
+    def amount(self, rw, content, offset):
         """The options that define how much is written or read, and where."""
         size = content.data_bytes()
         if not self.runs:
             return [f'--rw={rw}', '--bs=1M', f'--size={size}', '--iodepth=16']
         run = content.run_bytes()
         return [f'--rw={rw}:{run}', f'--bs={run}', f'--io_size={size}',
-                f'--filesize={content.ram}M', '--iodepth=64']
+                f'--offset={offset}', f'--size={content.ram}M',
+                '--iodepth=64']
 
-    def job(self, path, rw, content):
+    def job(self, path, rw, content, offset=0):
         drop_caches()
         before = page_cache()
         out = subprocess.run(
             ['fio', '--name=limit', f'--filename={path}',
-             *self.amount(rw, content), '--ioengine=io_uring',
+             *self.amount(rw, content, offset), '--ioengine=io_uring',
              '--direct=1', '--end_fsync=1',
              f'--fallocate={"truncate" if self.final else "none"}',
              f'--iomem={"mmaphuge" if self.huge else "malloc"}',
@@ -295,8 +303,13 @@ class Fio(Side):
         with place.fresh('fio') as path, \
                 huge_pages(32) if self.huge else contextlib.nullcontext():
             save = self.job(path, 'write', content)
+            offset = 0
+            if self.runs:
+                path = self.runs.image_of(place, content)
+                offset = next(block.pages_offset for block in blocks(path)
+                              if block.length == content.ram * MIB)
             return {'save': save,
-                    'restore': self.job(path, 'read', content)}
+                    'restore': self.job(path, 'read', content, offset)}
 
 
 class Scan(Side):

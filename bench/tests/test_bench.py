@@ -277,9 +277,9 @@ class Selection(unittest.TestCase):
 
     def test_fio_does_the_same_runs_as_the_guest(self):
         task, = scenarios.plan(['half-zero-8k'], setting(programs=['fio']))
-        said = task.side.amount('write', task.content)
-        for word in ('--rw=write:8192', '--bs=8192',
-                     f'--filesize={task.content.ram}M',
+        said = task.side.amount('write', task.content, 4096)
+        for word in ('--rw=write:8192', '--bs=8192', '--offset=4096',
+                     f'--size={task.content.ram}M',
                      f'--io_size={task.content.ram << 19}'):
             self.assertIn(word, said)
 
