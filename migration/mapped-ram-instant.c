@@ -20,7 +20,6 @@
 #include "mapped-ram-int.h"
 #include "migration.h"
 #include "options.h"
-#include "postcopy-ram.h"
 #include "qapi/error.h"
 #include "qemu/error-report.h"
 #include "qemu/lockable.h"
@@ -60,6 +59,9 @@ typedef struct Instant {
 
 static Instant *instant;
 
+/* Devices that let another process map guest memory; under the BQL. */
+static unsigned sharers;
+
 /* Atomic: whether the load has been started, until its end is published */
 static bool active;
 
@@ -87,6 +89,21 @@ bool mapped_ram_instant_check_idle(Error **errp)
 bool mapped_ram_instant_check_snapshot(Error **errp)
 {
     return file_save_check_idle(errp) && mapped_ram_instant_check_idle(errp);
+}
+
+bool mapped_ram_instant_add_sharer(Error **errp)
+{
+    if (!mapped_ram_instant_check_idle(errp)) {
+        return false;
+    }
+    sharers++;
+    return true;
+}
+
+void mapped_ram_instant_remove_sharer(void)
+{
+    assert(sharers);
+    sharers--;
 }
 
 void mapped_ram_instant_forget(void)
@@ -286,8 +303,8 @@ static bool check_machine(Error **errp)
         error_setg(errp, "guest memory is locked (-overcommit mem-lock=on)");
         return false;
     }
-    if (postcopy_has_notifiers()) {
-        error_setg(errp, "a vhost-user device has guest memory mapped in "
+    if (sharers) {
+        error_setg(errp, "a vhost-user device shares guest memory with "
                    "another process");
         return false;
     }

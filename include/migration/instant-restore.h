@@ -46,6 +46,21 @@ bool mapped_ram_instant_check_idle(Error **errp);
 bool mapped_ram_instant_check_snapshot(Error **errp);
 
 /**
+ * mapped_ram_instant_add_sharer:
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * For a device that lets another process map the guest's RAM.  The process may
+ * connect, or connect again, at any time from now on, so the restore is eager
+ * as long as there is such a device.
+ *
+ * Returns: true; or false with @errp set while RAM is being loaded
+ */
+bool mapped_ram_instant_add_sharer(Error **errp);
+
+/* To be called when that device has gone. */
+void mapped_ram_instant_remove_sharer(void);
+
+/**
  * mapped_ram_instant_stuck:
  * @cpu: a CPU
  *
