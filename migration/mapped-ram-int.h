@@ -51,7 +51,7 @@ extern QemuMutex mapped_ram_lock;
 
 /**
  * mapped_ram_new:
- * @f: the main stream, which is seekable
+ * @f: the main stream, which is a file
  * @load: whether to load RAM, or to save it
  * @errp: pointer to a NULL-initialized error object
  * Starts the workers and publishes the object.  No other save, or other load,
@@ -96,7 +96,7 @@ MappedRamBlock *mapped_ram_add_block(MappedRam *m, RAMBlock *rb,
 /* Returns the name of @f for messages, that of the file if it is a file. */
 const char *mapped_ram_stream_name(QEMUFile *f);
 
-/* Returns the descriptor of @f, which is seekable and so a file channel. */
+/* Returns the descriptor of @f, which is a file channel. */
 int mapped_ram_stream_fd(QEMUFile *f);
 
 /* Checks @f: if it has an error, returns false with @errp set to that error. */

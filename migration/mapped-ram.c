@@ -31,9 +31,10 @@ static void __attribute__((constructor)) mapped_ram_init(void)
 
 bool mapped_ram_wanted(QEMUFile *f)
 {
-    /* For the file transport, a file that is not seekable must be an error */
+    /* The channel of a snapshot may be seekable, too, but is no file */
     return migrate_mapped_ram() &&
-           (file_transport_active() || qemu_file_is_seekable(f));
+           object_dynamic_cast(OBJECT(qemu_file_get_ioc(f)),
+                               TYPE_QIO_CHANNEL_FILE);
 }
 
 const char *mapped_ram_stream_name(QEMUFile *f)
