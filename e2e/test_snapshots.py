@@ -5,9 +5,11 @@ if it were not set."""
 
 import struct
 
-from lab.vm import Mode
+from lab.memory import huge_pages
+from lab.vm import Exited, Mode
 
 from .harness import Skip, test
+from .instant import begin, check_complete, saved
 from .snapshots import add_disk, snapshot
 
 RAM = 64
@@ -97,6 +99,30 @@ def test_after_save(t):
     check_loads(dst, 'saved', saved)
     dst.command('stop')
     check_loads(dst, 'restored', restored)
+
+
+@test('snapshot: after an instant restore into huge pages', quick=True)
+def test_after_instant(t):
+    """The capability postcopy-ram is still set, with which a stream has the
+    size of such pages."""
+    disk, path = t.path('disk.qcow2'), t.path('image')
+    saved(t, path, Mode(0), RAM)
+    backend = f'memory-backend-memfd,id=pc.ram,size={RAM}M,hugetlb=on,' \
+              'hugetlbsize=2M'
+    with huge_pages(RAM + 2):
+        try:
+            vm = t.vm(incoming=True, ram=RAM, args=(
+                '-object', backend, '-machine', 'memory-backend=pc.ram'))
+        except Exited:
+            raise Skip('no huge pages here') from None
+        begin(vm, f'file:{path}', Mode(0))
+        check_complete(t, vm)
+        want = vm.ram_hash()
+        add_disk(vm, disk, create=True)
+        assert snapshot(vm, 'snapshot-save', 'one') is None
+        changed(vm, want)
+        check_loads(vm, 'one', want)
+        vm.kill()
 
 
 @test('snapshot: whether mapped-ram must be set to load one', quick=True)
