@@ -98,8 +98,8 @@ def run(tasks, place, rounds, clock, runs, done=lambda: None):
             runs.append(record(task, number, result))
             done()
             times = ', '.join(
-                f'{phase} {result[phase]["seconds"]:.2f} s'
-                for phase in ('save', 'restore') if phase in result)
+                f'{phase} {figures.get("seconds", figures.get("first")):.2f} s'
+                for phase, figures in result.items())
             say(f'round {number + 1}/{rounds}: {task.content.name}, '
                 f'{task.side.name}: {times}')
             if task.scenario == 'sizes':
