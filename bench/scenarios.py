@@ -88,8 +88,8 @@ def _content(name, setting):
     content = Content(name, setting.ram)
     sides = []
     if setting.wants('fio'):
-        guest = Guest('ours', setting.ours, 1, True)
-        sides += [Fio(runs=guest, huge=True)] if content.run_bytes() else \
+        sides += [Fio(runs=Guest('ours', setting.ours, 1, True), huge=True)] \
+            if content.run_bytes() else \
             [Fio(), Fio(huge=True), Fio(final=True)]
     for channels in setting.channels:
         for direct in setting.direct:
