@@ -22,7 +22,7 @@ static void print_how(Monitor *mon, const MigrationDirectIO *info)
     monitor_printf(mon, "\n");
 
     if (info->engine) {
-        monitor_printf(mon, "direct-io engine: %s, %" PRIu32 " channels, "
+        monitor_printf(mon, "direct-io engine: %s, %" PRIu32 " workers, "
                        "depth %" PRIu32 ", reached %" PRIu32 "\n",
                        info->engine, info->channels, info->depth,
                        info->depth_reached);

@@ -49,12 +49,12 @@ static int open_second(const char *path, int fd, int access, Error **errp)
     return second;
 }
 
-unsigned file_direct_depth(unsigned channels)
+unsigned file_direct_depth(unsigned workers)
 {
     unsigned depth = migrate_direct_io_depth();
 
     /* A worker with one request at a time idles while the disk handles it */
-    return MAX(DIV_ROUND_UP(depth, channels), MIN(depth, 2));
+    return MAX(DIV_ROUND_UP(depth, workers), MIN(depth, 2));
 }
 
 /* Creates a queue, as each worker will, to see whether that works. */

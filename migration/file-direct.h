@@ -59,11 +59,11 @@ bool file_direct_open(FileDirect *d, const char *path, int fd, int access,
 const char *file_direct_reason(void);
 
 /*
- * How many requests each of @channels workers may have in flight: its share of
+ * How many requests each of @workers workers may have in flight: its share of
  * the parameter x-direct-io-depth, but at least two, unless the parameter is
  * one.
  */
-unsigned file_direct_depth(unsigned channels);
+unsigned file_direct_depth(unsigned workers);
 
 /**
  * file_direct_check_close:

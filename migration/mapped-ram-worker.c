@@ -94,47 +94,47 @@ static DirectQueue *new_queue(const MappedRamPoolConfig *config, int fd,
     return direct_queue_new(&queue, errp);
 }
 
-bool mapped_ram_worker_init(MappedRamWorker *c,
+bool mapped_ram_worker_init(MappedRamWorker *w,
                             const MappedRamPoolConfig *config, Error **errp)
 {
     DirectIOLimits buffered;
 
-    c->keep_zeros = config->keep_zeros;
-    mapped_ram_memory_open(&c->memory);
-    c->read_through = g_array_new(false, false, sizeof(ReadThrough));
+    w->keep_zeros = config->keep_zeros;
+    mapped_ram_memory_open(&w->memory);
+    w->read_through = g_array_new(false, false, sizeof(ReadThrough));
     direct_io_limits_buffered(&buffered);
     if (config->direct_fd >= 0) {
-        c->limits = config->direct_limits;
-        c->direct = new_queue(config, config->direct_fd, &c->limits,
+        w->limits = config->direct_limits;
+        w->direct = new_queue(config, config->direct_fd, &w->limits,
                               config->engine, errp);
-        if (!c->direct) {
+        if (!w->direct) {
             return false;
         }
     }
     /* The page cache answers at once, so asynchronous I/O gains nothing. */
-    c->buffered = new_queue(config, config->fd, &buffered,
+    w->buffered = new_queue(config, config->fd, &buffered,
                             DIRECT_IO_ENGINE_SYNC, errp);
-    return c->buffered != NULL;
+    return w->buffered != NULL;
 }
 
-void mapped_ram_worker_destroy(MappedRamWorker *c)
+void mapped_ram_worker_destroy(MappedRamWorker *w)
 {
-    g_clear_pointer(&c->direct, direct_queue_free);
-    g_clear_pointer(&c->buffered, direct_queue_free);
-    if (c->read_through) {
-        g_clear_pointer(&c->read_through, g_array_unref);
-        mapped_ram_memory_close(&c->memory);
+    g_clear_pointer(&w->direct, direct_queue_free);
+    g_clear_pointer(&w->buffered, direct_queue_free);
+    if (w->read_through) {
+        g_clear_pointer(&w->read_through, g_array_unref);
+        mapped_ram_memory_close(&w->memory);
     }
 }
 
-const char *mapped_ram_worker_engine(MappedRamWorker *c)
+const char *mapped_ram_worker_engine(MappedRamWorker *w)
 {
-    return direct_queue_engine_name(c->direct ?: c->buffered);
+    return direct_queue_engine_name(w->direct ?: w->buffered);
 }
 
-const char *mapped_ram_worker_engine_reason(MappedRamWorker *c)
+const char *mapped_ram_worker_engine_reason(MappedRamWorker *w)
 {
-    return c->direct ? direct_queue_engine_reason(c->direct) : NULL;
+    return w->direct ? direct_queue_engine_reason(w->direct) : NULL;
 }
 
 static void add_stats(DirectQueueStats *sum, const DirectQueueStats *stats)
@@ -168,20 +168,20 @@ static void add_queue_stats(DirectQueueStats *sum, DirectQueue *q)
     add_stats(sum, &stats);
 }
 
-void mapped_ram_worker_stats(MappedRamWorker *c, MappedRamStats *sum)
+void mapped_ram_worker_stats(MappedRamWorker *w, MappedRamStats *sum)
 {
-    if (c->direct) {
-        add_queue_stats(&sum->direct, c->direct);
+    if (w->direct) {
+        add_queue_stats(&sum->direct, w->direct);
     }
-    add_queue_stats(&sum->buffered, c->buffered);
+    add_queue_stats(&sum->buffered, w->buffered);
 }
 
-void mapped_ram_worker_cancel(MappedRamWorker *c)
+void mapped_ram_worker_cancel(MappedRamWorker *w)
 {
-    if (c->direct) {
-        direct_queue_cancel(c->direct);
+    if (w->direct) {
+        direct_queue_cancel(w->direct);
     }
-    direct_queue_cancel(c->buffered);
+    direct_queue_cancel(w->buffered);
 }
 
 /*
@@ -236,25 +236,25 @@ void mapped_ram_plan_extent(unsigned long *plan, const unsigned long *wanted,
  * Requests are multiples of this many bytes.  They are aligned alike in memory
  * and in the file: pages start at a multiple of MAPPED_RAM_PAGES_ALIGN.
  */
-static uint32_t unit_of(const MappedRamWorker *c)
+static uint32_t unit_of(const MappedRamWorker *w)
 {
-    return MAX(c->limits.mem_align, c->limits.offset_align);
+    return MAX(w->limits.mem_align, w->limits.offset_align);
 }
 
 /* Number of pages in one unit of the device; 1 for the page cache. */
-static unsigned long align_pages(MappedRamWorker *c, const MappedRamBlock *b)
+static unsigned long align_pages(MappedRamWorker *w, const MappedRamBlock *b)
 {
-    if (!c->direct) {
+    if (!w->direct) {
         return 1;
     }
-    return MAX(unit_of(c) / b->layout.page_size, 1);
+    return MAX(unit_of(w) / b->layout.page_size, 1);
 }
 
 /*
  * Moves @pages pages, starting at page @first.  The part that is aligned for
  * the device goes direct; the rest, normally nothing, is buffered.
  */
-static bool transfer(MappedRamWorker *c, const MappedRamBlock *b,
+static bool transfer(MappedRamWorker *w, const MappedRamBlock *b,
                      unsigned long first, unsigned long pages,
                      TransferFunc *func, MappedRamCounts *counts, Error **errp)
 {
@@ -263,9 +263,9 @@ static bool transfer(MappedRamWorker *c, const MappedRamBlock *b,
     uint64_t direct_start = end, direct_end = end;
     uint8_t *buf = b->host + first * b->layout.page_size;
 
-    if (c->direct && QEMU_PTR_IS_ALIGNED(b->host, c->limits.mem_align)) {
-        direct_start = MIN(ROUND_UP(start, unit_of(c)), end);
-        direct_end = MAX(ROUND_DOWN(end, unit_of(c)), direct_start);
+    if (w->direct && QEMU_PTR_IS_ALIGNED(b->host, w->limits.mem_align)) {
+        direct_start = MIN(ROUND_UP(start, unit_of(w)), end);
+        direct_end = MAX(ROUND_DOWN(end, unit_of(w)), direct_start);
     }
     trace_mapped_ram_transfer(b->name, first, pages, start);
     counts->direct_bytes += direct_end - direct_start;
@@ -274,17 +274,17 @@ static bool transfer(MappedRamWorker *c, const MappedRamBlock *b,
                         (end > direct_end);
 
     return (direct_start == start ||
-            func(c->buffered, buf, direct_start - start, start, errp)) &&
+            func(w->buffered, buf, direct_start - start, start, errp)) &&
            (direct_end == direct_start ||
-            func(c->direct, buf + (direct_start - start),
+            func(w->direct, buf + (direct_start - start),
                  direct_end - direct_start, direct_start, errp)) &&
            (end == direct_end ||
-            func(c->buffered, buf + (direct_end - start), end - direct_end,
+            func(w->buffered, buf + (direct_end - start), end - direct_end,
                  direct_end, errp));
 }
 
 /* Moves the pages of @plan, run by run. */
-static bool transfer_plan(MappedRamWorker *c, const MappedRamExtent *extent,
+static bool transfer_plan(MappedRamWorker *w, const MappedRamExtent *extent,
                           const unsigned long *plan, TransferFunc *func,
                           MappedRamCounts *counts, Error **errp)
 {
@@ -293,7 +293,7 @@ static bool transfer_plan(MappedRamWorker *c, const MappedRamExtent *extent,
     for (start = find_next_bit(plan, extent->pages, 0); start < extent->pages;
          start = find_next_bit(plan, extent->pages, end)) {
         end = find_next_zero_bit(plan, extent->pages, start);
-        if (!transfer(c, extent->block, extent->first + start, end - start,
+        if (!transfer(w, extent->block, extent->first + start, end - start,
                       func, counts, errp)) {
             return false;
         }
@@ -305,12 +305,12 @@ static bool transfer_plan(MappedRamWorker *c, const MappedRamExtent *extent,
  * Sets @untouched for the pages of a range that are zero because they have
  * never been touched.
  */
-static void find_untouched(MappedRamWorker *c, const MappedRamBlock *b,
+static void find_untouched(MappedRamWorker *w, const MappedRamBlock *b,
                            uint64_t first, uint64_t pages,
                            unsigned long *untouched)
 {
     if (b->layout.page_size == qemu_real_host_page_size()) {
-        mapped_ram_memory_untouched(&c->memory, &b->backing, b->host, first,
+        mapped_ram_memory_untouched(&w->memory, &b->backing, b->host, first,
                                     pages, untouched);
     } else {
         bitmap_zero(untouched, pages);
@@ -318,7 +318,7 @@ static void find_untouched(MappedRamWorker *c, const MappedRamBlock *b,
 }
 
 /* Sets @data to the dirty pages of @extent that are not zero. */
-static void find_data(MappedRamWorker *c, const MappedRamExtent *extent,
+static void find_data(MappedRamWorker *w, const MappedRamExtent *extent,
                       unsigned long *data)
 {
     const MappedRamBlock *b = extent->block;
@@ -329,10 +329,10 @@ static void find_data(MappedRamWorker *c, const MappedRamExtent *extent,
 
     bitmap_copy(data, extent->dirty, extent->pages);
     data[BIT_WORD(extent->pages - 1)] &= BITMAP_LAST_WORD_MASK(extent->pages);
-    if (c->keep_zeros) {
+    if (w->keep_zeros) {
         return;
     }
-    find_untouched(c, b, extent->first, extent->pages, untouched);
+    find_untouched(w, b, extent->first, extent->pages, untouched);
     bitmap_andnot(data, data, untouched, extent->pages);
     for (page = find_next_bit(data, extent->pages, 0); page < extent->pages;
          page = find_next_bit(data, extent->pages, page + 1)) {
@@ -344,8 +344,8 @@ static void find_data(MappedRamWorker *c, const MappedRamExtent *extent,
 
 /*
  * Records in the block's bitmap which dirty pages have data.  A page that has
- * become zero since it was written is no longer in the file, whatever its place
- * there holds.
+ * become zero since it was written is no longer in the file, whatever the file
+ * contains at its offset.
  */
 static void update_present(const MappedRamExtent *extent,
                            const unsigned long *data, MappedRamCounts *counts)
@@ -360,17 +360,17 @@ static void update_present(const MappedRamExtent *extent,
     counts->zero += bitmap_count_one(extent->dirty, extent->pages) - normal;
 }
 
-void mapped_ram_worker_count(MappedRamWorker *c, const MappedRamExtent *extent,
+void mapped_ram_worker_count(MappedRamWorker *w, const MappedRamExtent *extent,
                              MappedRamCounts *counts)
 {
     DECLARE_BITMAP(data, MAPPED_RAM_EXTENT_PAGES);
 
-    find_data(c, extent, data);
+    find_data(w, extent, data);
     counts->counted += bitmap_count_one(extent->dirty, extent->pages);
     counts->counted_data += bitmap_count_one(data, extent->pages);
 }
 
-bool mapped_ram_worker_save(MappedRamWorker *c, const MappedRamExtent *extent,
+bool mapped_ram_worker_save(MappedRamWorker *w, const MappedRamExtent *extent,
                             MappedRamCounts *counts, Error **errp)
 {
     const MappedRamBlock *b = extent->block;
@@ -378,7 +378,7 @@ bool mapped_ram_worker_save(MappedRamWorker *c, const MappedRamExtent *extent,
     DECLARE_BITMAP(allowed, MAPPED_RAM_EXTENT_PAGES);
     DECLARE_BITMAP(plan, MAPPED_RAM_EXTENT_PAGES) = {};
 
-    find_data(c, extent, data);
+    find_data(w, extent, data);
     update_present(extent, data, counts);
     /*
      * A clean page that is in the file may be written again: either it has not
@@ -391,12 +391,12 @@ bool mapped_ram_worker_save(MappedRamWorker *c, const MappedRamExtent *extent,
                   extent->pages);
     }
     mapped_ram_plan_extent(plan, data, allowed, extent->pages,
-                           GAP_BYTES / b->layout.page_size, align_pages(c, b));
-    return transfer_plan(c, extent, plan, do_write, counts, errp);
+                           GAP_BYTES / b->layout.page_size, align_pages(w, b));
+    return transfer_plan(w, extent, plan, do_write, counts, errp);
 }
 
 /* Zeroes the pages of @which, whose bits are counted from @first. */
-static void zero_pages(MappedRamWorker *c, const MappedRamBlock *b,
+static void zero_pages(MappedRamWorker *w, const MappedRamBlock *b,
                        unsigned long first, unsigned long pages,
                        unsigned long *which)
 {
@@ -407,7 +407,7 @@ static void zero_pages(MappedRamWorker *c, const MappedRamBlock *b,
     if (bitmap_empty(which, pages)) {
         return;
     }
-    find_untouched(c, b, first, pages, untouched);
+    find_untouched(w, b, first, pages, untouched);
     bitmap_andnot(which, which, untouched, pages);
     for (page = find_next_bit(which, pages, 0); page < pages;
          page = find_next_bit(which, pages, page + 1)) {
@@ -424,7 +424,7 @@ static void zero_pages(MappedRamWorker *c, const MappedRamBlock *b,
  * Finds which pages of a stretch are in the file, and which to read: @plan also
  * has those that are read through.
  */
-static void plan_load(MappedRamWorker *c, const MappedRamBlock *b,
+static void plan_load(MappedRamWorker *w, const MappedRamBlock *b,
                       unsigned long first, unsigned long pages,
                       unsigned long *present, unsigned long *plan)
 {
@@ -437,11 +437,11 @@ static void plan_load(MappedRamWorker *c, const MappedRamBlock *b,
     } else {
         mapped_ram_plan_extent(plan, present, all, pages,
                                GAP_BYTES / b->layout.page_size,
-                               align_pages(c, b));
+                               align_pages(w, b));
     }
 }
 
-bool mapped_ram_worker_load(MappedRamWorker *c, const MappedRamExtent *extent,
+bool mapped_ram_worker_load(MappedRamWorker *w, const MappedRamExtent *extent,
                             MappedRamCounts *counts, Error **errp)
 {
     const MappedRamBlock *b = extent->block;
@@ -450,10 +450,10 @@ bool mapped_ram_worker_load(MappedRamWorker *c, const MappedRamExtent *extent,
     DECLARE_BITMAP(plan, MAPPED_RAM_EXTENT_PAGES) = {};
     unsigned long normal;
 
-    plan_load(c, b, extent->first, extent->pages, present, plan);
+    plan_load(w, b, extent->first, extent->pages, present, plan);
     normal = bitmap_count_one(present, extent->pages);
     counts->normal += normal;
-    if (!transfer_plan(c, extent, plan, do_read, counts, errp)) {
+    if (!transfer_plan(w, extent, plan, do_read, counts, errp)) {
         return false;
     }
     counts->zero += extent->pages - normal;
@@ -462,45 +462,45 @@ bool mapped_ram_worker_load(MappedRamWorker *c, const MappedRamExtent *extent,
     }
     /* Pages that are read through are zeroed after the read. */
     if (!bitmap_equal(plan, present, extent->pages)) {
-        g_array_append_val(c->read_through, read_through);
+        g_array_append_val(w->read_through, read_through);
     }
     bitmap_complement(plan, plan, extent->pages);
-    zero_pages(c, b, extent->first, extent->pages, plan);
+    zero_pages(w, b, extent->first, extent->pages, plan);
     return true;
 }
 
 /* Zeroes pages that were read through, after all reads have ended. */
-static void zero_read_through(MappedRamWorker *c)
+static void zero_read_through(MappedRamWorker *w)
 {
-    for (unsigned i = 0; i < c->read_through->len; i++) {
-        ReadThrough *o = &g_array_index(c->read_through, ReadThrough, i);
+    for (unsigned i = 0; i < w->read_through->len; i++) {
+        ReadThrough *o = &g_array_index(w->read_through, ReadThrough, i);
         DECLARE_BITMAP(present, MAPPED_RAM_EXTENT_PAGES) = {};
         DECLARE_BITMAP(plan, MAPPED_RAM_EXTENT_PAGES) = {};
 
-        plan_load(c, o->block, o->first, o->pages, present, plan);
+        plan_load(w, o->block, o->first, o->pages, present, plan);
         bitmap_andnot(plan, plan, present, o->pages);
-        zero_pages(c, o->block, o->first, o->pages, plan);
+        zero_pages(w, o->block, o->first, o->pages, plan);
     }
-    g_array_set_size(c->read_through, 0);
+    g_array_set_size(w->read_through, 0);
 }
 
 /* The buffered queue never has requests in flight between calls. */
-bool mapped_ram_worker_busy(const MappedRamWorker *c)
+bool mapped_ram_worker_busy(const MappedRamWorker *w)
 {
-    return c->direct && direct_queue_busy(c->direct);
+    return w->direct && direct_queue_busy(w->direct);
 }
 
-bool mapped_ram_worker_wait(MappedRamWorker *c, Error **errp)
+bool mapped_ram_worker_wait(MappedRamWorker *w, Error **errp)
 {
-    return direct_queue_wait(c->direct, errp);
+    return direct_queue_wait(w->direct, errp);
 }
 
-bool mapped_ram_worker_drain(MappedRamWorker *c, Error **errp)
+bool mapped_ram_worker_drain(MappedRamWorker *w, Error **errp)
 {
-    if ((c->direct && !direct_queue_drain(c->direct, errp)) ||
-        !direct_queue_drain(c->buffered, errp)) {
+    if ((w->direct && !direct_queue_drain(w->direct, errp)) ||
+        !direct_queue_drain(w->buffered, errp)) {
         return false;
     }
-    zero_read_through(c);
+    zero_read_through(w);
     return true;
 }

@@ -35,7 +35,7 @@ typedef struct MappedRamWorker {
 } MappedRamWorker;
 
 /* Creates the queues.  Returns false with @errp set on failure. */
-bool mapped_ram_worker_init(MappedRamWorker *c,
+bool mapped_ram_worker_init(MappedRamWorker *w,
                             const MappedRamPoolConfig *config, Error **errp);
 
 /*
@@ -44,50 +44,50 @@ bool mapped_ram_worker_init(MappedRamWorker *c,
  */
 uint64_t mapped_ram_worker_bytes(unsigned depth, unsigned workers);
 
-/* Drains and frees the queues.  @c may be zeroed. */
-void mapped_ram_worker_destroy(MappedRamWorker *c);
+/* Drains and frees the queues.  @w may be zeroed. */
+void mapped_ram_worker_destroy(MappedRamWorker *w);
 
 /* Name of the engine that moves the bulk of RAM; a constant string. */
-const char *mapped_ram_worker_engine(MappedRamWorker *c);
+const char *mapped_ram_worker_engine(MappedRamWorker *w);
 
-/* Why no preferred engine is in use, or NULL; lives as long as @c. */
-const char *mapped_ram_worker_engine_reason(MappedRamWorker *c);
+/* Why no preferred engine is in use, or NULL; lives as long as @w. */
+const char *mapped_ram_worker_engine_reason(MappedRamWorker *w);
 
 /* Adds what the queues did to @sum.  May be called from any thread. */
-void mapped_ram_worker_stats(MappedRamWorker *c, MappedRamStats *sum);
+void mapped_ram_worker_stats(MappedRamWorker *w, MappedRamStats *sum);
 
 /*
  * Saves @extent: updates the block's present bitmap and starts the writes.
  * Adds to @counts.  Returns false with @errp set on the first error.
  */
-bool mapped_ram_worker_save(MappedRamWorker *c, const MappedRamExtent *extent,
+bool mapped_ram_worker_save(MappedRamWorker *w, const MappedRamExtent *extent,
                             MappedRamCounts *counts, Error **errp);
 
 /* Counts which of the dirty pages of @extent are not zero. */
-void mapped_ram_worker_count(MappedRamWorker *c, const MappedRamExtent *extent,
+void mapped_ram_worker_count(MappedRamWorker *w, const MappedRamExtent *extent,
                              MappedRamCounts *counts);
 
 /*
  * Loads @extent likewise, ignoring its @dirty.  Pages that are not in the file
  * may only become zero in the drain.
  */
-bool mapped_ram_worker_load(MappedRamWorker *c, const MappedRamExtent *extent,
+bool mapped_ram_worker_load(MappedRamWorker *w, const MappedRamExtent *extent,
                             MappedRamCounts *counts, Error **errp);
 
 /* Returns whether requests are in flight. */
-bool mapped_ram_worker_busy(const MappedRamWorker *c);
+bool mapped_ram_worker_busy(const MappedRamWorker *w);
 
 /*
  * Waits until at least one of these requests is done.  Returns false with @errp
  * set if one has failed.
  */
-bool mapped_ram_worker_wait(MappedRamWorker *c, Error **errp);
+bool mapped_ram_worker_wait(MappedRamWorker *w, Error **errp);
 
 /* Waits until all requests are done, and completes what was loaded. */
-bool mapped_ram_worker_drain(MappedRamWorker *c, Error **errp);
+bool mapped_ram_worker_drain(MappedRamWorker *w, Error **errp);
 
 /* Makes the queues refuse further requests.  May be called from any thread. */
-void mapped_ram_worker_cancel(MappedRamWorker *c);
+void mapped_ram_worker_cancel(MappedRamWorker *w);
 
 /**
  * mapped_ram_plan_extent:

@@ -502,7 +502,7 @@ static void test_hmp(void)
 {
     static const char *const lines[] = {
         "direct-io: active, alignment ", "direct-io engine: ",
-        " channels, depth ", ", reached ", " kbytes direct, ",
+        " workers, depth ", ", reached ", " kbytes direct, ",
         " requests, 0 short, ", "direct-io slowest request: ",
         " us at offset ", "direct-io latency: ", " us: ",
     };
