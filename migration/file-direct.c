@@ -16,7 +16,10 @@
 #include "qemu/error-report.h"
 #include "trace.h"
 
-/* MAPPED_RAM_EXTENT_ALIGN_MAX pages of the smallest size, 4 KiB. */
+/*
+ * MAPPED_RAM_EXTENT_ALIGN_MAX pages of 4 KiB on 32-bit hosts; 64-bit hosts
+ * could do twice as much.
+ */
 #define DIRECT_ALIGN_MAX (32 * 4096)
 
 const char *file_direct_reason(void)

@@ -3,8 +3,8 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * The order in which the file is cut, synced and published, and the guest is
- * resumed.  If the migration goes elsewhere, all functions do nothing and
+ * The order in which the file is truncated, synced and published, and the guest
+ * is resumed.  If the migration is not to a file, all functions do nothing and
  * succeed.  Errors are reported through query-migrate.
  */
 
@@ -99,10 +99,12 @@ void file_save_abort(MigrationState *s);
  * file_save_fail: report that the save has failed
  * @s: the migration
  *
- * Resumes the guest first, which does not wait for the disk.  A client that
- * sees the failure finds the guest as it was, and may save it again at once.  A
- * save that was cancelled is not reported as failed.  Migration thread, without
- * the BQL.
+ * Resumes the guest and then calls file_save_abort(), so that the guest does
+ * not wait for the disk.  If the image is committed, file_save_abort() comes
+ * first, because the guest must not run while its image is valid.  A client
+ * that sees the failure finds the guest as it was, and may save it again at
+ * once.  A save that was cancelled is not reported as failed.  Migration
+ * thread, without the BQL.
  */
 void file_save_fail(MigrationState *s);
 

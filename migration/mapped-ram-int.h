@@ -54,9 +54,9 @@ extern QemuMutex mapped_ram_lock;
  * @f: the main stream, which is a file
  * @load: whether to load RAM, or to save it
  * @errp: pointer to a NULL-initialized error object
+ *
  * Starts the workers and publishes the object.  No other save, or other load,
  * may be running.  Called by the thread that migrates.
- * be running.  Called by the thread that migrates.
  *
  * Returns: the object, to be freed by mapped_ram_end(); or NULL with @errp set
  */
@@ -84,7 +84,7 @@ void mapped_ram_record(MappedRam *m);
  * mapped_ram_add_block:
  * @m: the save or load
  * @rb: a RAM block
- * @layout: its place in the file
+ * @layout: its layout in the file
  *
  * Replaces the previous entry if @rb is added again.
  *
