@@ -255,7 +255,7 @@ class Fio(Side):
     huge        whether its memory is of huge pages, as a guest's often is:
                 then a request has fewer pieces
     runs        a Guest: only the content's runs of data are written and read,
-                each in its place, 64 in flight; written to a file of final
+                each at its offset, 64 in flight; written to a file of final
                 size, but read from the guest's image, because the same runs
                 are not everywhere on the disk equally fast"""
 

@@ -35,7 +35,7 @@ static void aio_explain(int err, Error **errp)
         error_setg(errp, "not permitted (by a seccomp filter)");
         break;
     case EAGAIN:
-        error_setg(errp, "all requests are taken (raise the sysctl "
+        error_setg(errp, "all requests are in use (raise the sysctl "
                    "fs.aio-max-nr, or lower the depth)");
         break;
     default:

@@ -59,7 +59,7 @@ struct DirectQueue {
     QSIMPLEQ_HEAD(, DirectRequest) ready;
     unsigned in_flight;
     /* Total bytes of the requests that are not in @unused, and the limit. */
-    uint64_t bytes_taken;
+    uint64_t bytes_queued;
     uint64_t bytes_max;
 
     /* The first error, set once. */
@@ -146,7 +146,7 @@ static void request_fail_short(DirectQueue *q, const DirectRequest *req,
 
     if (req->is_write) {
         queue_fail(q, g_strdup_printf("%s: cannot write %zu bytes at offset %"
-                                      PRIu64 ": only %zu of them were taken",
+                                      PRIu64 ": only %zu of them were written",
                                       q->name, req->len, req->offset, bytes));
     } else {
         end = file_end(q, req, bytes);
@@ -206,7 +206,7 @@ static void request_end(DirectQueue *q, DirectRequest *req)
 {
     stat64_add(&q->requests_ended, 1);
     /* The total length: bytes transferred, and, after an error, the rest. */
-    q->bytes_taken -= req->offset - req->first_offset + req->len;
+    q->bytes_queued -= req->offset - req->first_offset + req->len;
     QSIMPLEQ_INSERT_HEAD(&q->unused, req, next);
 }
 
@@ -384,11 +384,11 @@ static DirectRequest *take_request(DirectQueue *q, size_t len)
     DirectRequest *req;
 
     while (!(req = QSIMPLEQ_FIRST(&q->unused)) ||
-           (q->bytes_taken > 0 && q->bytes_taken + len > q->bytes_max)) {
+           (q->bytes_queued > 0 && q->bytes_queued + len > q->bytes_max)) {
         queue_run(q, true);
     }
     QSIMPLEQ_REMOVE_HEAD(&q->unused, next);
-    q->bytes_taken += len;
+    q->bytes_queued += len;
     memset(req, 0, sizeof(*req));
     req->len = len;
     return req;

@@ -4,7 +4,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * The coroutine that loads a guest runs in the main loop.  A slow read there
- * would block QMP, so a thread of the pool does the read while the coroutine
+ * would block QMP, so QEMU's thread pool does the read while the coroutine
  * yields, as it does with sockets.
  */
 
@@ -14,7 +14,7 @@
 #include "io/channel.h"
 
 /*
- * From now on, read @ioc, the main stream's channel, in threads of the pool.
+ * From now on, read @ioc, the main stream's channel, in QEMU's thread pool.
  * Called by the main thread.
  */
 void file_aside_begin(QIOChannel *ioc);
@@ -23,7 +23,7 @@ void file_aside_begin(QIOChannel *ioc);
 void file_aside_end(void);
 
 /**
- * file_aside_read: like qio_channel_read(), in a pool thread for that channel
+ * file_aside_read: like qio_channel_read(), in the thread pool for that channel
  * @ioc: any channel
  * @buf: the buffer to read into
  * @len: the most bytes to read

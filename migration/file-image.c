@@ -123,7 +123,7 @@ bool file_transport_invalidate(Error **errp)
         return false;
     }
     t->invalidated = true;
-    /* An old image that has not been cut off must be gone before pages come */
+    /* An old image that was not truncated must be gone before pages come */
     return (t->regular && !t->adopted) ||
            file_sync_to_storage(t, errp);
 }

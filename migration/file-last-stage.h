@@ -6,8 +6,8 @@
  * In the last stage of a save the guest is stopped while the save waits for
  * the disk, which may take long or forever.  If the save then fails or is
  * cancelled, the guest need not wait: workers only read its RAM, so it runs
- * while they finish and the file is cut.  Until then the migration counts as
- * running, so that no other one can start.
+ * while they finish and the file is truncated.  Until then the migration counts
+ * as running, so that no other one can start.
  */
 
 #ifndef QEMU_MIGRATION_FILE_LAST_STAGE_H
@@ -21,7 +21,7 @@
  * @f: the main stream
  *
  * With mapped-ram, data written to @f with the BQL held is kept in memory from
- * now on, see file-queue.h.  Does nothing if the migration does not go to a
+ * now on, see file-queue.h.  Does nothing if the migration is not to a
  * file.  Called with the BQL held since before the guest was stopped.
  */
 void file_last_stage_begin(QEMUFile *f);

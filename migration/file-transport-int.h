@@ -26,7 +26,7 @@ typedef struct FileTransport {
     bool outgoing;
     /* A regular file; otherwise a block device */
     bool regular;
-    /* Passed by fd:, so data behind the image must not be cut off */
+    /* Passed by fd:, so never truncated: data may follow the image */
     bool adopted;
     /* A duplicate of the main stream's descriptor */
     int fd;

@@ -47,8 +47,8 @@ void file_transport_start_incoming(FileMigrationArgs *file_args, Error **errp);
  *
  * Applies the checks, lock and sync of the file: transport to a mapped-ram
  * migration to or from fd:. All checks come before any change. The file is
- * not cut, because the data behind the image may belong to another user. Main
- * thread.
+ * not truncated, because the data behind the image may belong to another user.
+ * Main thread.
  *
  * Returns: true on success
  */
@@ -80,9 +80,9 @@ void file_transport_load_error(QEMUFile *f, int ret, Error **errp);
  * file_transport_begin: make room for the new image
  * @errp: where to put errors
  *
- * To be called once, before anything is written: cuts a regular file to the
- * offset of the image, so that the previous image is lost. Does nothing when
- * the migration goes elsewhere. Migration thread, BQL not held.
+ * To be called once, before anything is written: truncates a regular file to
+ * the offset of the image, so that the previous image is lost. Does nothing if
+ * the migration is not to a file. Migration thread, BQL not held.
  *
  * Returns: true on success. On failure the file is as it was.
  */
@@ -96,8 +96,8 @@ bool file_transport_begin(Error **errp);
  * the magic number, which file_transport_sync() writes back when everything
  * else is on stable storage. Pages and stream are written through different
  * descriptors, so a crash of the host may keep one and lose the other, and a
- * block device still holds an earlier image. Such a mixture must never be
- * restored. Does nothing when the migration goes elsewhere. Migration thread,
+ * block device still contains an earlier image. Such a mixture must never be
+ * restored. Does nothing if the migration is not to a file. Migration thread,
  * BQL not held.
  *
  * Returns: true on success
@@ -122,8 +122,8 @@ bool file_transport_sync_early(Error **errp);
  * To be called when everything has been written, and before the migration is
  * reported as completed. Brings the file to stable storage, which may take
  * long, unless the parameter file-sync is off, and checks each descriptor that
- * was written to for late errors. Does nothing when the migration goes
- * elsewhere. Migration thread, BQL not held.
+ * was written to for late errors. Does nothing if the migration is not to a
+ * file. Migration thread, BQL not held.
  *
  * Returns: true on success. On failure the image must not be trusted.
  */
@@ -159,7 +159,7 @@ bool file_transport_take_lock(void);
 /**
  * file_transport_discard: undo a save that has failed or was cancelled
  *
- * Cuts the file back to the offset of the image (or, on a block device,
+ * Truncates the file to the offset of the image (or, on a block device,
  * overwrites the first bytes of the image), so that its space is free and the
  * rest cannot be mistaken for an image. If file_transport_begin() has not
  * succeeded, only removes the file if this migration created it. Does nothing
@@ -182,7 +182,7 @@ void file_transport_cleanup(void);
  * file_transport_set_phase: set the phase of the migration
  * @phase: for file_transport_phase()
  *
- * Does nothing when the migration goes elsewhere. The transport itself sets
+ * Does nothing if the migration is not to a file. The transport itself sets
  * MIGRATION_FILE_PHASE_SETUP and _SYNC, and all phases of a migration without
  * mapped-ram.
  */

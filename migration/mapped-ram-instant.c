@@ -53,7 +53,7 @@ typedef struct Instant {
     VMChangeStateEntry *vm_state;
     bool started;
     bool reported;
-    /* Whether CPUs have been told to stop, and the machine not yet */
+    /* CPUs have been asked to stop, but the machine has not stopped yet */
     bool stopping;
 } Instant;
 

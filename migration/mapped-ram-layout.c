@@ -1,5 +1,5 @@
 /*
- * mapped-ram: the place of guest RAM in a migration file
+ * mapped-ram: the layout of guest RAM in a migration file
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *

@@ -58,8 +58,8 @@ typedef struct LazyBlock {
 
     /* pages of @present that are placed; each bit is set once, atomically */
     unsigned long *done;
-    /* extents begun by a background thread; under the object's lock */
-    unsigned long *taken;
+    /* extents claimed by a background thread; under the object's lock */
+    unsigned long *claimed;
 } LazyBlock;
 
 /* A fault whose page could not be read; one for each thread and page */

@@ -288,7 +288,7 @@ static bool is_whole(LazySlot *slot)
 }
 
 /*
- * Moves the slot's pages to their place, except for those that have to be
+ * Moves the slot's pages to the RAM block, except for those that have to be
  * copied: all if they are not a huge page or the kernel can't move them, some
  * if a page is already present.  Returns how many pages were placed.
  *
@@ -318,7 +318,7 @@ static uint64_t move(MappedRamLazy *l, LazySlot *slot)
     return mark_done(b, slot->first, pages);
 }
 
-/* Copies the slot's pages to their place, the run with @urgent first. */
+/* Copies the slot's pages to the RAM block, the run with @urgent first. */
 static bool copy(MappedRamLazy *l, LazySlot *slot, unsigned long urgent,
                  uint64_t *placed, Error **errp)
 {

@@ -304,11 +304,11 @@ static bool take_extent(MappedRamLazy *l, LazySlot *slot)
     /* Visit the first block twice: before and behind the cursor. */
     for (unsigned i = 0; i <= l->blocks->len; i++) {
         LazyBlock *b = g_ptr_array_index(l->blocks, l->cursor_block);
-        unsigned long extent = find_next_zero_bit(b->taken, b->extents,
+        unsigned long extent = find_next_zero_bit(b->claimed, b->extents,
                                                   l->cursor_extent);
 
         if (extent < b->extents) {
-            set_bit(extent, b->taken);
+            set_bit(extent, b->claimed);
             l->cursor_extent = extent;
             slot->block = b;
             slot->first = extent * b->extent_pages;
@@ -422,7 +422,7 @@ static void start_thread(LazyThread *t)
 /* Finds the ranges with pages to load, joining them over gaps up to @gap. */
 static void find_ranges(LazyBlock *b, unsigned long gap)
 {
-    unsigned long next = find_next_zero_bit(b->taken, b->extents, 0);
+    unsigned long next = find_next_zero_bit(b->claimed, b->extents, 0);
     size_t size = b->extent_pages * b->layout.page_size;
 
     g_array_set_size(b->ranges, 0);
@@ -431,8 +431,8 @@ static void find_ranges(LazyBlock *b, unsigned long gap)
         LazyRange range;
 
         do {
-            end = find_next_bit(b->taken, b->extents, next);
-            next = find_next_zero_bit(b->taken, b->extents, end);
+            end = find_next_bit(b->claimed, b->extents, next);
+            next = find_next_zero_bit(b->claimed, b->extents, end);
         } while (next < b->extents && next - end <= gap);
         range.host = b->host + start * size;
         range.len = MIN((uint64_t)end * size, b->layout.length) - start * size;
@@ -465,7 +465,7 @@ static void lazy_block_free(void *opaque)
     g_free(b->name);
     g_free(b->present);
     g_free(b->done);
-    g_free(b->taken);
+    g_free(b->claimed);
     g_array_free(b->ranges, true);
     g_free(b);
 }
@@ -489,13 +489,13 @@ static LazyBlock *lazy_block_new(const MappedRamBlock *block, size_t page_size)
     b->present = bitmap_new(pages);
     bitmap_copy(b->present, block->present, pages);
     b->done = bitmap_new(pages);
-    b->taken = bitmap_new(b->extents);
+    b->claimed = bitmap_new(b->extents);
     for (unsigned long i = 0; i < b->extents; i++) {
         unsigned long start = i * b->extent_pages;
         unsigned long end = MIN(start + b->extent_pages, pages);
 
         if (find_next_bit(b->present, end, start) >= end) {
-            set_bit(i, b->taken);
+            set_bit(i, b->claimed);
         }
     }
     b->ranges = g_array_new(false, false, sizeof(LazyRange));

@@ -26,9 +26,8 @@ static MappedRam *saving(void)
 }
 
 /*
- * Gives each block a provisional place, for the check of space;
- * mapped_ram_save_block() sets the one in the file.  Returns where the blocks
- * end.
+ * Gives each block a provisional layout, for the check of space;
+ * mapped_ram_save_block() sets the final one.  Returns where the blocks end.
  */
 static int64_t prepare_blocks(MappedRam *m, int64_t offset, Error **errp)
 {
@@ -193,7 +192,7 @@ MappedRamBlock *mapped_ram_save_find(RAMBlock *rb, Error **errp)
 
     if (!b) {
         error_setg(errp, "RAM block '%s' was added during the migration, and "
-                   "has no place in the file; save again", rb->idstr);
+                   "has no pages region in the file; save again", rb->idstr);
     }
     return b;
 }

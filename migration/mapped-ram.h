@@ -24,7 +24,7 @@ typedef struct MappedRam MappedRam;
  * mapped_ram_wanted:
  * @f: the main stream
  *
- * Returns: whether RAM is at fixed places in @f, and to be moved by
+ * Returns: whether RAM is at fixed offsets of @f, and to be moved by
  *          mapped-ram-*.c: the mapped-ram capability is set, and @f is a file.
  *          A snapshot (savevm, loadvm) is not, and keeps its format.
  */

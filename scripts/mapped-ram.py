@@ -22,8 +22,8 @@ EXIT_GOOD, EXIT_DIFFERENT, EXIT_ERROR, EXIT_UNFINISHED = 0, 1, 2, 3
 
 EPILOG = '''
 IMAGE is the name of a file or block device, or file:NAME as QEMU has it;
-NAME,offset=N (N may end in k, M, G or T) says where the image begins.  A
-header of libvirt's is skipped without being told.
+NAME,offset=N (N may end in k, M, G or T) says where the image begins.
+libvirt's header is skipped automatically.
 
 exit codes:
   0  all is well; with compare: guest RAM is the same
@@ -84,7 +84,8 @@ def print_info(found, blocks):
         print(f"  saved by libvirt, header version {libvirt['version']}, "
               f"guest was {'running' if libvirt['running'] else 'paused'}")
     print(f"  machine type: {found['machine'] or 'not in the image'}")
-    print(f"  capabilities: {', '.join(found['capabilities']) or 'none told'}")
+    capabilities = ', '.join(found['capabilities']) or 'none recorded'
+    print(f'  capabilities: {capabilities}')
     present = sum(b['pages-present'] * b['page-size'] for b in blocks)
     stored = sum(b['bytes-in-file'] for b in blocks)
     print(f"  RAM: {size_text(found['ram-size'])} in {len(blocks)} blocks, "

@@ -1,9 +1,9 @@
 /*
- * mapped-ram: the place of guest RAM in a migration file
+ * mapped-ram: the layout of guest RAM in a migration file
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * With the mapped-ram capability every page of guest RAM has one fixed place
+ * With the mapped-ram capability every page of guest RAM has a fixed offset
  * in the migration file.  In the RAM setup section of the stream, the name and
  * the length of each RAM block are followed by a header of
  * MAPPED_RAM_HEADER_SIZE bytes, then by the block's bitmap, and then, from the
@@ -18,7 +18,7 @@
  * of the file, even if the migration itself starts at a later offset.
  *
  * A set bit in the bitmap means that the page is in the file.  A clear bit
- * means that the page is zero, whatever the file holds in its place.
+ * means that the page is zero, whatever the file contains at its offset.
  *
  * The functions here are arithmetic on buffers.  They do no I/O, keep no state
  * and take no lock, so each may be called from any thread.
@@ -64,7 +64,7 @@
  * @length: length of the RAM block; a multiple of @page_size
  * @page_size: size of the pages that the bits stand for; a power of two
  *
- * The place of one RAM block in a migration file.  All in bytes.
+ * The layout of one RAM block in a migration file.  All in bytes.
  */
 typedef struct MappedRamLayout {
     uint64_t header_offset;

@@ -81,7 +81,7 @@ typedef struct MappedRamLazyConfig {
  * @missing: bytes of these that are not loaded yet
  * @fault_bytes: bytes that were loaded because of a fault
  * @background_bytes: bytes that were loaded in the background
- * @moved_bytes: bytes that were moved to their place, not copied
+ * @moved_bytes: bytes that were moved to the RAM block, not copied
  * @faults: how many faults were served by reading the file
  * @zero_faults: how many faults were on a page that is not in the file
  * @median_us: the median time of a fault, from when a fault thread receives it

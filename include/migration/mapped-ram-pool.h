@@ -47,7 +47,7 @@ typedef struct MappedRamPool MappedRamPool;
  * MappedRamBlock:
  * @name: name of the RAM block, for messages
  * @host: its memory, of @layout.length bytes
- * @layout: its place in the file
+ * @layout: its layout in the file
  * @present: one bit per page, set when the page is in the file.  Written by the
  *           workers while saving, read by them while loading.
  * @keep_absent: when loading, leave pages alone that are not in the file; when

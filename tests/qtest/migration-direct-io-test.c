@@ -121,8 +121,8 @@ static void put_old(const char *path, uint64_t offset)
 
 /*
  * Checks that data in front of the image is still there, and the rest of the
- * old image is not.  RAM of a mapped-ram image has fixed places, and a paused
- * guest's is written once; the stream of a live guest has no bound.
+ * old image is not.  Pages of a mapped-ram image have fixed offsets, and those
+ * of a paused guest are written once; the stream of a live guest has no bound.
  */
 static void check_old(const char *path, uint64_t offset, bool bounded)
 {

@@ -192,13 +192,13 @@ static void test_short_always(void)
 
 /*
  * With the current plan, a write makes no progress: it fails after
- * @submissions submissions, the last of which transferred @taken bytes.
+ * @submissions submissions, the last of which transferred @written bytes.
  */
-static void check_stuck(uint8_t *buf, unsigned submissions, unsigned taken)
+static void check_stuck(uint8_t *buf, unsigned submissions, unsigned written)
 {
     g_autofree char *pattern =
         g_strdup_printf("the-file: cannot write 4096 bytes at offset 512: "
-                        "only %u of them were taken", taken);
+                        "only %u of them were written", written);
     DirectQueue *q;
     int fd;
 

@@ -10,7 +10,7 @@
 #include "block/aio.h"
 #include "block/thread-pool.h"
 
-/* Calls @func in a thread of the pool; the coroutine yields meanwhile. */
+/* Calls @func in QEMU's thread pool; the coroutine yields meanwhile. */
 static inline void coroutine_fn file_aside_submit_co(ThreadPoolFunc *func,
                                                      void *arg)
 {
