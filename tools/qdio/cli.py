@@ -20,7 +20,8 @@ usage: ./run COMMAND [OPTION...]
            buffered and direct, and compare the cost
            [--base B] [--emulator PATH|stock] [--verbose]
   test     the most effective tests, on the base of the demo: 15 minutes
-           [--all]: all tests on all bases: an hour
+           [--all]: all parts on all bases, all end-to-end tests on 7.2:
+           an hour
            [--base B] [--only PART,...] [--list]
   packages name the packages that are missing here, and install nothing
 
