@@ -233,7 +233,7 @@ def _instant_table(found):
 
 
 def _verdict_table(rows):
-    lines = ['| figure | wanted | measured | |', '|---|---|---|---|']
+    lines = ['| figure | target | measured | |', '|---|---|---|---|']
     for v in verdicts(rows):
         lines.append(f'| {v.text} | {_limit(v)} | {v.value:.2f}{v.unit} | '
                      f'{"reached" if reached(v) else "**not reached**"} |')

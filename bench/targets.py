@@ -17,6 +17,10 @@ def reached(verdict):
     return value >= verdict.want if verdict.least else value <= verdict.want
 
 
+def _channels(number):
+    return f'{number or "no"} channel' + ('' if number == 1 else 's')
+
+
 def _ratio(above, below):
     return above / below if above and below else None
 
@@ -67,18 +71,19 @@ def _fresh(rows):
     first = [row for row in stock if row.facts['channels'] == 1]
     yield ('restore into fresh memory, 1 channel: time of stock, over ours',
            1.7, _ratio(best(first, 'restore'), one), True, '')
-    yield ("restore into fresh memory, 1 channel: stock's best time, over ours",
-           1.3, _ratio(best(stock, 'restore'), one), True, '')
+    yield ("restore into fresh memory, 1 channel: stock's best time, over "
+           'ours', 1.3, _ratio(best(stock, 'restore'), one), True, '')
     for row in rows.ours('fresh', 'restore'):
-        channels = row.facts['channels']
-        peer = [r for r in stock if r.facts['channels'] == channels]
-        yield (f'restore into fresh memory, {channels} channels: CPU time of '
-               'stock, over ours', 2,
+        peer = [r for r in stock
+                if r.facts['channels'] == row.facts['channels']]
+        channels = _channels(row.facts['channels'])
+        yield (f'restore into fresh memory, {channels}: CPU time of stock, '
+               'over ours', 2,
                _ratio(best(peer, 'restore', 'cpu'),
                       row.median('restore', 'cpu')), True, '')
-        yield (f'save, {channels} channels: time of stock, over ours', 1.25,
+        yield (f'save, {channels}: time of stock, over ours', 1.25,
                _ratio(best(peer, 'save'), row.median('save')), True, '')
-        yield (f'save, {channels} channels: CPU time of stock, over ours', 3,
+        yield (f'save, {channels}: CPU time of stock, over ours', 3,
                _ratio(best(peer, 'save', 'cpu'), row.median('save', 'cpu')),
                True, '')
 
@@ -122,12 +127,12 @@ def _contents(rows):
         channels = row.facts['channels']
         scan = best(rows.of('zero', 'save', program='scan', channels=channels),
                     'save')
-        yield (f'save of zero RAM, {channels} channels, of the time of reading '
-               'it', 1.5, _ratio(row.median('save'), scan), False, '')
+        yield (f'save of zero RAM, {_channels(channels)}, of the time of '
+               'reading it', 1.5, _ratio(row.median('save'), scan), False, '')
     for phase in ('save', 'restore'):
         costs = [row.median(phase) / row.ram
                  for row in rows.ours('sizes', phase)]
-        yield (f'{phase}: cost of a GiB, dearest over cheapest size', 1.25,
+        yield (f'{phase}: cost of a GiB, highest over lowest', 1.25,
                _ratio(max(costs, default=None), min(costs, default=None))
                if len(costs) > 1 else None, False, '')
 
@@ -151,8 +156,8 @@ def _limits(rows):
                        channels=row.facts['channels'])
         # The minimum, because disturbances can only add time
         least = base[0].spread('save').least if base else None
-        yield (f'TCP, {row.facts["channels"] or "no"} channels: least time '
-               'after, over least before', 1.05,
+        yield (f'TCP, {_channels(row.facts["channels"])}: least time after, '
+               'over least before', 1.05,
                _ratio(row.spread('save').least, least), False, '')
 
 
@@ -168,8 +173,9 @@ def _instant(rows):
     yield ('instant restore: first sign of the guest', 0.15,
            max(first, default=None), False, ' s')
     if len(running) > 1:
-        yield ('instant restore: until the guest may run, slowest over fastest '
-               'of all sizes', 1.5, max(running) / min(running), False, '')
+        yield ('instant restore: until the guest may run, slowest over '
+               'fastest of all sizes', 1.5, max(running) / min(running), False,
+               '')
     for row in all_:
         eager = [r for r in rows.of('instant', 'restore', program='ours',
                                     instant=False) if r.ram == row.ram]

@@ -108,6 +108,13 @@ class Targets(unittest.TestCase):
         self.assertAlmostEqual(self.verdict(runs, text).value, 1.2)
         self.assertEqual(self.verdict(runs, 'first sign').value, 0.024)
 
+    def test_numbers_of_channels(self):
+        runs = [direct(program, channels, 1.0, scenario='tcp')
+                for program in ('ours', 'base') for channels in (0, 1, 8)]
+        for text in ('TCP, no channels: ', 'TCP, 1 channel: ',
+                     'TCP, 8 channels: '):
+            self.assertEqual(self.verdict(runs, text).value, 1)
+
     def test_bandwidth(self):
         for seconds, off in ((10.0, 0), (8.0, 25), (12.5, 20)):
             one = direct('ours', 1, seconds, scenario='bandwidth',
