@@ -61,31 +61,37 @@ def test_flags(t):
     for the main and the direct descriptor."""
     old = OldImage(t)
     direct = os.O_DIRECT
-    bad = [(os.O_WRONLY | os.O_APPEND, 'O_APPEND'),
-           (os.O_RDWR | os.O_APPEND, 'O_APPEND'),
-           (os.O_RDONLY, 'writing')]
+    append = 'the descriptor was opened with O_APPEND'
+    # The flags, what is said of fd:, and of an fdset
+    bad = [(os.O_WRONLY | os.O_APPEND, append, (append,)),
+           (os.O_RDWR | os.O_APPEND, append, (append,)),
+           (os.O_RDONLY, 'the descriptor is open for reading only',
+            ('is open for writing {} O_DIRECT', 'read-only {} O_DIRECT'))]
     # Since 10.2 the monitor closes a connection that passes one with O_PATH
     if t.config.ours.at_least(10, 2):
         t.note('O_PATH: the monitor of this QEMU takes no such descriptor')
     else:
-        bad.append((O_PATH, 'O_PATH'))
-    for flags, word in bad:
+        # Its access mode, which is not a mode, is that of O_RDONLY
+        bad.append((O_PATH, 'the descriptor was opened with O_PATH',
+                    bad[-1][2]))
+    for flags, of_fd, of_set in bad:
+        what = f'flags {flags:#o}'
         for mode in MODES:
             fd = t.open(old.path, flags)
             old.vm.command('getfd', {'fdname': 'bad'}, fds=[fd])
-            old.refused(f'fd: with {word}', 'fd:bad', mode, (word, 'O_APPEND'))
+            old.refused(f'fd: with {what}', 'fd:bad', mode, of_fd)
             old.vm.add_fds(5, fd)
             if mode.direct:
                 old.vm.add_fds(5, t.open(old.path, os.O_WRONLY | direct))
-            old.refused(f'fdset with {word}', 'file:/dev/fdset/5', mode,
-                        (word, 'fdset'))
+            old.refused(f'fdset with {what}', 'file:/dev/fdset/5', mode,
+                        '/dev/fdset/5', *[s.format('without') for s in of_set])
             old.vm.command('remove-fd', {'fdset-id': 5})
         if flags & O_PATH:
             continue
         old.vm.add_fds(6, t.open(old.path, os.O_WRONLY))
         old.vm.add_fds(6, t.open(old.path, flags | direct))
-        old.refused(f'direct with {word}', 'file:/dev/fdset/6', MODES[-1],
-                    (word, 'fdset'))
+        old.refused(f'direct with {what}', 'file:/dev/fdset/6', MODES[-1],
+                    '/dev/fdset/6', *[s.format('with') for s in of_set])
         old.vm.command('remove-fd', {'fdset-id': 6})
     good_save(t, old.vm)
 
