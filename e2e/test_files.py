@@ -8,38 +8,41 @@ import time
 
 from lab.vm import Mode
 
-from .checks import DIRTY, SOME_MODES, check_error, each, fdset_case
+from .checks import DIRTY, SOME_MODES, case, check_error, each, fdset_case
 from .harness import test
 
 MIB = 1 << 20
 
 
+def start_slowly(vm, path, mode):
+    """Starts a save that takes minutes, and waits until it is under way."""
+    vm.setup(mode, max_bandwidth=MIB)
+    vm.start_save(f'file:{path}')
+    while (info := vm.migration())['status'] == 'setup':
+        time.sleep(0.01)
+    assert info['status'] == 'active', info
+
+
 @test('files: two virtual machines save to one file',
       quick=True, stock='both saves completed')
 def test_two_savers(t):
-    """At most one completes, and then the file contains that guest's RAM."""
+    """The second one is refused, and the first one is not disturbed."""
     path = t.path('image')
 
     def one(mode):
         first, second = t.source(guest=DIRTY), t.source(guest=DIRTY)
-        first.setup(mode, max_bandwidth=4 * MIB)
-        first.start_save(f'file:{path}')
-        time.sleep(0.5)
-        if first.migration()['status'] not in ('active', 'setup'):
-            raise AssertionError('the first save is not slow enough')
+        start_slowly(first, path, mode)
         info = second.try_save(f'file:{path}', mode)
-        if info['status'] != 'completed':
-            check_error(info, path)
-            second.ticks_on()
+        status = first.migration()['status']
+        assert status == 'active', f'the first save {status}'
         first.command('migrate-set-parameters', {'max-bandwidth': 1 << 40})
         other = first.wait_migration()
-        done = [vm for vm, i in ((first, other), (second, info))
-                if i['status'] == 'completed']
-        if len(done) == 2:
+        if info['status'] == other['status'] == 'completed':
             raise AssertionError('both saves completed')
-        if done:
-            want = done[0].ram_hash()
-            t.restores(f'file:{path}', want, mode).kill()
+        check_error(info, path, 'is locked')
+        second.ticks_on()
+        assert other['status'] == 'completed', other
+        t.restores(f'file:{path}', first.ram_hash(), mode).kill()
         first.kill()
         second.kill()
         os.unlink(path)
@@ -98,22 +101,32 @@ def test_renamed(t):
     exists."""
     path, other = t.path('image'), t.path('other')
     for mode in (Mode(2, True), Mode(0)):
-        vm = t.source(guest=DIRTY)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-        vm.setup(mode, max_bandwidth=4 * MIB)
-        vm.start_save(f'file:{path}')
-        os.close(fd)
-        os.rename(path, other)
-        with open(path, 'wb') as f:
-            f.write(b'someone else')
-        vm.command('migrate-set-parameters', {'max-bandwidth': 1 << 40})
-        info = vm.wait_migration()
-        assert info['status'] == 'completed', info
-        want = vm.ram_hash()
-        vm.kill()
-        with open(path, 'rb') as f:
-            if f.read() != b'someone else':
-                raise AssertionError('another file of that name was written')
-        t.restores(f'file:{other}', want, mode).kill()
-        os.unlink(path)
-        os.unlink(other)
+        for how in ('renamed', 'replaced', 'unlinked'):
+            vm = t.source(guest=DIRTY)
+            start_slowly(vm, path, mode)
+            with open(path, 'rb') as image, case(how, mode):
+                if how == 'renamed':
+                    os.rename(path, other)
+                else:
+                    os.unlink(path)
+                if how != 'unlinked':
+                    with open(path, 'wb') as f:
+                        f.write(b'someone else')
+                vm.command('migrate-set-parameters',
+                           {'max-bandwidth': 1 << 40})
+                info = vm.wait_migration()
+                assert info['status'] == 'completed', info
+                want = vm.ram_hash()
+                vm.kill()
+                if how == 'unlinked':
+                    assert not os.path.exists(path), 'it was created again'
+                else:
+                    with open(path, 'rb') as f:
+                        assert f.read() == b'someone else', \
+                            'another file of that name was written'
+                    os.unlink(path)
+                if how != 'renamed':
+                    # The file has no name: this is the only way to it
+                    shutil.copyfile(f'/proc/self/fd/{image.fileno()}', other)
+                t.restores(f'file:{other}', want, mode).kill()
+                os.unlink(other)
