@@ -7,7 +7,7 @@ import shutil
 import time
 
 from lab.faultfd import build_library, with_faults
-from lab.faultfs import FaultFS
+from lab.faultfs import FaultFS, NoFuse
 from lab.vm import Mode
 
 from .checks import case
@@ -88,7 +88,7 @@ def broken(t, *faults, **kwargs):
     t.count += 1
     try:
         fs = FaultFS(t.path(f'broken{t.count}'), t.dir, faults, **kwargs)
-    except OSError as err:
+    except NoFuse as err:
         raise Skip(f'no FUSE here: {err}') from None
     t.stack.callback(fs.close)
     t.releases.callback(fs.release)

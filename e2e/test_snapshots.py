@@ -6,7 +6,7 @@ if it were not set."""
 import struct
 
 from lab.memory import huge_pages
-from lab.vm import Exited, Mode
+from lab.vm import Mode
 
 from .harness import Skip, test
 from .instant import begin, check_complete, saved
@@ -105,16 +105,16 @@ def test_after_save(t):
 def test_after_instant(t):
     """The capability postcopy-ram is still set, with which a stream has the
     size of such pages."""
+    t.need_root()
     disk, path = t.path('disk.qcow2'), t.path('image')
     saved(t, path, Mode(0), RAM)
     backend = f'memory-backend-memfd,id=pc.ram,size={RAM}M,hugetlb=on,' \
               'hugetlbsize=2M'
-    with huge_pages(RAM + 2):
-        try:
-            vm = t.vm(incoming=True, ram=RAM, args=(
-                '-object', backend, '-machine', 'memory-backend=pc.ram'))
-        except Exited:
-            raise Skip('no huge pages here') from None
+    with huge_pages(RAM + 2) as free:
+        if not free:
+            raise Skip('the host has no huge pages to give')
+        vm = t.vm(incoming=True, ram=RAM, args=(
+            '-object', backend, '-machine', 'memory-backend=pc.ram'))
         begin(vm, f'file:{path}', Mode(0))
         check_complete(t, vm)
         want = vm.ram_hash()

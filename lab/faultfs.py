@@ -63,6 +63,20 @@ MOMENT = 0.2                            # seconds
 NO_REPLY = object()
 
 
+class NoFuse(Exception):
+    """This host has no FUSE, or does not permit to use it."""
+
+
+def open_fuse():
+    try:
+        return os.open('/dev/fuse', os.O_RDWR | os.O_CLOEXEC)
+    except OSError as err:
+        if err.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.EPERM,
+                         errno.EACCES):
+            raise NoFuse(str(err)) from None
+        raise
+
+
 class Server:
     """The server side; it runs in a separate process."""
 
@@ -262,13 +276,13 @@ class Server:
 class FaultFS:
     """Mounted on the new directory `mount`, over the directory `directory`;
     `writeback` lets the kernel cache written data until it is synced.  Raises
-    OSError if FUSE is not available."""
+    NoFuse if FUSE is not available."""
 
     def __init__(self, mount, directory, faults, writeback=False, armed=True):
         self.mount = mount
         self._shared = mmap.mmap(-1, mmap.PAGESIZE)
         self._shared[ARMED] = NOW if armed else 0
-        fd = os.open('/dev/fuse', os.O_RDWR | os.O_CLOEXEC)
+        fd = open_fuse()
         os.mkdir(mount)
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.mount(b'faultfs', os.fsencode(mount), b'fuse', 0,
