@@ -8,7 +8,7 @@ import time
 
 from lab.faultfd import build_library, with_faults
 from lab.faultfs import FaultFS, NoFuse
-from lab.vm import Mode
+from lab.vm import FINAL, Mode
 
 from .checks import case
 from .harness import Skip
@@ -40,9 +40,15 @@ def stalls(t):
         return []
 
 
-def wait_stall(t):
-    """Waits until a stall or a hold has begun."""
+def wait_stall(t, vm, ask=True):
+    """Waits until a stall or a hold has begun in the machine's migration;
+    `ask` is False if QMP may not be used meanwhile."""
     while not stalls(t):
+        vm.raise_if_dead()
+        status = vm.migration().get('status') if ask else None
+        if status in FINAL and not stalls(t):
+            raise AssertionError(f'the migration {status} before anything was '
+                                 'held')
         time.sleep(0.02)
 
 
@@ -72,7 +78,7 @@ class HeldRestore:
                        emulator=faulty(t, 'image', 'read:d2:hold'))
         self.vm.setup(mode)
         self.vm.command('migrate-incoming', {'uri': f'file:{path}'})
-        wait_stall(t)
+        wait_stall(t, self.vm)
 
     def release(self):
         assert stalls(self.t) == ['stall'], 'the read was not held'

@@ -79,7 +79,7 @@ def test_cancel_held(t):
         vm = t.source(args=(), guest=DIRTY, emulator=faulty(t, 'image', op))
         vm.setup(Mode(2, True))
         vm.start_save(f'file:{t.path("image")}')
-        wait_stall(t)
+        wait_stall(t, vm)
         vm.command('migrate_cancel')
         vm.ticks_on()
         assert stalls(t) == ['stall'], 'the write was not held'

@@ -147,7 +147,7 @@ def save_with_hold(t, fault):
     vm = t.source(guest=DIRTY, emulator=faulty(t, 'image', fault + ':hold'))
     vm.setup(Mode(2, True))
     vm.start_save(f'file:{t.path("image")}')
-    wait_stall(t)
+    wait_stall(t, vm)
     for _ in range(5):
         vm.command('query-status')
         status = vm.migration()['status']

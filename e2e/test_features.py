@@ -282,7 +282,7 @@ def test_thread_list(t):
     vm = t.source(emulator=faulty(t, 'image', 'write:d1:hold'))
     vm.setup(Mode(3, True))
     vm.start_save(f'file:{t.path("image")}')
-    wait_stall(t)
+    wait_stall(t, vm)
     names = {x['name'] for x in vm.command('query-migrationthreads')}
     wanted = {f'mapped-save_{i}' for i in range(3)}
     assert wanted <= names, names

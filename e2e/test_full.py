@@ -10,7 +10,8 @@ import threading
 import time
 
 from lab import fs
-from lab.vm import Mode
+from lab.qmp import QMPError
+from lab.vm import FINAL, Mode
 
 from .checks import DIRTY, SOME_MODES, case, cause, check_error, \
     check_leftover, each, good_save, never_stopped
@@ -242,14 +243,15 @@ def test_retry(t):
             target = refusing if mode.direct and i % 3 == 0 else bad
             try:
                 vm.start_save(f'file:{target}/image')
-            except Exception:
-                pass
-            while vm.migration().get('status') not in ('failed', 'cancelled',
-                                                       None):
-                pass
+                # Without a pause, so that the retry follows at once
+                while (status := vm.migration()['status']) not in FINAL:
+                    pass
+                assert status == 'failed', f'a full target: {status}'
+            except QMPError:
+                assert target == refusing
             try:
                 vm.start_save(f'file:{good}')
-            except Exception as err:
+            except QMPError as err:
                 raise AssertionError(f'({mode}) an immediate retry is '
                                      f'refused: {err}') from err
             info = vm.wait_migration()

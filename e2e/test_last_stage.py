@@ -159,7 +159,7 @@ def test_refused_loadvm(t):
                   emulator=faulty(t, 'image', 'sync:1:hold'))
     vm.setup(Mode(0))
     vm.start_save(f'file:{t.path("image")}')
-    wait_stall(t)
+    wait_stall(t, vm)
     said = vm.command('human-monitor-command', {'command-line': 'loadvm x'})
     assert 'being saved to' in said, said
     assert vm.command('query-status')['status'] == 'running'
@@ -259,7 +259,7 @@ def test_early_sync(t):
                   emulator=faulty(t, 'image', 'sync:1:hold'))
     vm.setup(Mode(0))
     vm.start_save(f'file:{path}')
-    wait_stall(t)
+    wait_stall(t, vm)
     assert vm.command('query-status')['status'] == 'running'
     assert vm.migration()['direct-io']['phase'] == 'sync'
     vm.wait_guest('tick', 3)

@@ -37,7 +37,7 @@ def test_sync_phase(t):
     vm = t.source(emulator=faulty(t, 'image', 'sync:1:hold'))
     vm.setup(Mode(2, True))
     vm.start_save(f'file:{t.path("image")}')
-    wait_stall(t)
+    wait_stall(t, vm)
     info = vm.migration()
     assert info['status'] in ('active', 'device'), info
     assert info['direct-io']['phase'] == 'sync', info
@@ -51,7 +51,7 @@ def test_write_held(t):
     vm = t.source(emulator=faulty(t, 'image', 'write:d2:hold'))
     vm.setup(Mode(1, True))
     vm.start_save(f'file:{t.path("image")}')
-    wait_stall(t)
+    wait_stall(t, vm)
     info = vm.migration()
     assert info['direct-io']['phase'] == 'ram', info
     assert info['ram']['remaining'] > 0, info

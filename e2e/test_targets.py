@@ -52,7 +52,8 @@ class Start(threading.Thread):
         self.uri = uri
         vm.setup(mode)
         self.start()
-        wait_stall(t)
+        # Its thread uses the connection
+        wait_stall(t, vm, ask=False)
 
     def run(self):
         try:
