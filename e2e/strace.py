@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Traces the system calls of an emulator."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -14,6 +15,18 @@ def need_strace():
         raise Skip("there is no 'strace' here")
 
 
+def all_traced(pid):
+    """Returns whether each thread of the process has a tracer."""
+    tasks = f'/proc/{pid}/task'
+    for tid in os.listdir(tasks):
+        # A thread may have ended meanwhile
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError), \
+                open(f'{tasks}/{tid}/status') as f:
+            if 'TracerPid:\t0\n' in f.read():
+                return False
+    return True
+
+
 class strace:
     """strace attached to a running emulator."""
 
@@ -21,16 +34,13 @@ class strace:
         self._process = subprocess.Popen(
             ['strace', '-f', '-y', '-qq', '-s0', '-o', log, '-e',
              'trace=' + calls, '-p', str(vm.pid)],
-            stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            tasks = f'/proc/{vm.pid}/task'
-            if all(open(f'{tasks}/{tid}/status').read().find(
-                    'TracerPid:\t0') < 0 for tid in os.listdir(tasks)):
-                return
+            stderr=subprocess.PIPE, text=True)
+        while not all_traced(vm.pid):
+            vm.raise_if_dead()
+            if self._process.poll() is not None:
+                said = self._process.stderr.read().strip()
+                raise Skip(f'strace cannot attach here: {said}')
             time.sleep(0.05)
-        self.stop()
-        raise Skip('strace cannot attach here')
 
     def stop(self):
         self._process.terminate()

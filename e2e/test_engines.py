@@ -2,6 +2,7 @@
 """Guests that write to memory as fast as they can while being saved, with each
 engine."""
 
+import itertools
 import os
 
 from lab.vm import Mode
@@ -21,8 +22,13 @@ def test_busy_guest(t):
         emulator = with_engine(t, engine)
         uri = f'file:{t.path("image")}'
         rewritten = 0
+        modes = (Mode(1, True), Mode(4, True))
         vm = t.source(ram=RAM, guest=BUSY, emulator=emulator)
-        for mode in (Mode(1, True), Mode(4, True)):
+        for i in itertools.count():
+            # The guest writes much or little, depending on its CPU time
+            if i >= len(modes) and rewritten > 1000:
+                break
+            mode = modes[i % len(modes)]
             # Slow enough for the guest to modify pages already written
             vm.setup(mode, max_bandwidth=32 << 20)
             vm.start_save(uri)
@@ -38,7 +44,6 @@ def test_busy_guest(t):
             vm.ticks_on(1)
             os.unlink(t.path('image'))
         vm.kill()
-        assert rewritten > 1000, f'only {rewritten} pages were saved again'
         t.note(f'{engine}: {rewritten} pages were saved more than once')
     each_engine(one)
 
