@@ -224,7 +224,7 @@ def test_quit(t):
         if how == 'fails':
             wait_runstate(vm, 'io-error')
         vm.command('quit')
-        assert vm.process.wait(60) == 0
+        assert vm.wait_exit() == 0
         vm.kill()
 
 

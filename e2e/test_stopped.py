@@ -11,7 +11,7 @@ from lab.qmp import QMPClosed, QMPError
 from lab.vm import Exited, Mode
 
 from .checks import check_error, check_leftover, good_save
-from .faults import faulty
+from .faults import faulty, forget_holds, stalls
 from .harness import test
 
 MIB = 1 << 20
@@ -117,20 +117,26 @@ def test_quit(t):
     vm.save(f'file:{good}', MODES[0])
     vm.kill()
     for mode in MODES:
-        for delay in (0, 0.05, 0.2, 0.5):
+        for written in (0, 1, 8 * MIB, 32 * MIB):
             vm = t.source(ram=RAM, guest=GUEST)
-            vm.setup(mode, max_bandwidth=64 * MIB)
+            vm.setup(mode, max_bandwidth=16 * MIB)
             vm.start_save(f'file:{path}')
-            time.sleep(delay)
-            leave(vm, f'quit {delay} s after a save began, {mode}')
+            wait_written(vm, written)
+            leave(vm, f'quit after {written} bytes of a save, {mode}')
             check_leftover(t, path, mode, RAM)
-
+        for reads in range(4):
             dst = t.vm(incoming=True, ram=RAM, emulator=faulty(
-                t, 'good', 'read:b3:stall=1', 'read:d1+:stall=1'))
+                t, 'good', 'read:b3:stall=1', 'read:b4:stall=1',
+                'read:d1+:stall=1'))
             dst.setup(mode)
             dst.command('migrate-incoming', {'uri': f'file:{good}'})
-            time.sleep(delay)
-            leave(dst, f'quit {delay} s after a restore began, {mode}')
+            # A restore without O_DIRECT has two such reads
+            while stalls(t).count('stall') < min(reads, 3 if mode.direct
+                                                 else 2):
+                dst.raise_if_dead()
+                time.sleep(0.01)
+            leave(dst, f'quit at slow read {reads} of a restore, {mode}')
+            forget_holds(t)
 
 
 def leave(vm, what):

@@ -212,9 +212,13 @@ class VM(Console):
         return [line for line in self.stderr().splitlines()
                 if line.strip() and 'terminating on signal' not in line]
 
+    def wait_exit(self, timeout=60):
+        """Waits until QEMU exits; returns its exit code."""
+        return self.process.wait(PATIENCE * timeout)
+
     def raise_if_dead(self, wait=0):
         try:
-            code = self.process.wait(wait) if wait else self.process.poll()
+            code = self.wait_exit(wait) if wait else self.process.poll()
         except subprocess.TimeoutExpired:
             return
         if code is None:

@@ -9,7 +9,7 @@ import subprocess
 import time
 import uuid
 
-from lab.vm import MACHINE, Console, Hung, die_with_parent
+from lab.vm import MACHINE, PATIENCE, Console, Hung, die_with_parent
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -69,7 +69,7 @@ class Libvirt:
             raise
 
     def _wait(self):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE * 60
         while True:
             code, said = self.virsh('uri', check=False)
             if not code:
@@ -105,12 +105,12 @@ class Libvirt:
     def finish(self, virsh, check=True, timeout=180):
         """Waits for virsh to exit; returns (exit code, output)."""
         try:
-            out, err = virsh.communicate(timeout=timeout)
+            out, err = virsh.communicate(timeout=PATIENCE * timeout)
         except subprocess.TimeoutExpired:
             virsh.kill()
             virsh.communicate()
             raise Hung(f'virsh {shlex.join(virsh.args[4:])}: no end in '
-                       f'{timeout} s') from None
+                       f'{PATIENCE * timeout} s') from None
         if check and virsh.returncode:
             raise VirshError(f'virsh {shlex.join(virsh.args[4:])}: '
                              f'{err.strip()}')
@@ -232,7 +232,7 @@ class Domain(Console):
 
     def wait_gone(self):
         """Waits until its QEMU has ended."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE * 60
         while self._is_mine(self._pid):
             if time.monotonic() > deadline:
                 raise Hung(f'{self.name}: QEMU does not end')

@@ -197,6 +197,6 @@ def test_quit(t):
         disk.release()
         if how == 'quit':
             vm.command('quit')
-            assert vm.process.wait(60) == 0
+            assert vm.wait_exit() == 0
         vm.kill()
         restores(t, f'file:{path}', want, DIRECT)
