@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 
+from lab.memory import huge_pages
 from lab.qmp import QMPError
 from lab.vm import Mode
 
@@ -127,6 +128,8 @@ def test_error_running(t):
     assert path in said, said
     stops = [e for e in vm.qmp.events if e['event'] == 'STOP']
     assert len(stops) >= 3, vm.qmp.events
+    assert any('instant restore: the guest stops' in line and path in line
+               for line in vm.errors()), vm.errors()
     disk.disarm()
     # A read in flight may still fail
     while vm.migration()['status'] != 'completed':
@@ -232,6 +235,9 @@ def test_quit(t):
 def test_save_refused(t):
     disk, path, want, vm, _ = restore(t, HELD)
     other = t.path('other')
+    with expect_error('the load was paused', 'Loading RAM from a file cannot '
+                                             'be paused'):
+        vm.command('migrate-pause')
     vm.command('migrate-set-capabilities', {'capabilities': [
         {'capability': 'postcopy-ram', 'state': False}]})
     info = vm.try_save(f'file:{other}')
@@ -329,43 +335,68 @@ def test_bad_images(t):
     assert said and path in said, said
 
 
+def check_eager(t, path, want, reason, wrapper=(), args=(), ram=RAM):
+    """Checks that RAM is loaded before the guest runs, for this reason."""
+    vm = t.vm(incoming=True, ram=ram, args=args, wrapper=wrapper)
+    begin(vm, f'file:{path}', DIRECT)
+    info = vm.wait_migration()
+    assert info['status'] == 'completed', info
+    found = figures(info)
+    assert not found['active'] and reason in found['reason'], found
+    assert found['total'] == 0, found
+    assert vm.ram_hash() == want, 'restored RAM is not what was saved'
+    vm.command('cont')
+    vm.ticks_on()
+    vm.kill()
+
+
 @test('instant: where it cannot be, the restore is eager and says why',
       quick=True)
 def test_eager(t):
     t.need_root()
     path = t.path('image')
     want = saved(t, path)
-
-    def eager(reason, wrapper=(), args=(), ram=RAM):
-        vm = t.vm(incoming=True, ram=ram, args=args, wrapper=wrapper)
-        instant(vm, DIRECT)
-        vm.command('migrate-incoming', {'uri': f'file:{path}'})
-        info = vm.wait_migration()
-        assert info['status'] == 'completed', info
-        found = figures(info)
-        assert not found['active'] and reason in found['reason'], found
-        assert found['total'] == 0, found
-        assert vm.ram_hash() == want, 'restored RAM is not what was saved'
-        vm.command('cont')
-        vm.ticks_on()
-        vm.kill()
-
     private = t.path('private')
     with open(private, 'wb') as f:
         f.truncate(RAM << 20)
-    eager('private mapping', args=(
+    check_eager(t, path, want, 'private mapping', args=(
         '-object', f'memory-backend-file,id=pc.ram,size={RAM}M,'
         f'mem-path={private},share=off', '-machine', 'memory-backend=pc.ram'))
-    eager('userfaultfd', args=(
+    check_eager(t, path, want, 'userfaultfd does not work on this', args=(
         '-object', f'memory-backend-file,id=pc.ram,size={RAM}M,'
         f'mem-path={private},share=on', '-machine', 'memory-backend=pc.ram'))
-    eager('locked', args=('-overcommit', 'mem-lock=on'))
-    eager('userfaultfd is not available', wrapper=(
+    check_eager(t, path, want, 'locked', args=('-overcommit', 'mem-lock=on'))
+    check_eager(t, path, want, 'userfaultfd is not available', wrapper=(
         'unshare', '-m', 'sh', '-c',
         '[ ! -e /dev/userfaultfd ] || '
         'mount --bind /dev/null /dev/userfaultfd; '
         'exec setpriv --bounding-set -sys_ptrace --inh-caps -sys_ptrace '
         '"$@"', 'sh'))
+
+
+@test('instant: with virtio-mem the restore is eager', quick=True)
+def test_virtio_mem(t):
+    path = t.path('image')
+    args = ('-m', f'{RAM},maxmem=1G', '-object',
+            'memory-backend-ram,id=vm0,size=256M', '-device',
+            'virtio-mem-pci,id=vmem0,memdev=vm0,requested-size=0')
+    check_eager(t, path, saved(t, path, args=args),
+                'a device like virtio-mem discards guest memory', args=args)
+
+
+@test('instant: into huge pages of 1 GiB the restore is eager')
+def test_gigantic(t):
+    t.need_root()
+    path = t.path('image')
+    ram = 1024
+    args = ('-object', f'memory-backend-memfd,id=pc.ram,size={ram}M,'
+            'hugetlb=on,hugetlbsize=1G', '-machine', 'memory-backend=pc.ram')
+    with huge_pages(ram, size=1024) as free:
+        if not free:
+            raise Skip('the host has no page of 1 GiB to give')
+        want = saved(t, path, ram=ram, guest={'pages': 4096})
+        check_eager(t, path, want, 'too large to be loaded one by one',
+                    args=args, ram=ram)
 
 
 @test('instant: other memory', quick=True)

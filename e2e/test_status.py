@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The output of query-migrate while a save or a restore waits for the disk."""
 
+import contextlib
 import errno
+import fcntl
 import os
 
 from lab.vm import Mode
 
 from .checks import check_error, expect_error
 from .faults import HeldRestore, faulty, open_gate, stalls, wait_stall
-from .harness import test
+from .harness import Skip, test
 
 
 def release(t, vm):
@@ -56,6 +58,66 @@ def test_write_held(t):
     assert info['direct-io']['phase'] == 'ram', info
     assert info['ram']['remaining'] > 0, info
     release(t, vm)
+
+
+@test('status: settings that are changed meanwhile', quick=True)
+def test_changed(t):
+    """They apply to the next migration only."""
+    path = t.path('image')
+    vm = t.source(emulator=faulty(t, 'image', 'write:b30:hold'))
+    vm.setup(Mode(2))
+    vm.start_save(f'file:{path}')
+    wait_stall(t, vm)
+    vm.command('migrate-set-parameters', {'direct-io': True})
+    section = vm.migration()['direct-io']
+    assert not section['active'], section
+    assert section['reason'] == 'the settings were changed after the start', \
+        section
+    section = release(t, vm)['direct-io']
+    assert not section['active'] and not section['direct-bytes'], section
+    t.restores(f'file:{path}', vm.ram_hash(), Mode(2)).kill()
+    vm.command('cont')
+    info = vm.try_save(f'file:{path}')
+    assert info['status'] == 'completed', info
+    section = info['direct-io']
+    assert section['active'] and section['direct-bytes'], section
+
+
+SYSCTL = '/proc/sys/kernel/io_uring_disabled'
+
+
+@contextlib.contextmanager
+def io_uring_privileged():
+    """Forbids io_uring to processes without the capability CAP_SYS_ADMIN."""
+    with open(SYSCTL, 'r+') as f:
+        fcntl.flock(f, fcntl.LOCK_EX)       # another test run does the same
+        before = f.read()
+        try:
+            set_sysctl('1')
+            yield
+        finally:
+            set_sysctl(before)
+
+
+def set_sysctl(value):
+    with open(SYSCTL, 'w') as f:
+        f.write(value)
+
+
+@test('status: the sysctl that forbids io_uring', quick=True)
+def test_sysctl(t):
+    t.need_root()
+    if not os.path.exists(SYSCTL):
+        raise Skip('the kernel has no such sysctl: Linux 6.6 has')
+    path = t.path('image')
+    with io_uring_privileged():
+        vm = t.source(wrapper=('setpriv', '--bounding-set', '-sys_admin',
+                               '--inh-caps', '-sys_admin'))
+        section = vm.save(f'file:{path}', Mode(2, True))['direct-io']
+    assert section['engine'] == 'linux-aio', section
+    assert 'io_uring: not permitted (by the sysctl ' \
+        'kernel.io_uring_disabled' in section['engine-reason'], section
+    t.restores(f'file:{path}', vm.ram_hash(), Mode(2, True)).kill()
 
 
 @test('status: file-sync=off does not sync', quick=True)

@@ -2,15 +2,18 @@
 """Targets and settings that cannot work: refused before the guest stops, and
 with the reason."""
 
+import errno
 import os
 import shutil
 import threading
 
+from lab import fs
 from lab.qmp import QMPError
 from lab.vm import Mode
 
-from .checks import DIRTY, check_error, fdset_case, good_save, never_stopped
-from .faults import faulty, open_gate, wait_stall
+from .checks import DIRTY, case, check_error, check_says, fdset_case, \
+    good_save, never_stopped
+from .faults import faulty, forget_holds, open_gate, wait_stall
 from .harness import test
 
 MIB = 1 << 20
@@ -103,6 +106,92 @@ def test_removed(t):
     vm.save(f'file:{path}', Mode(2))
     want = vm.ram_hash()
     t.restores(f'file:{path}', want, Mode(2)).kill()
+
+
+@test('targets: a file that is replaced while it is opened is not used',
+      quick=True)
+def test_replaced(t):
+    """Whether QEMU has found or created it; the other file is left alone."""
+    path, other = t.path('image'), t.path('other')
+    for found in (True, False):
+        for replaced in (True, False):
+            with case('found' if found else 'created',
+                      'replaced' if replaced else 'removed'):
+                if found:
+                    open(path, 'w').close()
+                vm = t.source(guest=DIRTY,
+                              emulator=faulty(t, 'image', 'lock:1:hold'))
+                held = Start(t, vm, f'file:{path}', Mode(2, True))
+                os.unlink(path)
+                if replaced:
+                    with open(other, 'w') as f:
+                        f.write('someone else')
+                    os.rename(other, path)
+                error = held.finish(t)
+                assert error, 'the file was used'
+                check_says(error, path, 'was removed or replaced')
+                if replaced:
+                    with open(path) as f:
+                        assert f.read() == 'someone else', 'it was written'
+                    os.unlink(path)
+                else:
+                    assert not os.path.exists(path), 'it was created again'
+                never_stopped(vm)
+                good_save(t, vm)
+                vm.kill()
+                forget_holds(t)
+
+
+@test('targets: a file that may only be appended to', quick=True)
+def test_append_only(t):
+    """It cannot be opened for writing.  With a descriptor opened before, a
+    stream cannot cut it off, and mapped-ram cannot extend it to its size."""
+    path = os.path.join(t.filesystem('ext4', 300 * MIB), 'image')
+    with open(path, 'w') as f:
+        f.write('kept')
+    vm = t.source(guest=DIRTY)
+    for mode in (None, Mode(0), Mode(2, True)):
+        fds = [t.open(path, os.O_WRONLY)]
+        if mode and mode.direct:
+            fds.append(t.open(path, os.O_WRONLY | os.O_DIRECT))
+        fs.run('chattr', '+a', path)
+        try:
+            with case(mode or 'a stream'):
+                check_error(vm.try_save(f'file:{path}', mode), path,
+                            'Could not open', os.strerror(errno.EPERM))
+                check_error(fdset_case(t, vm, 'file:/dev/fdset/3', mode, *fds),
+                            "the file can't grow to" if mode else
+                            'Unable to set the size of', '/dev/fdset/3',
+                            os.strerror(errno.EPERM))
+                with open(path) as f:
+                    assert f.read() == 'kept', 'the file was written'
+                never_stopped(vm)
+                vm.ticks_on(1)
+        finally:
+            fs.run('chattr', '-a', path)
+    vm.save(f'file:{path}', Mode(2, True))
+    t.restores(f'file:{path}', vm.ram_hash(), Mode(2, True)).kill()
+
+
+@test('targets: btrfs with compression, and without checksums', quick=True)
+def test_btrfs(t):
+    """The kernel compresses nothing that is written directly, but what it
+    writes is whole; without checksums it copies nothing."""
+    for options, flag in (('compress-force=zstd', None), ('', '+C'),
+                          ('', '+c')):
+        with case(options, flag):
+            name = f'btrfs{options}{flag}'
+            target = t.filesystem('btrfs', 640 * MIB, name, options=options)
+            if flag:
+                fs.run('chattr', flag, target)
+            path = os.path.join(target, 'image')
+            vm = t.source(ram=32)
+            # A guest that runs may be faster than a compressing file system
+            vm.command('stop')
+            vm.save(f'file:{path}', Mode(2, True))
+            want = vm.ram_hash()
+            vm.kill()
+            t.restores(f'file:{path}', want, Mode(2, True), ram=32).kill()
 
 
 @test('refused: bad targets', quick=True)
@@ -266,6 +355,33 @@ def test_capabilities(t):
             {'capability': other, 'state': False}]})
     vm.ticks_on()
     good_save(t, vm)
+
+
+@test('refused: capabilities that a file does not have', quick=True)
+def test_file_capabilities(t):
+    """With mapped-ram they are refused when they are set; these are plain
+    streams."""
+    path = t.path('image')
+    vm = t.source(guest=DIRTY)
+    for what, on in (
+            ('A return path', ('return-path',)),
+            ('Postcopy', ('postcopy-ram',)),
+            ('Postcopy preemption', ('postcopy-ram', 'postcopy-preempt')),
+            ('Multifd without mapped-ram', ('multifd',))):
+        set_capabilities(vm, on, True)
+        info = vm.try_save(f'file:{path}')
+        assert info.get('refused'), f'{what} is accepted'
+        check_error(info, f'{what} is not supported for migration to a file')
+        assert not os.path.exists(path), f'{what}: a file is left'
+        set_capabilities(vm, on, False)
+        vm.ticks_on(1)
+    never_stopped(vm)
+    good_save(t, vm)
+
+
+def set_capabilities(vm, names, state):
+    vm.command('migrate-set-capabilities', {'capabilities': [
+        {'capability': name, 'state': state} for name in names]})
 
 
 @test('refused: direct-io without multifd says that it has no effect',

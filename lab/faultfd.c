@@ -4,7 +4,8 @@
  * FAULT_FILE   what the file's path ends with
  * FAULT        OP:NTH:WHAT, several separated by commas
  *
- *   OP         write, read, sync, close, unlink, or create: open with O_CREAT
+ *   OP         write, read, sync, close, unlink, lock, or create: open with
+ *              O_CREAT
  *   NTH        1 for the first such call on the file, and so on; 5+ for the
  *              fifth and all later ones; d1 for the first on a descriptor
  *              with O_DIRECT, b1 for the first on one without
@@ -51,7 +52,7 @@
 #endif
 
 enum { OP_WRITE, OP_READ, OP_SYNC, OP_CLOSE, OP_CREATE,
-       OP_UNLINK, OPS };
+       OP_UNLINK, OP_LOCK, OPS };
 
 struct fault {
     int op;
@@ -70,7 +71,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static void __attribute__((constructor)) init(void)
 {
     static const char *const names[] = { "write", "read", "sync", "close",
-                                         "create", "unlink" };
+                                         "create", "unlink", "lock" };
     char *text = getenv("FAULT"), *one, *save = NULL;
 
     file = getenv("FAULT_FILE");
@@ -289,9 +290,13 @@ int name(int fd, int cmd, ...) \
     va_start(ap, cmd); \
     arg = va_arg(ap, void *); \
     va_end(ap); \
-    if (number && cmd == F_OFD_SETLK) { \
-        errno = atoi(number); \
-        return -1; \
+    if (cmd == F_OFD_SETLK) { \
+        const struct fault *f = find(fd, OP_LOCK); \
+        FAIL_IF_SO(f); \
+        if (number) { \
+            errno = atoi(number); \
+            return -1; \
+        } \
     } \
     return REAL(name)(fd, cmd, arg); \
 }
