@@ -14,8 +14,6 @@
 #include "qemu/cutils.h"
 #include FILE_BASE_BOOT_BLOCK
 
-/* How long anything may take; an idle host needs 1 % of it. */
-#define TIMEOUT_US (120 * G_USEC_PER_SEC)
 #define FIRMWARE_SIZE (64 * KiB)
 #define TMPFS_MAGIC 0x01021994
 
@@ -188,7 +186,7 @@ char *file_vm_log(FileVM *vm)
 
 char *file_vm_stop_failed(FileVM *vm)
 {
-    gint64 end = g_get_monotonic_time() + TIMEOUT_US;
+    gint64 end = g_get_monotonic_time() + FILE_VM_TIMEOUT_US;
     char *log;
 
     qtest_set_expected_status(vm->qts, EXIT_FAILURE);
@@ -347,7 +345,7 @@ void file_vm_set_way(FileVM *vm, const FileWay *way)
 
 void file_vm_check_runs(FileVM *vm)
 {
-    gint64 end = g_get_monotonic_time() + TIMEOUT_US;
+    gint64 end = g_get_monotonic_time() + FILE_VM_TIMEOUT_US;
     uint8_t first = qtest_readb(vm->qts, FILE_VM_BUSY_START);
 
     while (qtest_readb(vm->qts, FILE_VM_BUSY_START) == first) {
@@ -450,7 +448,7 @@ static bool reached(FileVM *vm, const char *wanted)
 
 void file_vm_wait(FileVM *vm, const char *status)
 {
-    gint64 end = g_get_monotonic_time() + TIMEOUT_US;
+    gint64 end = g_get_monotonic_time() + FILE_VM_TIMEOUT_US;
 
     while (!reached(vm, status)) {
         g_assert_cmpint(g_get_monotonic_time(), <, end);
@@ -460,7 +458,7 @@ void file_vm_wait(FileVM *vm, const char *status)
 
 void file_vm_wait_syncs(FileVM *vm, int64_t count)
 {
-    gint64 end = g_get_monotonic_time() + TIMEOUT_US;
+    gint64 end = g_get_monotonic_time() + FILE_VM_TIMEOUT_US;
     int64_t now = 0;
 
     while (now < count) {

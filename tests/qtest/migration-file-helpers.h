@@ -19,6 +19,9 @@
 #include "qobject/qdict.h"
 #include "qemu/units.h"
 
+/* How long anything may take; an idle host needs far less than 1 % of it. */
+#define FILE_VM_TIMEOUT_US  (1000 * G_USEC_PER_SEC)
+
 #define FILE_VM_RAM         (64 * MiB)
 #define FILE_VM_PAGE        (4 * KiB)
 /* The guest changes all pages from here... */
