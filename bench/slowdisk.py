@@ -15,27 +15,19 @@ program.  `python3 -m bench.slowdisk` is the disk itself.
 """
 
 import argparse
-import ctypes
+import errno
 import json
 import os
 import select
 import signal
-import struct
+import stat
 import subprocess
 import sys
 import time
 
-# From the kernel's include/uapi/linux/fuse.h
-GETATTR, OPEN, READ, WRITE, STATFS, RELEASE, FSYNC, FLUSH, INIT, DESTROY = \
-    3, 14, 15, 16, 17, 18, 20, 25, 26, 38
-FORGET, BATCH_FORGET, INTERRUPT = 2, 42, 36
-ASYNC_READ, BIG_WRITES, ASYNC_DIO, MAX_PAGES = 1, 1 << 5, 1 << 15, 1 << 22
-IN = struct.Struct('<IIQQIIII')         # len opcode unique nodeid ...
-OUT = struct.Struct('<IiQ')             # len error unique
-ATTR = struct.Struct('<QQQQQQIIIIIIIIII')
-RW = struct.Struct('<QQIIQII')          # fh offset size ...
-INIT_OUT = struct.Struct('<IIIIHHIIHHI28x')
-LARGEST = 1 << 20
+from lab import fuse
+from lab.fuse import Op
+
 SECTOR = 512
 
 
@@ -105,16 +97,12 @@ class Server:
     def __init__(self, path, target, model, stall):
         self.size = os.path.getsize(path)
         self.file = os.open(path, os.O_RDWR)
-        self.fuse = os.open('/dev/fuse', os.O_RDWR)
+        self.fuse = fuse.connect()
         self.model = model
         self.stall_at, self.stall_for = stall
         self.begun = False              # before that everything is fast
         self.written = 0
-        options = f'fd={self.fuse},rootmode=100000,user_id=0,group_id=0'
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.mount(b'slowdisk', target.encode(), b'fuse', 0,
-                      options.encode()):
-            raise OSError(ctypes.get_errno(), 'mount of a FUSE file system')
+        fuse.mount(self.fuse, 'slowdisk', target, stat.S_IFREG)
         signal.signal(signal.SIGUSR1, self.begin)
         signal.signal(signal.SIGUSR2, self.tell)
 
@@ -127,8 +115,7 @@ class Server:
                           'requests': self.model.requests}), flush=True)
 
     def answer(self, unique, data=b'', error=0):
-        os.write(self.fuse,
-                 OUT.pack(OUT.size + len(data), -error, unique) + data)
+        fuse.answer(self.fuse, unique, data, error)
 
     def run(self):
         waiting = []                    # reads and writes
@@ -136,27 +123,26 @@ class Server:
             if not waiting:
                 continue
             offsets = [request[2] for request in waiting]
-            opcode, unique, offset, data, arrived = \
+            op, unique, offset, data, arrived = \
                 waiting.pop(self.model.nearest(offsets))
-            size = data if opcode == READ else len(data)
+            size = data if op == Op.READ else len(data)
             if self.begun:
-                done = self.model.serve(offset, size, arrived,
-                                        opcode == WRITE)
+                done = self.model.serve(offset, size, arrived, op == Op.WRITE)
                 while (left := done - time.monotonic()) > 0:
                     if not self.receive(waiting, left):
                         return
-                self.written += size if opcode == WRITE else 0
+                self.written += size if op == Op.WRITE else 0
                 if self.stall_for and self.written >= self.stall_at:
                     time.sleep(self.stall_for)
                     self.stall_for = 0
-            self.transfer(opcode, unique, offset, data)
+            self.transfer(op, unique, offset, data)
 
     def receive(self, waiting, seconds):
         """Receives the requests that arrive within this many seconds, but
         waits for at least one; returns False at the end."""
         while select.select([self.fuse], [], [], seconds)[0]:
             try:
-                request = os.read(self.fuse, LARGEST + 4096)
+                request = fuse.receive(self.fuse)
             except OSError:             # unmounted
                 return False
             self.take(request, waiting)
@@ -164,42 +150,37 @@ class Server:
         return True
 
     def take(self, request, waiting):
-        _, opcode, unique, *_ = IN.unpack_from(request)
-        body = request[IN.size:]
-        if opcode in (READ, WRITE):
-            _, offset, size, *_ = RW.unpack_from(body)
-            data = body[RW.size:RW.size + size] if opcode == WRITE else size
-            waiting.append((opcode, unique, offset, data, time.monotonic()))
-        elif opcode in (FORGET, BATCH_FORGET, INTERRUPT):
-            pass                        # these requests get no reply
-        else:
-            self.control(opcode, unique)
+        if request.op in (Op.READ, Op.WRITE):
+            io = fuse.io(request.body)
+            data = io.data if request.op == Op.WRITE else io.size
+            waiting.append((request.op, request.unique, io.offset, data,
+                            time.monotonic()))
+        elif request.op not in fuse.SILENT:
+            self.control(request.op, request.unique)
 
-    def control(self, opcode, unique):
-        if opcode == INIT:
-            flags = ASYNC_READ | BIG_WRITES | ASYNC_DIO | MAX_PAGES
-            self.answer(unique, INIT_OUT.pack(7, 31, 1 << 17, flags, 64, 48,
-                                              LARGEST, 1, LARGEST // 4096, 0,
-                                              0))
-        elif opcode == GETATTR:
-            attr = ATTR.pack(1, self.size, self.size // SECTOR, 0, 0, 0, 0, 0,
-                             0, 0o100600, 1, 0, 0, 0, SECTOR, 0)
-            self.answer(unique, struct.pack('<QII', 3600, 0, 0) + attr)
-        elif opcode == OPEN:
-            self.answer(unique, struct.pack('<QII', 0, 0, 0))
-        elif opcode == STATFS:
+    def control(self, op, unique):
+        if op == Op.INIT:
+            self.answer(unique, fuse.init(fuse.ASYNC_READ | fuse.BIG_WRITES |
+                                          fuse.ASYNC_DIO | fuse.MAX_PAGES))
+        elif op == Op.GETATTR:
+            self.answer(unique, fuse.attributes(fuse.ATTR.pack(
+                1, self.size, self.size // SECTOR, 0, 0, 0, 0, 0, 0,
+                stat.S_IFREG | 0o600, 1, 0, 0, 0, SECTOR, 0), 3600))
+        elif op == Op.OPEN:
+            self.answer(unique, fuse.opened())
+        elif op == Op.STATFS:
             self.answer(unique, bytes(80))
-        elif opcode in (FSYNC, FLUSH, RELEASE, DESTROY):
+        elif op in (Op.FSYNC, Op.FLUSH, Op.RELEASE, Op.DESTROY):
             self.answer(unique)
         else:
-            self.answer(unique, error=38)           # ENOSYS
+            self.answer(unique, error=errno.ENOSYS)
 
-    def transfer(self, opcode, unique, offset, data):
-        if opcode == READ:
+    def transfer(self, op, unique, offset, data):
+        if op == Op.READ:
             self.answer(unique, os.pread(self.file, data, offset))
         else:
             os.pwrite(self.file, data, offset)
-            self.answer(unique, struct.pack('<II', len(data), 0))
+            self.answer(unique, fuse.written(len(data)))
 
 
 class SlowDisk:

@@ -7,7 +7,8 @@ import shutil
 import time
 
 from lab.faultfd import build_library, with_faults
-from lab.faultfs import FaultFS, NoFuse
+from lab.faultfs import FaultFS
+from lab.fuse import NoFuse
 from lab.vm import FINAL, Mode
 
 from .checks import case

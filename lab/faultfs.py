@@ -3,9 +3,8 @@
 
 faultfd.c intercepts QEMU's system calls; with this file system the kernel
 itself returns errors, short counts and late completions, to every engine and
-in any order.  The module speaks the protocol of /dev/fuse (linux/fuse.h)
-directly.  It implements only what saving to a file and restoring from it need:
-files in one directory.
+in any order.  It implements only what saving to a file and restoring from it
+need: files in one directory.
 
 A fault is a tuple (operation, which, what):
     operation   'read', 'write' or 'sync'; 'direct read' and 'direct write' are
@@ -27,7 +26,6 @@ FaultFS.arm().
 """
 
 import collections
-import ctypes
 import errno
 import mmap
 import os
@@ -37,22 +35,14 @@ import struct
 import threading
 import time
 
-from . import fs
+from . import fs, fuse
+from .fuse import Op
 
-IN_HEADER = struct.Struct('<IIQQIIII')
-OUT_HEADER = struct.Struct('<IiQ')
-ATTR = struct.Struct('<6Q10I')
 ENTRY = struct.Struct('<4Q2I')
 SETATTR = struct.Struct('<IIQQ')
-INIT_OUT = struct.Struct('<4I2H2I2HI7I')
-IO = struct.Struct('<QQIIQII')          # of reads and writes
 STATFS = struct.Struct('<5Q4I6I')
 
-MAX_WRITE = 1 << 20
 LARGE = 1 << 19
-ASYNC_READ, BIG_WRITES, ASYNC_DIO = 1 << 0, 1 << 5, 1 << 15
-WRITEBACK_CACHE, MAX_PAGES = 1 << 16, 1 << 22
-FOPEN_DIRECT_IO = 1 << 0
 SET_MODE, SET_SIZE = 1 << 0, 1 << 3
 ROOT = 1
 THREADS = 16
@@ -60,21 +50,6 @@ THREADS = 16
 HITS, ARMED, RELEASED, HELD, FAIL = range(5)
 NOW, LATER = 1, 2                       # values of ARMED
 MOMENT = 0.2                            # seconds
-NO_REPLY = object()
-
-
-class NoFuse(Exception):
-    """This host has no FUSE, or does not permit to use it."""
-
-
-def open_fuse():
-    try:
-        return os.open('/dev/fuse', os.O_RDWR | os.O_CLOEXEC)
-    except OSError as err:
-        if err.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.EPERM,
-                         errno.EACCES):
-            raise NoFuse(str(err)) from None
-        raise
 
 
 class Server:
@@ -87,10 +62,10 @@ class Server:
         # The protocol has short writes in files opened with FOPEN_DIRECT_IO
         # only; and with ASYNC_DIO the kernel turns them into EIO.
         short = any(what == 'short' for _, _, what in faults)
-        self.opened = FOPEN_DIRECT_IO if short else 0
-        self.flags = ASYNC_READ | BIG_WRITES | MAX_PAGES | \
-            (0 if short else ASYNC_DIO) | \
-            (WRITEBACK_CACHE if writeback else 0)
+        self.opened = fuse.opened(fuse.DIRECT_IO if short else 0)
+        self.flags = fuse.ASYNC_READ | fuse.BIG_WRITES | fuse.MAX_PAGES | \
+            (0 if short else fuse.ASYNC_DIO) | \
+            (fuse.WRITEBACK_CACHE if writeback else 0)
         self.shared = shared
         self.lock = threading.Lock()
         self.seen = collections.Counter()
@@ -109,27 +84,24 @@ class Server:
     def _serve(self):
         while True:
             try:
-                data = os.read(self.fd, MAX_WRITE + 4096)
+                request = fuse.receive(self.fd)
             except InterruptedError:
                 continue
             except OSError as err:
                 if err.errno in (errno.ENOENT, errno.EAGAIN):
                     continue            # the request was aborted meanwhile
                 return
-            _, opcode, unique, node, *_ = IN_HEADER.unpack_from(data)
-            method = self.METHODS.get(opcode)
+            method = self.METHODS.get(request.op)
             try:
                 if not method:
                     raise OSError(errno.ENOSYS, '')
-                answer = method(self, node, data[IN_HEADER.size:])
-                if answer is NO_REPLY:
-                    continue
-                code = 0
+                answer, error = method(self, request.node, request.body), 0
             except OSError as err:
-                answer, code = b'', -err.errno
+                answer, error = b'', err.errno
+            if request.op in fuse.SILENT:
+                continue
             try:
-                os.write(self.fd, OUT_HEADER.pack(
-                    OUT_HEADER.size + len(answer), code, unique) + answer)
+                fuse.answer(self.fd, request.unique, answer, error)
             except OSError:
                 pass                    # the request is no longer pending
 
@@ -186,9 +158,10 @@ class Server:
 
     def _attr(self, node):
         s = os.stat(self._path(node))
-        return ATTR.pack(node, s.st_size, s.st_blocks, int(s.st_atime),
-                         int(s.st_mtime), int(s.st_ctime), 0, 0, 0, s.st_mode,
-                         s.st_nlink, s.st_uid, s.st_gid, 0, 4096, 0)
+        return fuse.ATTR.pack(
+            node, s.st_size, s.st_blocks, int(s.st_atime), int(s.st_mtime),
+            int(s.st_ctime), 0, 0, 0, s.st_mode, s.st_nlink, s.st_uid,
+            s.st_gid, 0, 4096, 0)
 
     def _entry(self, name):
         number = os.stat(os.path.join(self.directory, name)).st_ino + ROOT + 1
@@ -199,18 +172,17 @@ class Server:
         with self.lock:
             if node not in self.files:
                 self.files[node] = os.open(self._path(node), os.O_RDWR)
-        return struct.pack('<QII', 0, self.opened, 0)
+        return self.opened
 
     def init(self, _, body):
-        major, minor, ahead, _ = struct.unpack_from('<4I', body)
-        return INIT_OUT.pack(7, min(minor, 31), ahead, self.flags, 64, 48,
-                             MAX_WRITE, 1, MAX_WRITE // 4096, 0, 0, *[0] * 7)
+        _, minor, ahead, _ = struct.unpack_from('<4I', body)
+        return fuse.init(self.flags, min(minor, 31), ahead)
 
     def lookup(self, _, body):
         return self._entry(os.fsdecode(body.rstrip(b'\0')))
 
     def getattr(self, node, _):
-        return struct.pack('<QII', 0, 0, 0) + self._attr(node)
+        return fuse.attributes(self._attr(node))
 
     def setattr(self, node, body):
         valid, _, _, size = SETATTR.unpack_from(body)
@@ -232,16 +204,15 @@ class Server:
         return entry + self._open(struct.unpack_from('<Q', entry)[0])
 
     def read(self, node, body):
-        _, offset, size, _, _, flags, _ = IO.unpack_from(body)
-        size = self._fault('read', size, flags)
-        return os.pread(self.files[node], size, offset)
+        io = fuse.io(body)
+        size = self._fault('read', io.size, io.flags)
+        return os.pread(self.files[node], size, io.offset)
 
     def write(self, node, body):
-        _, offset, size, _, _, flags, _ = IO.unpack_from(body)
-        size = self._fault('write', size, flags)
-        done = os.pwrite(self.files[node],
-                         memoryview(body)[IO.size:IO.size + size], offset)
-        return struct.pack('<II', done, 0)
+        io = fuse.io(body)
+        size = self._fault('write', io.size, io.flags)
+        return fuse.written(os.pwrite(self.files[node], io.data[:size],
+                                      io.offset))
 
     def sync(self, node, _):
         self._fault('sync')
@@ -258,39 +229,37 @@ class Server:
                            s.f_ffree, s.f_bsize, 255, s.f_frsize, *[0] * 7)
 
     def opened_directory(self, *_):
-        return struct.pack('<QII', 0, 0, 0)
+        return fuse.opened()
 
     def done(self, *_):
         return b''
 
-    def nothing(self, *_):
-        return NO_REPLY
-
-    METHODS = {1: lookup, 2: nothing, 3: getattr, 4: setattr, 10: unlink,
-               14: open, 15: read, 16: write, 17: statfs, 18: done, 20: sync,
-               25: done, 26: init, 27: opened_directory, 28: done, 29: done,
-               30: done, 34: done, 35: create, 36: nothing, 38: done,
-               42: nothing}
+    METHODS = {Op.LOOKUP: lookup, Op.FORGET: done, Op.GETATTR: getattr,
+               Op.SETATTR: setattr, Op.UNLINK: unlink, Op.OPEN: open,
+               Op.READ: read, Op.WRITE: write, Op.STATFS: statfs,
+               Op.RELEASE: done, Op.FSYNC: sync, Op.FLUSH: done,
+               Op.INIT: init, Op.OPENDIR: opened_directory, Op.READDIR: done,
+               Op.RELEASEDIR: done, Op.FSYNCDIR: done, Op.ACCESS: done,
+               Op.CREATE: create, Op.INTERRUPT: done, Op.DESTROY: done,
+               Op.BATCH_FORGET: done}
 
 
 class FaultFS:
     """Mounted on the new directory `mount`, over the directory `directory`;
     `writeback` lets the kernel cache written data until it is synced.  Raises
-    NoFuse if FUSE is not available."""
+    fuse.NoFuse if FUSE is not available."""
 
     def __init__(self, mount, directory, faults, writeback=False, armed=True):
         self.mount = mount
         self._shared = mmap.mmap(-1, mmap.PAGESIZE)
         self._shared[ARMED] = NOW if armed else 0
-        fd = open_fuse()
-        os.mkdir(mount)
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.mount(b'faultfs', os.fsencode(mount), b'fuse', 0,
-                      f'fd={fd},rootmode=40000,user_id=0,group_id=0,'
-                      f'allow_other'.encode()):
-            number = ctypes.get_errno()
+        fd = fuse.connect()
+        try:
+            os.mkdir(mount)
+            fuse.mount(fd, 'faultfs', mount, stat.S_IFDIR, ',allow_other')
+        except OSError:
             os.close(fd)
-            raise OSError(number, f'mount fuse: {os.strerror(number)}')
+            raise
         self._pid = os.fork()
         if self._pid == 0:
             try:
