@@ -107,6 +107,12 @@ def fdset_case(t, vm, uri, mode, *fds):
     return info
 
 
+def file_hash(path):
+    """SHA-256 of a file."""
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
 def chain_of(n):
     """The value that the Linux guest must have computed after round n."""
     chain = '0'

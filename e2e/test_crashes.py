@@ -4,7 +4,6 @@ and on the disk, and an incomplete one cannot be restored."""
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import random
 import shutil
@@ -15,7 +14,7 @@ from lab import fs
 from lab.qmp import QMPClosed
 from lab.vm import Crashed, Mode
 
-from .checks import case
+from .checks import case, file_hash
 from .faults import faulty
 from .harness import Skip, test
 
@@ -52,11 +51,6 @@ def restored(t, path, mode=Mode(2, True)):
         return have
     finally:
         dst.kill()
-
-
-def file_hash(path):
-    with open(path, 'rb') as f:
-        return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
 # QEMU is killed

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """More than one save to one file, and files that change beneath a save."""
 
-import hashlib
 import os
 import shutil
 import time
 
 from lab.vm import Mode
 
-from .checks import DIRTY, SOME_MODES, case, check_error, each, fdset_case
+from .checks import DIRTY, SOME_MODES, case, check_error, each, fdset_case, \
+    file_hash
 from .harness import test
 
 MIB = 1 << 20
@@ -57,11 +57,7 @@ def test_previous_image(t):
     vm = t.source(guest=DIRTY)
     vm.save(f'file:{path}', Mode(2))
     vm.command('cont')
-
-    def digest():
-        with open(path, 'rb') as f:
-            return hashlib.file_digest(f, 'sha256').hexdigest()
-    before = digest()
+    before = file_hash(path)
     cases = [
         ('no O_DIRECT', f'file:{path}', Mode(2, True)),
         ('bad offset', f'file:{path},offset=x', Mode(2)),
@@ -73,11 +69,11 @@ def test_previous_image(t):
             vm.command('cont')
         if info['status'] != 'failed':
             wrong.append(f'{name}: {info["status"]}')
-        if digest() != before:
+        if file_hash(path) != before:
             wrong.append(f'{name}: the previous image is lost')
             vm.save(f'file:{path}', Mode(2))
             vm.command('cont')
-            before = digest()
+            before = file_hash(path)
         vm.ticks_on(1)
     # Descriptors of two different files
     a, b = t.path('a'), t.path('b')
@@ -88,10 +84,9 @@ def test_previous_image(t):
     for fd in fds:
         os.close(fd)
     for kept in (a, b):
-        with open(kept, 'rb') as f:
-            if hashlib.file_digest(f, 'sha256').hexdigest() != before:
-                wrong.append('different files in an fdset: '
-                             f'{os.path.basename(kept)} is overwritten')
+        if file_hash(kept) != before:
+            wrong.append('different files in an fdset: '
+                         f'{os.path.basename(kept)} is overwritten')
     assert not wrong, '; '.join(wrong)
 
 

@@ -2,7 +2,6 @@
 """Instant restore: the guest runs while its RAM is still on the disk."""
 
 import errno
-import hashlib
 import os
 import time
 
@@ -10,7 +9,7 @@ from lab.memory import huge_pages
 from lab.qmp import QMPError
 from lab.vm import Mode
 
-from .checks import case, expect_error
+from .checks import case, expect_error, file_hash
 from .faults import check_engine, each_engine, faulty, with_engine
 from .harness import Skip, test
 from .instant import ALL, DIRECT, HELD, LATER, RAM, begin, check_complete, \
@@ -440,8 +439,7 @@ def test_kernel(t):
     for name in ('missing', 'there'):
         vm.command('dump-guest-memory', {
             'paging': False, 'protocol': f'file:{t.path(name)}'})
-        with open(t.path(name), 'rb') as f:
-            dumps.append(hashlib.file_digest(f, 'sha256').hexdigest())
+        dumps.append(file_hash(t.path(name)))
         os.unlink(t.path(name))
         disk.release()
         found = check_complete(t, vm, want)

@@ -4,14 +4,13 @@ without any loss: the old image is unchanged, byte for byte, and no new file is
 left."""
 
 import errno
-import hashlib
 import os
 import resource
 
 from lab.qmp import QMPError
 from lab.vm import Mode
 
-from .checks import case, check_error, good_save, never_stopped
+from .checks import case, check_error, file_hash, good_save, never_stopped
 from .faults import faulty
 from .harness import test
 
@@ -19,11 +18,6 @@ MIB = 1 << 20
 GUEST = {'dirty': 32}
 MODES = (Mode(0), Mode(2), Mode(2, True))
 O_PATH = 0o10000000
-
-
-def digest(path):
-    with open(path, 'rb') as f:
-        return hashlib.sha256(f.read()).hexdigest()
 
 
 class OldImage:
@@ -37,10 +31,10 @@ class OldImage:
         vm.ticks_on(1)
         vm.qmp.events.clear()
         self.vm = vm
-        self.before = digest(self.path)
+        self.before = file_hash(self.path)
 
     def check(self, what):
-        assert digest(self.path) == self.before, \
+        assert file_hash(self.path) == self.before, \
             f'{what}: the old image is not what it was'
         never_stopped(self.vm)
 
@@ -132,12 +126,12 @@ def test_no_room(t):
     small = t.source(ram=16, guest={'dirty': 1})
     OldImage(t, path, small)
     small.kill()
-    before = digest(path)
+    before = file_hash(path)
     vm = t.source(ram=128, guest=GUEST)
     for mode in MODES:
         info = vm.try_save(f'file:{path}', mode)
         check_error(info, path, 'no space')
-        assert digest(path) == before, f'{mode}: the old image has changed'
+        assert file_hash(path) == before, f'{mode}: the old image has changed'
         info = vm.try_save(f'file:{path}-new', mode)
         check_error(info, path, 'no space')
         assert not os.path.exists(path + '-new'), f'{mode}: a file is left'
@@ -151,12 +145,12 @@ def test_too_large(t):
     small = t.source(ram=16, guest={'dirty': 1})
     OldImage(t, path, small)
     small.kill()
-    before = digest(path)
+    before = file_hash(path)
     vm = t.source(ram=128, guest=GUEST, rlimit_fsize=limit)
     for mode in MODES:
         info = vm.try_save(f'file:{path}', mode)
         check_error(info, path, ('large', 'limit'))
-        assert digest(path) == before, f'{mode}: the old image has changed'
+        assert file_hash(path) == before, f'{mode}: the old image has changed'
         info = vm.try_save(f'file:{path}-new', mode)
         check_error(info, path, ('large', 'limit'))
         assert not os.path.exists(path + '-new'), f'{mode}: a file is left'
@@ -174,12 +168,12 @@ def test_no_room_behind_offset(t):
     with open(path, 'wb') as f:
         f.write(os.urandom(offset))
         f.write(b'an old image')
-    before = digest(path)
+    before = file_hash(path)
     vm = t.source(ram=128, guest={'dirty': 8})
     for mode in MODES:
         info = vm.try_save(f'file:{path},offset={offset:#x}', mode)
         check_error(info, path, 'no space')
-        assert digest(path) == before, f'{mode}: the old image has changed'
+        assert file_hash(path) == before, f'{mode}: the old image has changed'
     vm.ticks_on()
 
 
@@ -193,13 +187,13 @@ def test_no_size_for_devices(t):
     # RAM fits, but the device state does not
     limit = os.path.getsize(path) - 4096
     os.truncate(path, 16 << 10)
-    before = digest(path)
+    before = file_hash(path)
     for mode in MODES:
         resource.prlimit(vm.pid, resource.RLIMIT_FSIZE, (limit, limits[1]))
         info = vm.try_save(f'file:{path}', mode)
         resource.prlimit(vm.pid, resource.RLIMIT_FSIZE, limits)
         check_error(info, path, ('large', 'limit'))
-        assert digest(path) == before, f'{mode}: the old image has changed'
+        assert file_hash(path) == before, f'{mode}: the old image has changed'
     old.vm.ticks_on()
 
 
