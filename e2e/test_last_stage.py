@@ -8,7 +8,7 @@ import os
 import struct
 import time
 
-from lab.vm import Mode
+from lab.vm import FINAL, Mode
 
 from .checks import check_error, check_leftover, expect_error, good_save, \
     never_stopped
@@ -25,7 +25,7 @@ def wait_for(vm, what, condition):
     while not condition():
         vm.raise_if_dead()
         status = vm.migration()['status']
-        assert status not in ('completed', 'failed', 'cancelled'), \
+        assert status not in FINAL, \
             f'the save {status} before {what}'
         time.sleep(0.01)
 

@@ -9,6 +9,8 @@ import os
 import statistics
 import time
 
+from .vm import FINAL
+
 POLL = 0.01             # seconds between two polls of a migration
 
 Spread = collections.namedtuple('Spread', 'median least most count')
@@ -120,7 +122,7 @@ class Meter:
             vm.command('query-status', timeout=timeout)
             self.slowest = max(self.slowest, time.monotonic() - asked)
             info = vm.command('query-migrate', timeout=timeout)
-            if info.get('status') in ('completed', 'failed', 'cancelled'):
+            if info.get('status') in FINAL:
                 return info
             if time.monotonic() > deadline:
                 raise Unfinished(f'{vm.name}: the migration is still '
