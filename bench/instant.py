@@ -170,8 +170,7 @@ class Instant(Guest):
         try:
             self.setup(vm)
             if self.instant:
-                vm.command('migrate-set-capabilities', {'capabilities': [
-                    {'capability': 'postcopy-ram', 'state': True}]})
+                vm.set_capabilities('postcopy-ram')
             drop_caches()
             begin = time.monotonic()
             vm.command('migrate-incoming', {'uri': 'file:' + image})

@@ -531,8 +531,7 @@ class Socket(Guest):
     base.  It never uses direct I/O, so it does not set `works_alone`."""
 
     def setup_socket(self, vm):
-        vm.command('migrate-set-capabilities', {'capabilities': [
-            {'capability': 'multifd', 'state': self.mode.channels > 0}]})
+        vm.set_capabilities('multifd', state=self.mode.channels > 0)
         vm.command('migrate-set-parameters', {
             'max-bandwidth': UNLIMITED,
             **({'multifd-channels': self.mode.channels}

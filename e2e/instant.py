@@ -19,8 +19,7 @@ HELD = ('large read', ALL, 'hold')
 def instant(vm, mode, **params):
     """Configures a destination for an instant restore."""
     vm.setup(mode, **params)
-    vm.command('migrate-set-capabilities', {'capabilities': [
-        {'capability': 'postcopy-ram', 'state': True}]})
+    vm.set_capabilities('postcopy-ram')
 
 
 def begin(vm, uri, mode, **params):

@@ -17,14 +17,10 @@ STREAM = Mode(0)
 TABLE = 60000           # an ACPI table has less than 64 KiB
 
 
-def hmp(vm, line):
-    return vm.command('human-monitor-command', {'command-line': line})
-
-
 def used_length(vm, block):
     """The current used length of a RAM block."""
     found = re.search(rf'{re.escape(block)} .*?0x[0-9a-f]+ (0x[0-9a-f]+)',
-                      hmp(vm, 'info ramblock'))
+                      vm.hmp('info ramblock'))
     assert found, f'there is no RAM block {block}'
     return int(found.group(1), 16)
 
@@ -33,8 +29,7 @@ def setup(vm, mode):
     """Selects `mode`, or if it is None a plain stream without mapped-ram."""
     vm.setup(mode or STREAM)
     if not mode:
-        vm.command('migrate-set-capabilities', {'capabilities': [
-            {'capability': 'mapped-ram', 'state': False}]})
+        vm.set_capabilities('mapped-ram', state=False)
 
 
 def tables(t, count):
@@ -109,7 +104,7 @@ def test_ignore_shared(t):
             want = shared_save(t, args, mode, path)
             dst = t.vm(incoming=True, emulator=emulator, args=args)
             setup(dst, mode)
-            allow(dst, 'x-ignore-shared')
+            dst.set_capabilities('x-ignore-shared')
             dst.load(f'file:{path}')
             assert dst.ram_hash() == want, f'{mode}: restored RAM differs'
             goes_on(dst)
@@ -121,7 +116,7 @@ def shared_save(t, args, mode, path):
     """Saves a guest with shared RAM; returns the hash of its RAM."""
     src = t.source(args=args)
     setup(src, mode)
-    allow(src, 'x-ignore-shared')
+    src.set_capabilities('x-ignore-shared')
     src.save(f'file:{path}')
     want = src.ram_hash()
     src.kill()
@@ -139,11 +134,6 @@ def shared_save(t, args, mode, path):
     return want
 
 
-def allow(vm, capability):
-    vm.command('migrate-set-capabilities', {'capabilities': [
-        {'capability': capability, 'state': True}]})
-
-
 def goes_on(vm):
     vm.command('cont')
     vm.ticks_on()
@@ -158,7 +148,7 @@ def test_background_snapshot(t):
     src = t.source(guest={'dirty': 32})
     setup(src, None)
     try:
-        allow(src, 'background-snapshot')
+        src.set_capabilities('background-snapshot')
     except QMPError as err:
         if 'not supported by host kernel' not in err.desc:
             raise
@@ -273,7 +263,7 @@ def slow_pass(vm, uri):
     two periods of the timer; returns False if the save has ended before."""
     # With such a limit on the downtime, hardly anything may be left to write
     vm.setup(Mode(2, True), max_bandwidth=1 << 40, downtime_limit=1)
-    allow(vm, 'auto-converge')
+    vm.set_capabilities('auto-converge')
     vm.start_save(uri)
     while (info := vm.migration())['status'] not in FINAL:
         if info.get('ram', {}).get('dirty-sync-count', 0) >= 2:

@@ -326,22 +326,21 @@ def test_plain_stream(t):
     """A file saved without mapped-ram cannot be restored with it, and vice
     versa."""
     path = t.path('image')
-    off = {'capabilities': [{'capability': c, 'state': False}
-                            for c in ('mapped-ram', 'multifd')]}
+    capabilities = ('mapped-ram', 'multifd')
     for mapped_save in (False, True):
         for mode in LOADS:
             src = t.source(ram=RAM)
             src.setup(mode)
             if not mapped_save:
                 src.command('migrate-set-parameters', {'direct-io': False})
-                src.command('migrate-set-capabilities', off)
+                src.set_capabilities(*capabilities, state=False)
             src.save(f'file:{path}')
             src.kill()
             dst = t.vm(incoming=True, ram=RAM)
             dst.setup(mode)
             if mapped_save:
                 dst.command('migrate-set-parameters', {'direct-io': False})
-                dst.command('migrate-set-capabilities', off)
+                dst.set_capabilities(*capabilities, state=False)
             said = dst.try_load(f'file:{path}', timeout=30)
             assert said, 'restored without an error'
             assert 'mapped-ram' in said, f'"{said}" does not say mapped-ram'

@@ -237,8 +237,7 @@ def test_save_refused(t):
     with expect_error('the load was paused', 'Loading RAM from a file cannot '
                                              'be paused'):
         vm.command('migrate-pause')
-    vm.command('migrate-set-capabilities', {'capabilities': [
-        {'capability': 'postcopy-ram', 'state': False}]})
+    vm.set_capabilities('postcopy-ram', state=False)
     info = vm.try_save(f'file:{other}')
     assert info['status'] == 'failed', info
     assert 'still being loaded' in info['error-desc'], info
@@ -426,8 +425,7 @@ def test_settings(t):
     instant(vm, DIRECT)
     with expect_error('x-ignore-shared goes with postcopy-ram',
                       'ignore-shared'):
-        vm.command('migrate-set-capabilities', {'capabilities': [
-            {'capability': 'x-ignore-shared', 'state': True}]})
+        vm.set_capabilities('x-ignore-shared')
 
 
 @test('instant: the kernel reads RAM that is not there', quick=True)

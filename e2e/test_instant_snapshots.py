@@ -21,15 +21,12 @@ def test_snapshots(t):
     faults, path, want, vm, _ = restore(t, HELD, source=src)
     assert want != older
     add_disk(vm, disk)
-    vm.command('migrate-set-capabilities', {'capabilities': [
-        {'capability': name, 'state': False}
-        for name in ('postcopy-ram', 'multifd', 'mapped-ram')]})
+    vm.set_capabilities('postcopy-ram', 'multifd', 'mapped-ram', state=False)
     for command in ('snapshot-save', 'snapshot-load'):
         with case(command):
             said = snapshot(vm, command, 'older')
             assert said and 'still being loaded' in said and path in said, said
-    said = vm.command('human-monitor-command',
-                      {'command-line': 'loadvm older'})
+    said = vm.hmp('loadvm older')
     assert 'still being loaded' in said, said
     faults.release()
     check_complete(t, vm, want)
@@ -45,7 +42,7 @@ def test_snapshots(t):
 def test_running(t):
     faults, _, _, vm, _ = restore(t, HELD)
     vm.command('cont')
-    said = vm.command('human-monitor-command', {'command-line': 'loadvm x'})
+    said = vm.hmp('loadvm x')
     assert 'still being loaded' in said, said
     assert vm.command('query-status')['status'] == 'running'
     faults.release()

@@ -33,8 +33,7 @@ def test_netdev_add(t):
     with expect_error('a network backend was added', 'still being loaded',
                       path):
         vm.command('netdev_add', NETDEV)
-    said = vm.command('human-monitor-command', {
-        'command-line': 'netdev_add vhost-user,id=net,chardev=vhost'})
+    said = vm.hmp('netdev_add vhost-user,id=net,chardev=vhost')
     assert 'still being loaded' in said and path in said, said
     assert vm.migration()['status'] == 'postcopy-active'
     assert not served.asked, 'the process was connected'

@@ -35,8 +35,7 @@ def at_switchover(t, fs, mode=DIRECT, **kwargs):
     then continues with the last stage, in which the disk hangs."""
     vm = t.source(ram=RAM, guest=GUEST, **kwargs)
     vm.setup(mode)
-    vm.command('migrate-set-capabilities', {'capabilities': [
-        {'capability': 'pause-before-switchover', 'state': True}]})
+    vm.set_capabilities('pause-before-switchover')
     vm.start_save(f'file:{os.path.join(fs.mount, "image")}')
     wait_for(vm, 'switchover',
              lambda: vm.migration()['status'] == 'pre-switchover')
@@ -89,8 +88,7 @@ def check_runs(t, fs, vm):
     info = vm.wait_migration()
     check_leftover(t, t.path('image'), DIRECT, RAM)
     vm.ticks_on()
-    vm.command('migrate-set-capabilities', {'capabilities': [
-        {'capability': 'pause-before-switchover', 'state': False}]})
+    vm.set_capabilities('pause-before-switchover', state=False)
     good_save(t, vm, DIRECT)
     vm.kill()
     return info
@@ -147,7 +145,7 @@ def test_snapshots(t):
     # With multifd, newer versions of QEMU refuse snapshots anyway
     fs, vm = hung(t, ('buffered write', range(1, 2), 'hold'), mode=Mode(0))
     for command in ('savevm x', 'loadvm x'):
-        said = vm.command('human-monitor-command', {'command-line': command})
+        said = vm.hmp(command)
         assert 'being saved to' in said and fs.mount in said, said
     check_completes(t, fs, vm, Mode(0))
 
@@ -160,7 +158,7 @@ def test_refused_loadvm(t):
     vm.setup(Mode(0))
     vm.start_save(f'file:{t.path("image")}')
     wait_stall(t, vm)
-    said = vm.command('human-monitor-command', {'command-line': 'loadvm x'})
+    said = vm.hmp('loadvm x')
     assert 'being saved to' in said, said
     assert vm.command('query-status')['status'] == 'running'
     open_gate(t)

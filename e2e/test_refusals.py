@@ -93,8 +93,7 @@ def test_flags(t):
 @test('refused: fd: where file: is refused', quick=True)
 def test_fd_capabilities(t):
     old = OldImage(t)
-    old.vm.command('migrate-set-capabilities', {'capabilities': [
-        {'capability': 'return-path', 'state': True}]})
+    old.vm.set_capabilities('return-path')
     for mode in MODES:
         fd = t.open(old.path, os.O_RDWR)
         old.vm.command('getfd', {'fdname': 'file'}, fds=[fd])

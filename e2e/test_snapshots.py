@@ -15,15 +15,10 @@ from .snapshots import add_disk, snapshot
 RAM = 64
 
 
-def set_mapped_ram(vm, state):
-    vm.command('migrate-set-capabilities', {'capabilities': [
-        {'capability': 'mapped-ram', 'state': state}]})
-
-
 def with_disk(t, path, create=False, emulator=None, mapped_ram=True):
     vm = t.source(ram=RAM, emulator=emulator)
     add_disk(vm, path, create)
-    set_mapped_ram(vm, mapped_ram)
+    vm.set_capabilities('mapped-ram', state=mapped_ram)
     return vm
 
 
@@ -51,10 +46,6 @@ def is_mapped(disk):
         return b'\6pc.ram' + struct.pack('>QIQ', RAM << 20, 1, 4096) in f.read()
 
 
-def monitor(vm, line):
-    return vm.command('human-monitor-command', {'command-line': line})
-
-
 @test('snapshot: with mapped-ram, RAM is as it was', quick=True)
 def test_mapped_ram(t):
     disk = t.path('disk.qcow2')
@@ -68,9 +59,9 @@ def test_mapped_ram(t):
     # Saving and loading again in the same process, with the monitor
     vm.command('stop')
     want = vm.ram_hash()
-    assert monitor(vm, 'savevm two') == ''
+    assert vm.hmp('savevm two') == ''
     changed(vm, want)
-    assert monitor(vm, 'loadvm two') == ''
+    assert vm.hmp('loadvm two') == ''
     assert vm.ram_hash() == want, 'RAM is not as in the snapshot'
     # Nor does it disturb what follows
     vm.command('cont')
@@ -133,7 +124,7 @@ def test_capability(t):
     src.command('stop')
     want = {}
     for state in True, False:
-        set_mapped_ram(src, state)
+        src.set_capabilities('mapped-ram', state=state)
         want[state] = src.ram_hash()
         tag = f'mapped-ram {state}'
         assert snapshot(src, 'snapshot-save', tag) is None
@@ -147,7 +138,7 @@ def test_capability(t):
             said = snapshot(vm, 'snapshot-load', tag)
             assert said, 'it was loaded'
             assert 'Capability mapped-ram is' in vm.stderr(), vm.stderr()
-            set_mapped_ram(vm, state)
+            vm.set_capabilities('mapped-ram', state=state)
         check_loads(vm, tag, want[state])
         vm.kill()
 

@@ -43,8 +43,7 @@ def test_sync_phase(t):
     info = vm.migration()
     assert info['status'] in ('active', 'device'), info
     assert info['direct-io']['phase'] == 'sync', info
-    assert 'phase sync' in vm.command('human-monitor-command', {
-        'command-line': 'info migrate'})
+    assert 'phase sync' in vm.hmp('info migrate')
     release(t, vm)
 
 

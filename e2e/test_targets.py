@@ -342,8 +342,7 @@ def test_capabilities(t):
         # Without multifd, which some versions cannot combine with them
         vm.setup(Mode(0))
         try:
-            vm.command('migrate-set-capabilities', {'capabilities': [
-                {'capability': other, 'state': True}]})
+            vm.set_capabilities(other)
         except Exception as err:
             assert 'mapped-ram' in str(err) or 'not found' in str(err) or \
                 'does not accept' in str(err), str(err)
@@ -351,8 +350,7 @@ def test_capabilities(t):
         info = vm.try_save(f'file:{t.path("image")}')
         assert info.get('refused'), f'{other} is accepted with mapped-ram'
         check_error(info, 'mapped-ram')
-        vm.command('migrate-set-capabilities', {'capabilities': [
-            {'capability': other, 'state': False}]})
+        vm.set_capabilities(other, state=False)
     vm.ticks_on()
     good_save(t, vm)
 
@@ -368,20 +366,15 @@ def test_file_capabilities(t):
             ('Postcopy', ('postcopy-ram',)),
             ('Postcopy preemption', ('postcopy-ram', 'postcopy-preempt')),
             ('Multifd without mapped-ram', ('multifd',))):
-        set_capabilities(vm, on, True)
+        vm.set_capabilities(*on)
         info = vm.try_save(f'file:{path}')
         assert info.get('refused'), f'{what} is accepted'
         check_error(info, f'{what} is not supported for migration to a file')
         assert not os.path.exists(path), f'{what}: a file is left'
-        set_capabilities(vm, on, False)
+        vm.set_capabilities(*on, state=False)
         vm.ticks_on(1)
     never_stopped(vm)
     good_save(t, vm)
-
-
-def set_capabilities(vm, names, state):
-    vm.command('migrate-set-capabilities', {'capabilities': [
-        {'capability': name, 'state': state} for name in names]})
 
 
 @test('refused: direct-io without multifd says that it has no effect',

@@ -239,6 +239,10 @@ class VM(Console):
             self.raise_if_dead(wait=20)
             raise
 
+    def hmp(self, line):
+        """Runs a command of the human monitor; returns its output."""
+        return self.command('human-monitor-command', {'command-line': line})
+
     def open_descriptors(self):
         return len(os.listdir(f'/proc/{self.pid}/fd'))
 
@@ -292,6 +296,10 @@ class VM(Console):
         return digest.hexdigest()
 
     # Migration
+
+    def set_capabilities(self, *names, state=True):
+        self.command('migrate-set-capabilities', {'capabilities': [
+            {'capability': name, 'state': state} for name in names]})
 
     def setup(self, mode, **params):
         self.command('migrate-set-capabilities', {'capabilities': [
