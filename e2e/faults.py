@@ -71,10 +71,7 @@ class HeldRestore:
     def __init__(self, t, mode):
         self.t = t
         path = t.path('image')
-        src = t.source()
-        src.save(f'file:{path}', Mode(4))
-        self.want = src.ram_hash()
-        src.kill()
+        self.want = t.saved(path, Mode(4))
         self.vm = t.vm(incoming=True,
                        emulator=faulty(t, 'image', 'read:d2:hold'))
         self.vm.setup(mode)

@@ -167,6 +167,15 @@ class Context:
         if os.getuid():
             raise Skip('needs root, to mount file systems')
 
+    def saved(self, path, mode, source=None, **kwargs):
+        """Saves a guest, or the guest of `source`; returns the hash of its
+        RAM."""
+        src = source or self.source(**kwargs)
+        src.save(f'file:{path}', mode)
+        want = src.ram_hash()
+        src.kill()
+        return want
+
     def restores(self, uri, want_hash, mode=None, emulator=None, **kwargs):
         """Restores from `uri`; checks that RAM is unchanged, that the guest
         continues, and that it finds no error in its memory."""

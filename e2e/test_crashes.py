@@ -30,12 +30,7 @@ def source(t, **kwargs):
 
 
 def saved(t, path, mode=Mode(4, True)):
-    """Saves a guest to `path`.  Returns the SHA-256 of its RAM."""
-    vm = source(t)
-    vm.save(f'file:{path}', mode)
-    want = vm.ram_hash()
-    vm.kill()
-    return want
+    return t.saved(path, mode, ram=RAM, guest=GUEST)
 
 
 def restored(t, path, mode=Mode(2, True)):
