@@ -2,8 +2,9 @@
 """Instant restore from all kinds of targets into all kinds of RAM."""
 
 import os
+import time
 
-from lab.guest import DISK, build_initramfs, find_modules
+from lab.guest import BALLOON, DISK, build_initramfs, find_modules
 from lab.memory import huge_pages
 from lab.vm import VM, Mode
 
@@ -107,16 +108,18 @@ def test_huge(t):
                 follows(t, f'file:{path}', mode, want, args=args)
 
 
-def linux_with_disk(t, disk):
-    modules = find_modules(t.config.kernel, DISK)
-    if 'virtio_blk' not in modules:
-        raise Skip('no module virtio_blk lies beside the kernel')
+def linux(t, names, *device):
+    """The arguments for a Linux guest with these modules and a device."""
+    if not (t.config.kernel and t.config.busybox):
+        raise Skip('no Linux guest: give --kernel and --busybox')
+    modules = find_modules(t.config.kernel, names)
+    if names[-1] not in modules:
+        raise Skip(f'no module {names[-1]} lies beside the kernel')
     initramfs = build_initramfs(t.config.busybox, t.path('initramfs.gz'),
                                 modules)
     return ['-kernel', t.config.kernel, '-initrd', initramfs, '-append',
             'console=ttyS0 quiet panic=1 tsc=unstable no_timer_check '
-            'mitigations=off random.trust_bootloader=on',
-            '-drive', f'if=virtio,format=raw,file={disk}']
+            'mitigations=off random.trust_bootloader=on', *device]
 
 
 @test("instant: a disk's DMA to and from RAM that is not there", quick=True,
@@ -124,12 +127,10 @@ def linux_with_disk(t, disk):
 def test_dma(t):
     """Linux does direct I/O on a virtio disk while RAM is loaded only by page
     faults."""
-    if not (t.config.kernel and t.config.busybox):
-        raise Skip('no Linux guest: give --kernel and --busybox')
     disk = t.path('disk')
     with open(disk, 'wb') as f:
         f.write(os.urandom(16 * MIB))
-    args = linux_with_disk(t, disk)
+    args = linux(t, DISK, '-drive', f'if=virtio,format=raw,file={disk}')
     src = t.vm(guest=False, ram=256, args=args)
     src.wait_guest('count', 2, timeout=240)
     faults, _, _, vm, info = restore(t, HELD, source=src, guest=False,
@@ -140,5 +141,41 @@ def test_dma(t):
     assert vm.migration()['status'] == 'postcopy-active', vm.migration()
     faults.release()
     check_complete(t, vm)
+    vm.wait_guest('count', 2, timeout=120)
+    check_chain(vm)
+
+
+def balloon(vm, mib):
+    """Has the guest inflate or deflate its balloon, so that this much memory
+    is left, and returns how many times QEMU discarded some of it."""
+    def discards():
+        return sum('ram_block_discard_range' in line for line in vm.errors())
+
+    before = discards()
+    vm.command('balloon', {'value': mib * MIB})
+    while vm.command('query-balloon')['actual'] != mib * MIB:
+        vm.check_guest()
+        time.sleep(0.01)
+    return discards() - before
+
+
+@test('instant: a balloon gives no memory back meanwhile', timeout=400)
+def test_balloon(t):
+    args = linux(t, BALLOON, '-device', 'virtio-balloon-pci')
+    src = t.vm(guest=False, ram=256, args=args)
+    src.wait_guest('count', 2, timeout=240)
+    faults, _, _, vm, info = restore(t, HELD, source=src, guest=False,
+                                     ram=256, args=args)
+    assert info['status'] == 'postcopy-active', info
+    vm.command('trace-event-set-state', {'name': 'ram_block_discard_range',
+                                         'enable': True})
+    vm.command('cont')
+    found = balloon(vm, 192)
+    assert vm.migration()['status'] == 'postcopy-active', vm.migration()
+    assert not found, f'memory was discarded {found} times'
+    faults.release()
+    check_complete(t, vm)
+    assert not balloon(vm, 256)
+    assert balloon(vm, 192), 'a balloon discards nothing anyway'
     vm.wait_guest('count', 2, timeout=120)
     check_chain(vm)

@@ -60,9 +60,11 @@ def _cpio_entry(name, mode, data=b'', rdev=(0, 0), ino=[0]):
     return entry + b'\0' * (-len(data) % 4)
 
 
-# The modules that a Linux guest needs for a virtio disk, in load order
-DISK = ('virtio', 'virtio_ring', 'virtio_pci_legacy_dev',
-        'virtio_pci_modern_dev', 'virtio_pci', 'virtio_blk')
+# The modules that a Linux guest needs for devices of virtio, in load order
+VIRTIO = ('virtio', 'virtio_ring', 'virtio_pci_legacy_dev',
+          'virtio_pci_modern_dev', 'virtio_pci')
+DISK = (*VIRTIO, 'virtio_blk')
+BALLOON = (*VIRTIO, 'virtio_balloon')
 
 
 def find_modules(kernel, names):
