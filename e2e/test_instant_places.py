@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Instant restore from all kinds of targets into all kinds of RAM."""
 
+import hashlib
 import os
 import time
 
@@ -128,11 +129,14 @@ def test_dma(t):
     """Linux does direct I/O on a virtio disk while RAM is loaded only by page
     faults."""
     disk = t.path('disk')
+    data = os.urandom(16 * MIB)
     with open(disk, 'wb') as f:
-        f.write(os.urandom(16 * MIB))
+        f.write(data)
     args = linux(t, DISK, '-drive', f'if=virtio,format=raw,file={disk}')
     src = t.vm(guest=False, ram=256, args=args)
     src.wait_guest('count', 2, timeout=240)
+    want = hashlib.sha256(data[:8 * MIB]).hexdigest()
+    assert f'disk {want}' in src.serial(), 'the guest does not read the disk'
     faults, _, _, vm, info = restore(t, HELD, source=src, guest=False,
                                      ram=256, args=args)
     assert info['status'] == 'postcopy-active', info

@@ -61,7 +61,7 @@ def _cpio_entry(name, mode, data=b'', rdev=(0, 0), ino=[0]):
 
 
 # The modules that a Linux guest needs for devices of virtio, in load order
-VIRTIO = ('virtio', 'virtio_ring', 'virtio_pci_legacy_dev',
+VIRTIO = ('virtio_ring', 'virtio', 'virtio_pci_legacy_dev',
           'virtio_pci_modern_dev', 'virtio_pci')
 DISK = (*VIRTIO, 'virtio_blk')
 BALLOON = (*VIRTIO, 'virtio_balloon')
