@@ -6,6 +6,15 @@
 
 #include "qemu/osdep.h"
 #include "file-queue.h"
+#include "qemu/iov.h"
+#include "qemu/units.h"
+
+/*
+ * More than this is written at once.  Few machines have so much state outside
+ * of RAM: those with a VFIO device, whose state may be larger than the host's
+ * free memory.
+ */
+#define DEFER_MAX (64 * MiB)
 
 /* In place of an offset: write at the channel's position */
 #define AT_POSITION ((off_t)-1)
@@ -20,10 +29,13 @@ static struct {
     QIOChannel *ioc;
     bool defer;
     GQueue writes;
+    /* Bytes in @writes */
+    size_t kept;
 } queue = { .writes = G_QUEUE_INIT };
 
 static void write_free(Write *w)
 {
+    queue.kept -= w->data->len;
     g_byte_array_unref(w->data);
     g_free(w);
 }
@@ -95,19 +107,29 @@ static GByteArray *keep_at(off_t offset)
     return w->data;
 }
 
+static void keep(off_t offset, const void *data, size_t len)
+{
+    g_byte_array_append(keep_at(offset), data, len);
+    queue.kept += len;
+}
+
+static bool can_defer(size_t len)
+{
+    return queue.defer && len <= DEFER_MAX - queue.kept;
+}
+
 int file_queue_writev_all(QIOChannel *ioc, const struct iovec *iov,
                           size_t niov, Error **errp)
 {
     if (ioc != qatomic_read(&queue.ioc)) {
         return qio_channel_writev_all(ioc, iov, niov, errp);
     }
-    if (!queue.defer) {
+    if (!can_defer(iov_size(iov, niov))) {
         return write_kept(ioc, errp) ?
                qio_channel_writev_all(ioc, iov, niov, errp) : -1;
     }
     for (size_t i = 0; i < niov; i++) {
-        g_byte_array_append(keep_at(AT_POSITION), iov[i].iov_base,
-                            iov[i].iov_len);
+        keep(AT_POSITION, iov[i].iov_base, iov[i].iov_len);
     }
     return 0;
 }
@@ -118,10 +140,10 @@ int file_queue_pwrite_all(QIOChannel *ioc, const void *buf, size_t len,
     if (ioc != qatomic_read(&queue.ioc)) {
         return qio_channel_pwrite_all(ioc, buf, len, offset, errp);
     }
-    if (!queue.defer) {
+    if (!can_defer(len)) {
         return write_kept(ioc, errp) ?
                qio_channel_pwrite_all(ioc, buf, len, offset, errp) : -1;
     }
-    g_byte_array_append(keep_at(offset), buf, len);
+    keep(offset, buf, len);
     return 0;
 }

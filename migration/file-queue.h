@@ -6,7 +6,7 @@
  * The end of RAM and the state of devices are saved with the BQL held.  A slow
  * write there would block QMP, so data written meanwhile is kept in memory, and
  * goes to the file when the lock has been released.  It is little, since the
- * workers write RAM.
+ * workers write RAM; what exceeds 64 MiB is written at once.
  *
  * There is at most one queue in a process, and it belongs to the migration
  * thread.
