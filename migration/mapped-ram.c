@@ -37,6 +37,11 @@ bool mapped_ram_wanted(QEMUFile *f)
                                TYPE_QIO_CHANNEL_FILE);
 }
 
+bool mapped_ram_postcopy_by_stream(void)
+{
+    return migrate_postcopy_ram() && !migrate_mapped_ram();
+}
+
 const char *mapped_ram_stream_name(QEMUFile *f)
 {
     return qemu_file_get_ioc(f)->name ?: "the migration file";

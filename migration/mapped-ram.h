@@ -31,6 +31,12 @@ typedef struct MappedRam MappedRam;
 bool mapped_ram_wanted(QEMUFile *f);
 
 /*
+ * Returns whether postcopy is on, and part of the stream.  With mapped-ram it
+ * is for instant restore, and never is.  Any thread.
+ */
+bool mapped_ram_postcopy_by_stream(void);
+
+/*
  * To be called when a migration begins that may become a save.  Forgets the
  * figures of the last save, and arranges for the workers to start before the
  * old image is lost, see file_save_begin().  Main thread.

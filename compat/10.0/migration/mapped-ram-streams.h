@@ -12,13 +12,8 @@
 #ifndef QEMU_MIGRATION_MAPPED_RAM_STREAMS_H
 #define QEMU_MIGRATION_MAPPED_RAM_STREAMS_H
 
+#include "mapped-ram.h"
 #include "options.h"
-
-/* With mapped-ram it is for instant restore, and not part of any stream. */
-static inline bool mapped_ram_postcopy_by_stream(void)
-{
-    return migrate_postcopy_ram() && !migrate_mapped_ram();
-}
 
 #define migrate_mapped_ram() false
 #define migrate_multifd() migrate_multifd_packets()

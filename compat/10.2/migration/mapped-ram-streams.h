@@ -29,12 +29,6 @@ static inline bool mapped_ram_in_snapshot(void)
     return f && !mapped_ram_wanted(f);
 }
 
-/* With mapped-ram it is for instant restore, and not part of any stream. */
-static inline bool mapped_ram_postcopy_by_stream(void)
-{
-    return migrate_postcopy_ram() && !migrate_mapped_ram();
-}
-
 #define migrate_mapped_ram() mapped_ram_in_snapshot()
 #define migrate_multifd() migrate_multifd_packets()
 #define migrate_postcopy_ram() mapped_ram_postcopy_by_stream()
