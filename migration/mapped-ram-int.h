@@ -36,6 +36,12 @@ struct MappedRam {
      * changes during the setup of a save, or while blocks are loaded.
      */
     GHashTable *blocks;
+    /*
+     * Of a save: the blocks' memory regions; each holds a reference.  A device
+     * may be unplugged during the save if its guest was asked to release it
+     * before.
+     */
+    GPtrArray *regions;
     /* owner only */
     MappedRamSpaceCheck space;
     /* owner only, of a save: the main stream, and the save loop */

@@ -7,6 +7,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "block/aio.h"
 #include "exec/memory.h"
 #include "exec/ramblock.h"
 #include "file-direct.h"
@@ -18,6 +19,7 @@
 #include "options.h"
 #include "qapi/error.h"
 #include "qemu/lockable.h"
+#include "qemu/main-loop.h"
 #include "ram.h"
 
 QemuMutex mapped_ram_lock;
@@ -127,6 +129,8 @@ MappedRam *mapped_ram_new(QEMUFile *f, bool load, Error **errp)
     m->alignment = config.direct_fd < 0 ? 0 :
                    config.direct_limits.offset_align;
     m->blocks = g_hash_table_new_full(NULL, NULL, NULL, block_free);
+    m->regions = g_ptr_array_new_with_free_func(
+        (GDestroyNotify)memory_region_unref);
     m->space = (MappedRamSpaceCheck) {
         .fd = config.fd,
         .name = config.name,
@@ -147,6 +151,12 @@ MappedRam *mapped_ram_running(bool load)
     return running[load];
 }
 
+/* To drop a reference takes the BQL. */
+static void unref_regions(void *opaque)
+{
+    g_ptr_array_free(opaque, true);
+}
+
 void mapped_ram_end(bool load)
 {
     MappedRam *m;
@@ -162,6 +172,8 @@ void mapped_ram_end(bool load)
         file_transport_set_phase(MIGRATION_FILE_PHASE_STREAM);
         mapped_ram_pool_free(m->pool);
         g_hash_table_destroy(m->blocks);
+        aio_bh_schedule_oneshot(qemu_get_aio_context(), unref_regions,
+                                m->regions);
         g_free(m);
     }
 }
@@ -179,6 +191,10 @@ MappedRamBlock *mapped_ram_add_block(MappedRam *m, RAMBlock *rb,
     b->keep_absent = memory_region_has_ram_discard_manager(rb->mr);
     b->backing = mapped_ram_memory_backing(rb->fd, rb->fd_offset,
                                            !qemu_ram_is_shared(rb), m->load);
+    if (!m->load && !g_hash_table_contains(m->blocks, rb)) {
+        memory_region_ref(rb->mr);
+        g_ptr_array_add(m->regions, rb->mr);
+    }
     g_hash_table_insert(m->blocks, rb, b);
     return b;
 }
