@@ -21,7 +21,7 @@ def say(text):
     print('# ' + text, file=sys.stderr, flush=True)
 
 
-def lacks(task, directory, available=None, free=None):
+def lacks(task, directory, has_image=False, available=None, free=None):
     """Why a task cannot run here, or None."""
     if available is None:
         with open('/proc/meminfo') as f:
@@ -31,8 +31,9 @@ def lacks(task, directory, available=None, free=None):
     guests = 2 if task.scenario == 'tcp' else 1
     if guests * (task.content.ram << 20) + ROOM > available:
         return f'not {available / GIB:.0f} GiB of memory'
-    # The image, and the file that is saved to
-    if 2 * task.content.data_bytes() + ROOM > free:
+    # The image unless it is kept, and the file that is saved to
+    files = 1 if has_image else 2
+    if files * task.content.data_bytes() + ROOM > free:
         return f'not {free / GIB:.0f} GiB of free space'
     return None
 
@@ -87,7 +88,8 @@ def run(tasks, place, rounds, clock, runs, done=lambda: None):
             return
         begun = time.monotonic()
         for task in order(tasks, number):
-            why = lacks(task, place.directory)
+            why = lacks(task, place.directory,
+                        place.has_image(task.content))
             if why:
                 say(f'left out, {why}: {task.content.name}, '
                     f'{task.side.name}')

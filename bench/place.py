@@ -42,6 +42,12 @@ class Place:
             os.rename(path + '.new', path)
         return path
 
+    def has_image(self, content):
+        """Whether there is an image with a content, for most kinds of tasks.
+        """
+        return os.path.exists(os.path.join(self._images,
+                                           f'{content.name}.mapped'))
+
     def forget_images(self, ram):
         """Makes room: images of larger guests are not kept for long."""
         for name in os.listdir(self.directory):

@@ -331,9 +331,16 @@ class Selection(unittest.TestCase):
     def test_room(self):
         task = scenarios.plan(['random'], setting())[0]
         gib = 1 << 30
-        self.assertIsNone(measure.lacks(task, '/', 7 * gib, 11 * gib))
-        self.assertIn('memory', measure.lacks(task, '/', 5 * gib, 11 * gib))
-        self.assertIn('space', measure.lacks(task, '/', 7 * gib, 9 * gib))
+
+        def lacks(available, free, has_image=False):
+            return measure.lacks(task, '/', has_image, available * gib,
+                                 free * gib)
+
+        self.assertIsNone(lacks(7, 11))
+        self.assertIn('memory', lacks(5, 11))
+        self.assertIn('space', lacks(7, 9))
+        self.assertIsNone(lacks(7, 9, has_image=True))
+        self.assertIn('space', lacks(7, 5, has_image=True))
 
     def test_a_busy_machine_is_noticed(self):
         class Side:
