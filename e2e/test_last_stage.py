@@ -55,7 +55,7 @@ def reached(fs, hits):
     return False
 
 
-def hung(t, *faults, mode=DIRECT):
+def hung(t, *faults, mode=DIRECT, **kwargs):
     """Does the same on a file system with these faults, and returns when the
     disk hangs and all faults have occurred.  If the guest got little CPU time,
     it has dirtied few pages, and the last stage writes too little: then tries
@@ -63,7 +63,7 @@ def hung(t, *faults, mode=DIRECT):
     while True:
         fs = broken(t, *faults, armed=False)
         try:
-            vm = at_switchover(t, fs, mode)
+            vm = at_switchover(t, fs, mode, **kwargs)
         except AssertionError as err:
             if 'completed before the disk hung' not in str(err):
                 raise

@@ -47,7 +47,7 @@ SET_MODE, SET_SIZE = 1 << 0, 1 << 3
 ROOT = 1
 THREADS = 16
 # Layout of the memory that is shared with the server
-HITS, ARMED, RELEASED, HELD, FAIL = range(5)
+HITS, ARMED, RELEASED, HELD, FAIL, TO_FAIL = range(6)
 NOW, LATER = 1, 2                       # values of ARMED
 MOMENT = 0.2                            # seconds
 
@@ -131,7 +131,7 @@ class Server:
                 if self.shared[FAIL]:
                     self._hold()
                 else:
-                    self._hold(FAIL)
+                    self._hold(FAIL, TO_FAIL)
                     raise OSError(errno.EIO, '')
             elif what == 'fail held':
                 self.shared[FAIL] = True
@@ -142,13 +142,13 @@ class Server:
                 raise OSError(what, '')
         return size
 
-    def _hold(self, until=RELEASED):
+    def _hold(self, until=RELEASED, counter=HELD):
         with self.lock:
-            self.shared[HELD] += 1
+            self.shared[counter] += 1
         while not self.shared[until]:
             time.sleep(0.001)
         with self.lock:
-            self.shared[HELD] -= 1
+            self.shared[counter] -= 1
 
     # Requests of the kernel
 
@@ -279,6 +279,15 @@ class FaultFS:
     def held(self):
         """The number of requests that are currently held."""
         return self._shared[HELD]
+
+    @property
+    def held_to_fail(self):
+        """The number of requests that fail_held() would make fail."""
+        return self._shared[TO_FAIL]
+
+    def fail_held(self):
+        """Lets the requests with 'hold, fail' fail."""
+        self._shared[FAIL] = True
 
     def arm(self):
         """From now on requests are counted and faults are injected."""

@@ -60,7 +60,7 @@ unsigned file_direct_depth(unsigned workers)
     return MAX(DIV_ROUND_UP(depth, workers), MIN(depth, 2));
 }
 
-/* Creates a queue, as each worker will, to see whether that works. */
+/* Creates a queue like those of the workers, to see whether that works. */
 static bool try_engine(const FileDirect *d, const char *path, Error **errp)
 {
     DirectQueueConfig config = {

@@ -28,7 +28,6 @@ bool file_transport_begin(Error **errp)
         return true;
     }
     trace_migration_file_begin(t->name, t->offset);
-    t->cut = true;
     if (t->regular && !t->adopted &&
         ftruncate(t->fd, t->offset) < 0) {
         error_setg_errno(errp, errno, "Unable to set the size of '%s' to %"
@@ -36,6 +35,7 @@ bool file_transport_begin(Error **errp)
         return false;
     }
     t->begun = true;
+    t->created = false;
     if (!migrate_mapped_ram()) {
         file_transport_set_phase(MIGRATION_FILE_PHASE_STREAM);
     }
@@ -233,7 +233,7 @@ static bool file_invalidate(FileTransport *t)
 
 void file_image_remove_unused(FileTransport *t)
 {
-    if (t->created && !t->cut) {
+    if (t->created) {
         file_transport_remove(t->name, t->fd);
     }
     t->created = false;

@@ -53,6 +53,10 @@ void file_last_stage_stop(RunState state)
     FileTransport *t = file_transport_get();
 
     if (t && t->has_guest) {
+        /* Only a running machine can enter this state */
+        if (state == RUN_STATE_DEBUG) {
+            state = RUN_STATE_PAUSED;
+        }
         file_save_compat_stay_stopped(migrate_get_current(), state);
     }
 }

@@ -40,8 +40,6 @@ typedef struct FileTransport {
     /* Protected by the BQL */
 
     bool locked;
-    /* Whether this migration created the file */
-    bool created;
     /* Whether the guest was stopped by the save; see file-last-stage.h */
     bool has_guest;
     /* Whether the image is valid, or about to be */
@@ -49,10 +47,10 @@ typedef struct FileTransport {
 
     /* Owned by the migration thread while there is one, then the main thread */
 
+    /* Whether to remove the file if it is not used: this migration created it */
+    bool created;
     /* Another duplicate, to be closed when all is written, or -1 */
     int close_fd;
-    /* Whether the previous contents are lost */
-    bool cut;
     /* Whether the file may contain an unfinished image */
     bool begun;
     /* Whether the image is still invalid: its magic number is missing */

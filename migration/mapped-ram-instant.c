@@ -88,6 +88,11 @@ bool mapped_ram_instant_check_idle(Error **errp)
 
 bool mapped_ram_instant_check_snapshot(Error **errp)
 {
+    if (runstate_check(RUN_STATE_INMIGRATE) && file_transport_active()) {
+        error_setg(errp, "The machine is being restored from a file; wait "
+                   "until query-migrate says 'completed'");
+        return false;
+    }
     return file_save_check_idle(errp) && mapped_ram_instant_check_idle(errp);
 }
 
@@ -296,6 +301,11 @@ static int is_blob_gpu(Object *obj, void *opaque)
            object_property_get_bool(obj, "blob", NULL);
 }
 
+static int is_ivshmem(Object *obj, void *opaque)
+{
+    return object_dynamic_cast(obj, "ivshmem-plain") != NULL;
+}
+
 /* Checks for what rules out instant restore for all blocks. */
 static bool check_machine(Error **errp)
 {
@@ -315,6 +325,11 @@ static bool check_machine(Error **errp)
     if (object_child_foreach_recursive(object_get_root(), is_blob_gpu, NULL)) {
         error_setg(errp, "a virtio-gpu device with blob=on accesses guest "
                    "memory by its descriptor");
+        return false;
+    }
+    if (object_child_foreach_recursive(object_get_root(), is_ivshmem, NULL)) {
+        error_setg(errp, "an ivshmem-plain device shares its memory with "
+                   "other processes");
         return false;
     }
     if (ram_block_discard_disable(true) < 0) {

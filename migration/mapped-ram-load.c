@@ -11,9 +11,9 @@
 #include "exec/ramblock.h"
 #include "exec/target_page.h"
 #include "file-transport.h"
+#include "mapped-ram-compat.h"
 #include "mapped-ram-instant.h"
 #include "mapped-ram-int.h"
-#include "options.h"
 #include "qapi/error.h"
 #include "trace.h"
 
@@ -46,8 +46,14 @@ static bool load_layout(QEMUFile *f, RAMBlock *rb, MappedRamLayout *layout,
                       sizeof(header), errp)) {
         return false;
     }
-    *left_out = migrate_ignore_shared() &&
-                mapped_ram_header_left_out(header, qemu_target_page_size());
+    *left_out = mapped_ram_header_left_out(header, qemu_target_page_size());
+    if (*left_out && !mapped_ram_compat_is_ignored(rb)) {
+        error_setg(errp, "%s: RAM block '%s' is not in the file, since it was "
+                   "to stay in shared memory; here it is not in shared "
+                   "memory, or capability 'x-ignore-shared' is off",
+                   mapped_ram_stream_name(f), rb->idstr);
+        return false;
+    }
     if (*left_out) {
         return true;
     }

@@ -41,7 +41,7 @@ bool mapped_ram_instant_check_idle(Error **errp);
  * it is being saved.
  *
  * Returns: true; or false with @errp set while the machine is saved to a file,
- *          or RAM is being loaded
+ *          restored from one, or RAM is being loaded
  */
 bool mapped_ram_instant_check_snapshot(Error **errp);
 

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the guest or the user does while the machine is saved or restored."""
+
+import threading
+import time
+
+from .faults import HeldRestore, faulty, open_gate, wait_stall
+from .harness import test
+from .instant import HELD, begin, check_complete, figures, restore, saved, \
+    wait_runstate
+from .test_last_stage import DIRECT, GUEST, RAM, hung
+
+# Ports of ACPI of a q35 machine
+PM_BASE, MEMORY_HOTPLUG = 0x600, 0xa00
+SOFT_OFF, SUSPEND = 0x2000, 0x2400
+
+
+def power(vm, how):
+    """Writes `how` to the register for sleep states, as a guest would."""
+    for port, size, value in (
+            (0xcf8, 'w', 0x8000f840), (0xcfc, 'w', PM_BASE | 1),
+            (0xcf8, 'w', 0x8000f844), (0xcfc, 'b', 0x80),
+            (PM_BASE + 4, 'h', how)):
+        said = vm.hmp(f'o /{size} {port:#x} {value:#x}')
+        assert not said, said
+
+
+@test('meanwhile: the guest powers off in the last stage', quick=True)
+def test_power_off(t):
+    """A save that fails leaves the guest as it is by then."""
+    fs, vm = hung(t, ('direct write', range(1, 3), 'hold'),
+                  args=('-no-shutdown',))
+    power(vm, SOFT_OFF)
+    assert vm.command('query-status')['status'] == 'finish-migrate'
+    vm.command('migrate_cancel')
+    fs.release()
+    assert vm.wait_migration()['status'] == 'cancelled'
+    wait_runstate(vm, 'shutdown')
+
+
+@test('meanwhile: the guest suspends itself in the last stage', quick=True)
+def test_suspend(t):
+    """It does so when it runs again."""
+    fs, vm = hung(t, ('direct write', range(1, 3), 'hold'))
+    power(vm, SUSPEND)
+    assert vm.command('query-status')['status'] == 'finish-migrate'
+    vm.command('migrate_cancel')
+    fs.release()
+    assert vm.wait_migration()['status'] == 'cancelled'
+    wait_runstate(vm, 'suspended')
+    vm.kill()
+
+    fs, vm = hung(t, ('direct write', range(1, 3), 'hold'))
+    power(vm, SUSPEND)
+    fs.release()
+    info = vm.wait_migration()
+    assert info['status'] == 'completed', info
+    assert vm.command('query-status')['status'] == 'postmigrate'
+
+
+@test('meanwhile: a DIMM is ejected, and its memory deleted', quick=True)
+def test_eject(t):
+    """The guest was asked before the save.  Workers may still read it."""
+    memory, path = t.path('memory'), t.path('image')
+    vm = t.source(ram=RAM, guest=GUEST, args=(
+        '-m', 'slots=1,maxmem=1G',
+        '-object', f'memory-backend-file,id=mem0,size=128M,mem-path={memory},'
+        'share=on', '-device', 'pc-dimm,id=dimm0,memdev=mem0'),
+        emulator=faulty(t, 'image', 'write:d1:hold'))
+    vm.command('stop')
+    vm.command('device_del', {'id': 'dimm0'})
+    vm.setup(DIRECT)
+    vm.start_save(f'file:{path}')
+    wait_stall(t, vm)
+    vm.hmp(f'o /w {MEMORY_HOTPLUG:#x} 0')
+    vm.hmp(f'o /b {MEMORY_HOTPLUG + 0x14:#x} 8')
+    while not any(e['event'] == 'DEVICE_DELETED' for e in vm.qmp.events):
+        vm.raise_if_dead()
+        vm.command('query-status')
+        time.sleep(0.01)
+    vm.command('object-del', {'id': 'mem0'})
+    # Wait until memory that nobody uses has been freed, which takes a few steps
+    for _ in range(5):
+        assert vm.hmp('device_add pci-testdev'), 'a device was added'
+    assert is_mapped(vm, memory), 'the memory of a RAM block was freed'
+    open_gate(t)
+    info = vm.wait_migration()
+    assert info['status'] == 'completed', info
+    while is_mapped(vm, memory):
+        vm.raise_if_dead()
+        time.sleep(0.01)
+
+
+def is_mapped(vm, path):
+    with open(f'/proc/{vm.pid}/maps') as f:
+        return path in f.read()
+
+
+@test('meanwhile: no snapshot is loaded during an eager restore', quick=True)
+def test_loadvm(t):
+    held = HeldRestore(t, DIRECT)
+    said = held.vm.hmp('loadvm x')
+    assert 'being restored' in said, said
+    held.release()
+
+
+@test('meanwhile: a reset during an instant restore, before the disk fails',
+      quick=True)
+def test_reset(t):
+    """A CPU waits for a page for so long that the reset waits for the CPU;
+    then the page turns out to be unreadable, so the CPU waits for `cont`, and
+    so must the reset."""
+    disk, _, _, vm, _ = restore(t, HELD, ('small read', range(16, 1 << 30),
+                                          'hold, fail'), guest=GUEST,
+                                 params={'x_direct_io_depth': 1})
+    vm.command('cont')
+    while not disk.held_to_fail:
+        vm.raise_if_dead()
+        time.sleep(0.01)
+    reset = threading.Thread(target=vm.command, args=('system_reset',))
+    reset.start()
+    time.sleep(0.5)     # if this is too short, the reset has not begun to wait
+    disk.fail_held()
+    reset.join()
+    wait_runstate(vm, 'io-error')
+    assert not any(e['event'] == 'RESET' for e in vm.qmp.events), \
+        'a CPU was reset in the middle of an instruction'
+    disk.disarm()
+    disk.release()
+    while vm.count_lines('ready') == 0:
+        if vm.command('query-status')['status'] == 'io-error':
+            vm.command('cont')
+        time.sleep(0.05)
+    check_complete(t, vm)
+    vm.ticks_on()
+    vm.wait_guest('sweep')
+
+
+@test('meanwhile: memory that others map is not loaded later', quick=True)
+def test_ivshmem(t):
+    def shared(name):
+        return ('-object', 'memory-backend-file,id=shm,size=2M,share=on,'
+                f'mem-path={t.path(name)}',
+                '-device', 'ivshmem-plain,memdev=shm,master=on')
+
+    path = t.path('image')
+    want = saved(t, path, args=shared('first'))
+    vm = t.vm(incoming=True, ram=RAM, args=shared('second'))
+    info = begin(vm, f'file:{path}', DIRECT)
+    assert 'ivshmem' in figures(info)['reason'], info
+    assert vm.wait_migration()['status'] == 'completed'
+    assert vm.ram_hash() == want
