@@ -8,7 +8,7 @@ from .faults import HeldRestore, faulty, open_gate, wait_stall
 from .harness import test
 from .instant import HELD, begin, check_complete, figures, restore, saved, \
     wait_runstate
-from .test_last_stage import DIRECT, GUEST, RAM, hung
+from .last_stage import DIRECT, GUEST, RAM, hung
 
 # Ports of ACPI of a q35 machine
 PM_BASE, MEMORY_HOTPLUG = 0x600, 0xa00

@@ -47,7 +47,7 @@ typedef struct FileTransport {
 
     /* Owned by the migration thread while there is one, then the main thread */
 
-    /* Whether to remove the file if it is not used: this migration created it */
+    /* Whether this migration created the file, and has not begun to use it */
     bool created;
     /* Another duplicate, to be closed when all is written, or -1 */
     int close_fd;

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Holds saves in their last stage, when the guest is stopped."""
+
+import os
+import time
+
+from lab.vm import FINAL, Mode
+
+from .faults import broken
+
+RAM = 64
+GUEST = {'dirty': 32}
+DIRECT = Mode(4, True)
+
+
+def wait_for(vm, what, condition):
+    """Waits until `condition()` holds; only the test's time limit applies."""
+    while not condition():
+        vm.raise_if_dead()
+        status = vm.migration()['status']
+        assert status not in FINAL, \
+            f'the save {status} before {what}'
+        time.sleep(0.01)
+
+
+def at_switchover(t, fs, mode=DIRECT, **kwargs):
+    """Starts a save and holds it at the switchover, when the guest is stopped;
+    then continues with the last stage, in which the disk hangs."""
+    vm = t.source(ram=RAM, guest=GUEST, **kwargs)
+    vm.setup(mode)
+    vm.set_capabilities('pause-before-switchover')
+    vm.start_save(f'file:{os.path.join(fs.mount, "image")}')
+    wait_for(vm, 'switchover',
+             lambda: vm.migration()['status'] == 'pre-switchover')
+    assert vm.command('query-status')['status'] == 'finish-migrate'
+    fs.arm()
+    vm.command('migrate-continue', {'state': 'pre-switchover'})
+    wait_for(vm, 'the disk hung', lambda: fs.held)
+    return vm
+
+
+def reached(fs, hits):
+    """Returns whether that many faults occur soon."""
+    for _ in range(500):
+        if fs.hits >= hits:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def hung(t, *faults, mode=DIRECT, **kwargs):
+    """Does the same on a file system with these faults, and returns when the
+    disk hangs and all faults have occurred.  If the guest got little CPU time,
+    it has dirtied few pages, and the last stage writes too little: then tries
+    again."""
+    while True:
+        fs = broken(t, *faults, armed=False)
+        try:
+            vm = at_switchover(t, fs, mode, **kwargs)
+        except AssertionError as err:
+            if 'completed before the disk hung' not in str(err):
+                raise
+            continue
+        if reached(fs, len(faults)):
+            return fs, vm
+        fs.release()
+        vm.kill()
