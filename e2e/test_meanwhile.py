@@ -79,7 +79,7 @@ def test_eject(t):
         vm.command('query-status')
         time.sleep(0.01)
     vm.command('object-del', {'id': 'mem0'})
-    # Wait until memory that nobody uses has been freed, which takes a few steps
+    # Wait until unused memory has been freed, which takes a few steps
     for _ in range(5):
         assert vm.hmp('device_add pci-testdev'), 'a device was added'
     assert is_mapped(vm, memory), 'the memory of a RAM block was freed'
