@@ -82,6 +82,19 @@ def test_changed(t):
     assert section['active'] and section['direct-bytes'], section
 
 
+@test('status: direct-io is turned off meanwhile', quick=True)
+def test_turned_off(t):
+    vm = t.source(emulator=faulty(t, 'image', 'write:d2:hold'))
+    vm.setup(Mode(2, True))
+    vm.start_save(f'file:{t.path("image")}')
+    wait_stall(t, vm)
+    vm.command('migrate-set-parameters', {'direct-io': False})
+    section = vm.migration()['direct-io']
+    assert section['active'] and 'reason' not in section, section
+    section = release(t, vm)['direct-io']
+    assert section['direct-bytes'], section
+
+
 SYSCTL = '/proc/sys/kernel/io_uring_disabled'
 
 

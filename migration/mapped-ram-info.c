@@ -158,7 +158,9 @@ MigrationDirectIO *mapped_ram_info(bool of_load)
     info = g_new0(MigrationDirectIO, 1);
     info->has_phase = has_phase;
     info->phase = has_phase ? phase : 0;
-    info->active = !reason && (!record->valid || record->alignment);
+    /* Settings that are changed meanwhile apply to the next migration only */
+    info->active = running ? record->alignment :
+                   !reason && (!record->valid || record->alignment);
     if (!info->active) {
         info->reason = g_strdup(reason ?:
                                 "the settings were changed after the start");
