@@ -7,9 +7,11 @@
  */
 
 #include "qemu/osdep.h"
+#include "exec/memory.h"
 #include "exec/ramblock.h"
 #include "exec/target_page.h"
 #include "file-save.h"
+#include "file-save-compat.h"
 #include "file-transport.h"
 #include "mapped-ram-compat.h"
 #include "mapped-ram-int.h"
@@ -26,8 +28,10 @@ static MappedRam *saving(void)
 }
 
 /*
- * Gives each block a provisional layout, for the check of space;
- * mapped_ram_save_block() sets the final one.  Returns where the blocks end.
+ * Takes a reference to each block, and gives it a provisional layout for the
+ * check of space; mapped_ram_save_block() sets the one in the file.  Returns
+ * where the blocks end.  Called with the BQL held: blocks go away while QEMU
+ * exits.
  */
 static int64_t prepare_blocks(MappedRam *m, int64_t offset, Error **errp)
 {
@@ -42,6 +46,8 @@ static int64_t prepare_blocks(MappedRam *m, int64_t offset, Error **errp)
             return -1;
         }
         mapped_ram_add_block(m, rb, &layout);
+        memory_region_ref(rb->mr);
+        g_ptr_array_add(m->regions, rb->mr);
         offset = mapped_ram_layout_end(&layout);
     }
     return offset;
@@ -103,7 +109,9 @@ static bool mapped_ram_save_prepare(QEMUFile *f, Error **errp)
     if (!m) {
         return false;
     }
+    file_save_compat_lock_bql();
     end = prepare_blocks(m, file_transport_offset(), errp);
+    file_save_compat_unlock_bql();
     return end >= 0 && check_size(f, end + MAPPED_RAM_DEVICE_STATE, errp) &&
            mapped_ram_space_check(&m->space, errp);
 }

@@ -191,10 +191,6 @@ MappedRamBlock *mapped_ram_add_block(MappedRam *m, RAMBlock *rb,
     b->keep_absent = memory_region_has_ram_discard_manager(rb->mr);
     b->backing = mapped_ram_memory_backing(rb->fd, rb->fd_offset,
                                            !qemu_ram_is_shared(rb), m->load);
-    if (!m->load && !g_hash_table_contains(m->blocks, rb)) {
-        memory_region_ref(rb->mr);
-        g_ptr_array_add(m->regions, rb->mr);
-    }
     g_hash_table_insert(m->blocks, rb, b);
     return b;
 }
