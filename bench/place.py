@@ -36,17 +36,18 @@ class Place:
         """The image of a kind ('mapped', 'stream') with a content; make(path)
         writes it when there is none yet."""
         os.makedirs(self._images, exist_ok=True)
-        path = os.path.join(self._images, f'{content.name}.{kind}')
+        path = self._image(content, kind)
         if not os.path.exists(path):
             make(path + '.new')
             os.rename(path + '.new', path)
         return path
 
-    def has_image(self, content):
-        """Whether there is an image with a content, for most kinds of tasks.
-        """
-        return os.path.exists(os.path.join(self._images,
-                                           f'{content.name}.mapped'))
+    def has_image(self, content, kind='mapped'):
+        """Whether image() would have nothing to write."""
+        return os.path.exists(self._image(content, kind))
+
+    def _image(self, content, kind):
+        return os.path.join(self._images, f'{content.name}.{kind}')
 
     def forget_images(self, ram):
         """Makes room: images of larger guests are not kept for long."""

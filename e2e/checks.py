@@ -66,7 +66,7 @@ def cause(number):
 def never_stopped(vm):
     """Checks that there was no STOP event, so the failure was detected while
     the guest was running."""
-    if any(event['event'] == 'STOP' for event in vm.qmp.events):
+    if vm.events('STOP'):
         raise AssertionError('the guest was stopped before the error')
 
 

@@ -65,6 +65,16 @@ def forget_holds(t):
             os.unlink(t.path(name))
 
 
+def held_save(t, mode, fault, **kwargs):
+    """Starts a save, to `image`, in which `fault` holds a call until
+    open_gate(); returns the machine when the call is held."""
+    vm = t.source(emulator=faulty(t, 'image', fault + ':hold'), **kwargs)
+    vm.setup(mode)
+    vm.start_save(f'file:{t.path("image")}')
+    wait_stall(t, vm)
+    return vm
+
+
 class HeldRestore:
     """A restore in which one read of RAM does not complete until release()."""
 

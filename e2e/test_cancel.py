@@ -8,7 +8,7 @@ import time
 from lab.vm import Mode
 
 from .checks import DIRTY, check_leftover, good_save
-from .faults import faulty, forget_holds, open_gate, stalls, wait_stall
+from .faults import forget_holds, held_save, open_gate, stalls
 from .harness import test
 
 
@@ -75,11 +75,8 @@ register_cancels()
 def test_cancel_held(t):
     """While the disk hangs, QMP answers, cancel is accepted, and the guest
     runs."""
-    for op in ('write:d3:hold', 'write:b3:hold'):
-        vm = t.source(args=(), guest=DIRTY, emulator=faulty(t, 'image', op))
-        vm.setup(Mode(2, True))
-        vm.start_save(f'file:{t.path("image")}')
-        wait_stall(t, vm)
+    for op in ('write:d3', 'write:b3'):
+        vm = held_save(t, Mode(2, True), op, args=(), guest=DIRTY)
         vm.command('migrate_cancel')
         vm.ticks_on()
         assert stalls(t) == ['stall'], 'the write was not held'

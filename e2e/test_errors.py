@@ -10,7 +10,7 @@ from lab.vm import Mode
 
 from .checks import ALL_MODES, DIRTY, SOME_MODES, case, cause, check_error, \
     check_leftover, check_says, each, good_save
-from .faults import faulty, forget_holds, open_gate, stalls, wait_stall
+from .faults import faulty, forget_holds, held_save, open_gate, stalls
 from .harness import test
 from .strace import need_strace, strace
 
@@ -144,10 +144,7 @@ def test_close_error(t):
 def save_with_hold(t, fault):
     """Runs a save in which one call hangs for a while; checks that QMP
     answers, and that the save does not complete before the call."""
-    vm = t.source(guest=DIRTY, emulator=faulty(t, 'image', fault + ':hold'))
-    vm.setup(Mode(2, True))
-    vm.start_save(f'file:{t.path("image")}')
-    wait_stall(t, vm)
+    vm = held_save(t, Mode(2, True), fault, guest=DIRTY)
     for _ in range(5):
         vm.command('query-status')
         status = vm.migration()['status']

@@ -9,7 +9,7 @@ from lab import image
 from lab.qmp import QMPClosed, QMPError
 from lab.vm import FINAL, Exited, Mode
 
-from .faults import faulty, open_gate, wait_stall
+from .faults import held_save, open_gate
 from .harness import Skip, test
 
 MODES = (None, Mode(0), Mode(4), Mode(1, True), Mode(4, True))
@@ -282,10 +282,7 @@ def slow_pass(vm, uri):
 def test_thread_list(t):
     if not t.config.ours.at_least(8):
         raise Skip(f'{t.config.ours.version} has no such command')
-    vm = t.source(emulator=faulty(t, 'image', 'write:d1:hold'))
-    vm.setup(Mode(3, True))
-    vm.start_save(f'file:{t.path("image")}')
-    wait_stall(t, vm)
+    vm = held_save(t, Mode(3, True), 'write:d1')
     names = {x['name'] for x in vm.command('query-migrationthreads')}
     wanted = {f'mapped-save_{i}' for i in range(3)}
     assert wanted <= names, names

@@ -125,8 +125,7 @@ def test_error_running(t):
     said = info['error-desc']
     assert 'RAM block' in said and 'Input/output error' in said, said
     assert path in said, said
-    stops = [e for e in vm.qmp.events if e['event'] == 'STOP']
-    assert len(stops) >= 3, vm.qmp.events
+    assert len(vm.events('STOP')) >= 3, vm.qmp.events
     assert any('instant restore: the guest stops' in line and path in line
                for line in vm.errors()), vm.errors()
     disk.disarm()

@@ -12,7 +12,7 @@ from lab.vm import Mode
 
 from .checks import check_error, check_leftover, expect_error, good_save, \
     never_stopped
-from .faults import broken, faulty, open_gate, stalls, wait_stall
+from .faults import broken, held_save, open_gate, stalls
 from .harness import Skip, test
 from .last_stage import DIRECT, GUEST, RAM, at_switchover, hung, wait_for
 
@@ -96,11 +96,7 @@ def test_snapshots(t):
 @test('live: a snapshot that may not be loaded leaves the guest running',
       quick=True)
 def test_refused_loadvm(t):
-    vm = t.source(ram=RAM, guest=GUEST,
-                  emulator=faulty(t, 'image', 'sync:1:hold'))
-    vm.setup(Mode(0))
-    vm.start_save(f'file:{t.path("image")}')
-    wait_stall(t, vm)
+    vm = held_save(t, Mode(0), 'sync:1', ram=RAM, guest=GUEST)
     said = vm.hmp('loadvm x')
     assert 'being saved to' in said, said
     assert vm.command('query-status')['status'] == 'running'
@@ -195,12 +191,7 @@ def test_failure(t):
 @test('last stage: what was written is synced while the guest runs',
       quick=True)
 def test_early_sync(t):
-    path = t.path('image')
-    vm = t.source(ram=RAM, guest=GUEST,
-                  emulator=faulty(t, 'image', 'sync:1:hold'))
-    vm.setup(Mode(0))
-    vm.start_save(f'file:{path}')
-    wait_stall(t, vm)
+    vm = held_save(t, Mode(0), 'sync:1', ram=RAM, guest=GUEST)
     assert vm.command('query-status')['status'] == 'running'
     assert vm.migration()['direct-io']['phase'] == 'sync'
     vm.wait_guest('tick', 3)
@@ -211,7 +202,7 @@ def test_early_sync(t):
     assert info['status'] == 'completed', info
     want = vm.ram_hash()
     vm.kill()
-    t.restores(f'file:{path}', want, ram=RAM)
+    t.restores(f'file:{t.path("image")}', want, ram=RAM)
 
 
 @test('last stage: QMP answers while the end of a save does not end',

@@ -6,8 +6,8 @@ import time
 
 from .faults import HeldRestore, faulty, open_gate, wait_stall
 from .harness import test
-from .instant import HELD, begin, check_complete, figures, restore, saved, \
-    wait_runstate
+from .instant import HELD, LATER, begin, check_complete, figures, restore, \
+    saved, wait_runstate
 from .last_stage import DIRECT, GUEST, RAM, hung
 
 # Ports of ACPI of a q35 machine
@@ -25,36 +25,35 @@ def power(vm, how):
         assert not said, said
 
 
+def power_at_end(t, how, cancel=True, **kwargs):
+    """Does that in the last stage of a save, which is then cancelled or
+    completes."""
+    fs, vm = hung(t, ('direct write', range(1, 3), 'hold'), **kwargs)
+    power(vm, how)
+    assert vm.command('query-status')['status'] == 'finish-migrate'
+    if cancel:
+        vm.command('migrate_cancel')
+    fs.release()
+    info = vm.wait_migration()
+    assert info['status'] == ('cancelled' if cancel else 'completed'), info
+    return vm
+
+
 @test('meanwhile: the guest powers off in the last stage', quick=True)
 def test_power_off(t):
     """A save that fails leaves the guest as it is by then."""
-    fs, vm = hung(t, ('direct write', range(1, 3), 'hold'),
-                  args=('-no-shutdown',))
-    power(vm, SOFT_OFF)
-    assert vm.command('query-status')['status'] == 'finish-migrate'
-    vm.command('migrate_cancel')
-    fs.release()
-    assert vm.wait_migration()['status'] == 'cancelled'
+    vm = power_at_end(t, SOFT_OFF, args=('-no-shutdown',))
     wait_runstate(vm, 'shutdown')
 
 
 @test('meanwhile: the guest suspends itself in the last stage', quick=True)
 def test_suspend(t):
     """It does so when it runs again."""
-    fs, vm = hung(t, ('direct write', range(1, 3), 'hold'))
-    power(vm, SUSPEND)
-    assert vm.command('query-status')['status'] == 'finish-migrate'
-    vm.command('migrate_cancel')
-    fs.release()
-    assert vm.wait_migration()['status'] == 'cancelled'
+    vm = power_at_end(t, SUSPEND)
     wait_runstate(vm, 'suspended')
     vm.kill()
 
-    fs, vm = hung(t, ('direct write', range(1, 3), 'hold'))
-    power(vm, SUSPEND)
-    fs.release()
-    info = vm.wait_migration()
-    assert info['status'] == 'completed', info
+    vm = power_at_end(t, SUSPEND, cancel=False)
     assert vm.command('query-status')['status'] == 'postmigrate'
 
 
@@ -74,7 +73,7 @@ def test_eject(t):
     wait_stall(t, vm)
     vm.hmp(f'o /w {MEMORY_HOTPLUG:#x} 0')
     vm.hmp(f'o /b {MEMORY_HOTPLUG + 0x14:#x} 8')
-    while not any(e['event'] == 'DEVICE_DELETED' for e in vm.qmp.events):
+    while not vm.events('DEVICE_DELETED'):
         vm.raise_if_dead()
         vm.command('query-status')
         time.sleep(0.01)
@@ -110,20 +109,20 @@ def test_reset(t):
     """A CPU waits for a page for so long that the reset waits for the CPU;
     then the page turns out to be unreadable, so the CPU waits for `cont`, and
     so must the reset."""
-    disk, _, _, vm, _ = restore(t, HELD, ('small read', range(16, 1 << 30),
-                                          'hold, fail'), guest=GUEST,
-                                 params={'x_direct_io_depth': 1})
+    disk, _, _, vm, _ = restore(t, HELD, ('small read', LATER, 'hold, fail'),
+                                guest=GUEST, params={'x_direct_io_depth': 1})
     vm.command('cont')
     while not disk.held_to_fail:
         vm.raise_if_dead()
         time.sleep(0.01)
-    reset = threading.Thread(target=vm.command, args=('system_reset',))
+    reset = threading.Thread(target=vm.command, args=('system_reset',),
+                             daemon=True)
     reset.start()
     time.sleep(0.5)     # if this is too short, the reset has not begun to wait
     disk.fail_held()
     reset.join()
     wait_runstate(vm, 'io-error')
-    assert not any(e['event'] == 'RESET' for e in vm.qmp.events), \
+    assert not vm.events('RESET'), \
         'a CPU was reset in the middle of an instruction'
     disk.disarm()
     disk.release()

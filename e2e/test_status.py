@@ -9,7 +9,7 @@ import os
 from lab.vm import Mode
 
 from .checks import check_error, expect_error
-from .faults import HeldRestore, faulty, open_gate, stalls, wait_stall
+from .faults import HeldRestore, faulty, held_save, open_gate, stalls
 from .harness import Skip, test
 
 
@@ -36,10 +36,7 @@ def test_load_progress(t):
 
 @test('status: a save waits for stable storage', quick=True)
 def test_sync_phase(t):
-    vm = t.source(emulator=faulty(t, 'image', 'sync:1:hold'))
-    vm.setup(Mode(2, True))
-    vm.start_save(f'file:{t.path("image")}')
-    wait_stall(t, vm)
+    vm = held_save(t, Mode(2, True), 'sync:1')
     info = vm.migration()
     assert info['status'] in ('active', 'device'), info
     assert info['direct-io']['phase'] == 'sync', info
@@ -49,10 +46,7 @@ def test_sync_phase(t):
 
 @test('status: a save waits for a write', quick=True)
 def test_write_held(t):
-    vm = t.source(emulator=faulty(t, 'image', 'write:d2:hold'))
-    vm.setup(Mode(1, True))
-    vm.start_save(f'file:{t.path("image")}')
-    wait_stall(t, vm)
+    vm = held_save(t, Mode(1, True), 'write:d2')
     info = vm.migration()
     assert info['direct-io']['phase'] == 'ram', info
     assert info['ram']['remaining'] > 0, info
@@ -63,10 +57,7 @@ def test_write_held(t):
 def test_changed(t):
     """They apply to the next migration only."""
     path = t.path('image')
-    vm = t.source(emulator=faulty(t, 'image', 'write:b30:hold'))
-    vm.setup(Mode(2))
-    vm.start_save(f'file:{path}')
-    wait_stall(t, vm)
+    vm = held_save(t, Mode(2), 'write:b30')
     vm.command('migrate-set-parameters', {'direct-io': True})
     section = vm.migration()['direct-io']
     assert not section['active'], section
@@ -84,10 +75,7 @@ def test_changed(t):
 
 @test('status: direct-io is turned off meanwhile', quick=True)
 def test_turned_off(t):
-    vm = t.source(emulator=faulty(t, 'image', 'write:d2:hold'))
-    vm.setup(Mode(2, True))
-    vm.start_save(f'file:{t.path("image")}')
-    wait_stall(t, vm)
+    vm = held_save(t, Mode(2, True), 'write:d2')
     vm.command('migrate-set-parameters', {'direct-io': False})
     section = vm.migration()['direct-io']
     assert section['active'] and 'reason' not in section, section

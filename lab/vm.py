@@ -239,6 +239,11 @@ class VM(Console):
             self.raise_if_dead(wait=20)
             raise
 
+    def events(self, name):
+        """The events of this name that have arrived with answers to commands.
+        """
+        return [e for e in self.qmp.events if e['event'] == name]
+
     def hmp(self, line):
         """Runs a command of the human monitor; returns its output."""
         return self.command('human-monitor-command', {'command-line': line})
