@@ -10,8 +10,8 @@ import time
 
 from lab.vm import Mode
 
-from .checks import check_error, check_leftover, expect_error, good_save, \
-    never_stopped
+from .checks import case, check_error, check_leftover, expect_error, \
+    good_save, never_stopped
 from .faults import broken, held_save, open_gate, stalls
 from .harness import Skip, test
 from .last_stage import DIRECT, GUEST, RAM, at_switchover, hung, wait_for
@@ -182,10 +182,19 @@ def test_stopped(t):
 @test('last stage: failed while the disk hangs, the guest runs', quick=True,
       timeout=240)
 def test_failure(t):
-    fs, vm = hung(t, ('direct write', range(1, 2), 'hold'),
-                  ('direct write', range(2, 3), errno.EIO))
-    info = check_runs(t, fs, vm)
-    check_error(info, os.path.join(fs.mount, 'image'), os.strerror(errno.EIO))
+    """Also on one CPU: then one worker has both writes.  The failure comes
+    late, when all writes have been submitted."""
+    second = ('direct write', range(2, 3))
+    for cpus in (os.sched_getaffinity(0), {min(os.sched_getaffinity(0))}):
+        os.sched_setaffinity(0, cpus)
+        mode = Mode(len(cpus), True)
+        with case(f'{len(cpus)} CPUs'):
+            fs, vm = hung(t, ('direct write', range(1, 2), 'hold'),
+                          (*second, 0.5), (*second, errno.EIO), mode=mode)
+            info = check_runs(t, fs, vm)
+            check_error(info, os.path.join(fs.mount, 'image'),
+                        os.strerror(errno.EIO))
+        os.unlink(t.path('image'))
 
 
 @test('last stage: what was written is synced while the guest runs',

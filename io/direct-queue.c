@@ -378,7 +378,11 @@ static void queue_wait_all(DirectQueue *q)
     }
 }
 
-/* Waits until a request is unused, and there is room for @len bytes. */
+/*
+ * Waits until a request is unused, and there is room for @len bytes.
+ *
+ * Returns: NULL after an error; others in flight may never complete
+ */
 static DirectRequest *take_request(DirectQueue *q, size_t len)
 {
     DirectRequest *req;
@@ -386,6 +390,9 @@ static DirectRequest *take_request(DirectQueue *q, size_t len)
     while (!(req = QSIMPLEQ_FIRST(&q->unused)) ||
            (q->bytes_queued > 0 && q->bytes_queued + len > q->bytes_max)) {
         queue_run(q, true);
+        if (!queue_ok(q)) {
+            return NULL;
+        }
     }
     QSIMPLEQ_REMOVE_HEAD(&q->unused, next);
     q->bytes_queued += len;
@@ -408,6 +415,9 @@ static bool direct_queue_transfer(DirectQueue *q, bool is_write, uint8_t *buf,
     while (len > 0 && queue_ok(q)) {
         DirectRequest *req = take_request(q, MIN(len, q->request_size));
 
+        if (!req) {
+            break;
+        }
         req->is_write = is_write;
         req->buf = buf;
         req->offset = req->first_offset = offset;

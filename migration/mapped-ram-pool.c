@@ -208,28 +208,10 @@ static void do_item(MappedRamThread *t, const MappedRamItem *item)
     wake_feeder(pool);
 }
 
-/* Called with the lock held, which it drops while it waits for the disk. */
-static void do_drain(MappedRamThread *t)
-{
-    MappedRamPool *pool = t->pool;
-    unsigned drains = pool->drains;
-    Error *err = NULL;
-
-    qemu_mutex_unlock(&pool->lock);
-    mapped_ram_worker_drain(&t->worker, &err);
-    qemu_mutex_lock(&pool->lock);
-
-    t->drained = drains;
-    if (err) {
-        latch_error(pool, err);
-    }
-    wake_feeder(pool);
-}
-
 /*
- * When idle but for requests in flight, reap them, so that an error is noticed
- * and the number of pending bytes is known before the next extent or drain.
- * Called with the lock held, which it drops.
+ * Reaps requests.  Also called when idle, so that an error is noticed and the
+ * number of pending bytes is known before the next extent or drain.  Called
+ * with the lock held, which it drops.
  */
 static void do_wait(MappedRamThread *t)
 {
@@ -244,6 +226,31 @@ static void do_wait(MappedRamThread *t)
         latch_error(pool, err);
         wake_feeder(pool);
     }
+}
+
+/*
+ * Requests are reaped one by one: when one has failed, the feeder must not wait
+ * for another that may never complete.  Called with the lock held, which it
+ * drops while it waits for the disk.
+ */
+static void do_drain(MappedRamThread *t)
+{
+    MappedRamPool *pool = t->pool;
+    unsigned drains = pool->drains;
+    Error *err = NULL;
+
+    while (mapped_ram_worker_busy(&t->worker)) {
+        do_wait(t);
+    }
+    qemu_mutex_unlock(&pool->lock);
+    mapped_ram_worker_drain(&t->worker, &err);
+    qemu_mutex_lock(&pool->lock);
+
+    t->drained = drains;
+    if (err) {
+        latch_error(pool, err);
+    }
+    wake_feeder(pool);
 }
 
 static void *worker_thread(void *opaque)

@@ -215,6 +215,36 @@ static void test_error_first(void)
     qemu_vfree(buf);
 }
 
+/*
+ * Of two requests in flight the small one fails, and there is no room for a
+ * third: the caller gets the error without waiting for the other one.
+ */
+static void test_error_beside_slow(void)
+{
+    uint8_t *buf = qemu_memalign(BUF_ALIGN, BUF_ALIGN);
+    Error *err = NULL;
+    DirectQueue *q;
+    int fd;
+
+    memset(buf, 1, BUF_ALIGN);
+    fault_reset();
+    fault.order = FAULT_LAST_FIRST;
+    fault.at = 2;
+    fault.result = -EIO;
+    fault.bytes = 4096 + 512;
+    q = fault_queue(&fd, 512, 4096, 8);
+    g_assert(direct_queue_write(q, buf, 4096, 0, &error_abort));
+    g_assert(direct_queue_write(q, buf, 512, 4096, &error_abort));
+    g_assert(!direct_queue_write(q, buf, 4096, 8192, &err));
+    assert_error(err, "the-file: cannot write 512 bytes at offset 4096: "
+                 "Input/output error");
+    g_assert_cmpuint(fault.submissions, ==, 2);
+    g_assert_cmpuint(fault.reaped, ==, 1);
+    fault_queue_free(q, fd);
+    g_assert_cmpuint(fault.reaped, ==, 2);
+    qemu_vfree(buf);
+}
+
 static void add_dir(const TestPlace *place)
 {
     add_case(place, "eof", test_eof);
@@ -230,5 +260,7 @@ int main(int argc, char **argv)
                     test_eof_last_first);
     g_test_add_func("/direct-queue/fault/error-at", test_error_at);
     g_test_add_func("/direct-queue/fault/error-first", test_error_first);
+    g_test_add_func("/direct-queue/fault/error-beside-slow",
+                    test_error_beside_slow);
     return g_test_run();
 }
