@@ -99,7 +99,7 @@ def is_mapped(vm, path):
 def test_loadvm(t):
     held = HeldRestore(t, DIRECT)
     said = held.vm.hmp('loadvm x')
-    assert 'being restored' in said, said
+    assert f"being restored from '{t.path('image')}'" in said, said
     held.release()
 
 

@@ -89,8 +89,8 @@ bool mapped_ram_instant_check_idle(Error **errp)
 bool mapped_ram_instant_check_snapshot(Error **errp)
 {
     if (runstate_check(RUN_STATE_INMIGRATE) && file_transport_active()) {
-        error_setg(errp, "The machine is being restored from a file; wait "
-                   "until query-migrate says 'completed'");
+        error_setg(errp, "The machine is being restored from '%s'; wait until "
+                   "query-migrate says 'completed'", file_transport_name());
         return false;
     }
     return file_save_check_idle(errp) && mapped_ram_instant_check_idle(errp);
