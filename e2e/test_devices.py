@@ -2,15 +2,18 @@
 """Block devices, 16 KiB sectors, and disks whose backing storage runs out."""
 
 import os
+import time
 
 from lab import fs
 from lab.vm import Mode
 
 from .checks import ALL_MODES, DIRTY, SOME_MODES, case, check_error, \
     check_leftover, each, good_save
+from .faults import broken
 from .harness import Skip, test
 
 MIB = 1 << 20
+NONE = {'transferred': 0}
 
 
 @test('devices: a block device as the target',
@@ -25,6 +28,41 @@ def test_block_device(t):
             vm.kill()
             t.restores(f'file:{device}{offset}', want, mode).kill()
             t.restores(f'file:{device}{offset}', want, Mode(2)).kill()
+
+
+@test('devices: QMP does not wait for a slow block device', quick=True)
+def test_slow_device(t):
+    """The page cache holds what was written; the last to close the device has
+    to wait until it is on the disk."""
+    for mode, cancel in ((Mode(0), True), (Mode(4, True), True),
+                         (Mode(0), False)):
+        with case(f'{mode}{", cancelled" if cancel else ""}'):
+            disk = broken(t, ('write', range(1, 1 << 30), 'hold'),
+                          armed=False)
+            t.open(t.path('disk'), os.O_RDWR | os.O_CREAT)
+            device = t.loop(os.path.join(disk.mount, 'disk'), 512 * MIB)
+            vm = t.source(ram=64)
+            vm.setup(mode, max_bandwidth=16 * MIB, file_sync=False)
+            vm.start_save(f'file:{device}')
+            while vm.migration().get('ram', NONE)['transferred'] < MIB:
+                vm.raise_if_dead()
+            disk.arm()
+            if cancel:
+                vm.command('migrate_cancel')
+            else:
+                vm.command('migrate-set-parameters',
+                           {'max-bandwidth': 1 << 40})
+            while not disk.held:
+                vm.raise_if_dead()
+                time.sleep(0.01)
+            for _ in range(30):
+                vm.command('query-status', timeout=30)
+                time.sleep(0.1)
+            assert disk.held, 'the disk did not hang all the time'
+            disk.release()
+            assert vm.wait_migration()['status'] == \
+                ('cancelled' if cancel else 'completed')
+            vm.kill()
 
 
 @test('devices: a block device that is too small', quick=True)

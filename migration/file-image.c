@@ -190,12 +190,13 @@ bool file_transport_sync(Error **errp)
 {
     FileTransport *t = file_transport_get();
     int64_t start = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
-    bool sync = migrate_file_sync();
-    bool ok;
+    bool sync, ok;
 
     if (!t || !t->begun) {
         return true;
     }
+    /* A block device is synced when it is closed: by the main thread */
+    sync = migrate_file_sync() || !t->regular;
     if (sync) {
         file_transport_set_phase(MIGRATION_FILE_PHASE_SYNC);
     }
@@ -257,6 +258,14 @@ void file_transport_discard(void)
     if (!file_cut(t) && !file_invalidate(t)) {
         warn_report("Unable to discard the incomplete image in '%s', "
                     "do not use it", t->name);
+    }
+    /*
+     * A valid image of a guest that will run must not come back after a loss of
+     * power.  What has been written to a block device would be synced when it
+     * is closed: by the main thread, with the BQL held.
+     */
+    if (t->committed || !t->regular) {
+        file_sync_fd(t->fd, false);
     }
     file_transport_release_lock(t);
 }
