@@ -83,6 +83,84 @@ def test_last_sync(t):
     vm.ticks_on()
 
 
+@test('cancel: the guest is not throttled while the disk hangs', quick=True)
+def test_throttled(t):
+    throttled = 'cpu-throttle-percentage'
+    fs = broken(t, ('direct write', range(1, 1 << 30), 'hold'), armed=False)
+    vm = t.source(ram=RAM, guest=GUEST)
+    vm.setup(DIRECT, max_bandwidth=32 << 20, downtime_limit=1,
+             cpu_throttle_initial=99, throttle_trigger_threshold=1)
+    vm.set_capabilities('auto-converge')
+    vm.start_save(f'file:{os.path.join(fs.mount, "image")}')
+    wait_for(vm, 'the guest was throttled',
+             lambda: throttled in vm.migration())
+    fs.arm()
+    wait_for(vm, 'the disk hung', lambda: fs.held)
+    vm.command('migrate_cancel')
+    wait_for(vm, 'the guest was released',
+             lambda: throttled not in vm.migration())
+    assert fs.held, 'the disk did not hang all the time'
+    fs.release()
+    assert vm.wait_migration()['status'] == 'cancelled'
+
+
+@test('last stage: a valid image is gone before the guest runs', quick=True)
+def test_undo(t):
+    """A sync fails after the magic number has been written, so the file is
+    truncated.  Until that is synced, a loss of power could restore the magic
+    number."""
+    fs, vm = hung(t, ('sync', range(3, 4), errno.EIO),
+                  ('sync', range(4, 5), 'hold'))
+    assert vm.command('query-status')['status'] == 'finish-migrate'
+    assert os.path.getsize(t.path('image')) == 0
+    fs.release()
+    check_error(vm.wait_migration(), os.path.join(fs.mount, 'image'),
+                os.strerror(errno.EIO))
+    vm.ticks_on()
+
+
+@test('cpr-reboot: the guest and QMP do not wait for the disk', quick=True,
+      timeout=240)
+def test_cpr(t):
+    """The guest is stopped all the time."""
+    if not t.config.ours.at_least(8, 2):
+        raise Skip(f'QEMU {t.config.ours.version} has no parameter "mode"')
+
+    def begin(*faults):
+        fs = broken(t, *faults)
+        vm = t.source(ram=RAM, guest=GUEST)
+        vm.setup(DIRECT)
+        vm.command('migrate-set-parameters', {'mode': 'cpr-reboot'})
+        vm.start_save(f'file:{os.path.join(fs.mount, "image")}')
+        wait_for(vm, 'the disk hung', lambda: fs.held)
+        return fs, vm
+
+    fs, vm = begin(('direct write', range(1, 3), 'hold'))
+    vm.command('migrate_cancel')
+    assert check_runs(t, fs, vm)['status'] == 'cancelled'
+
+    fs, vm = begin(('direct write', range(1, 2), 'hold'),
+                   ('direct write', range(10, 11), errno.EIO))
+    check_error(check_runs(t, fs, vm), 'image', os.strerror(errno.EIO))
+    os.unlink(t.path('image'))
+
+    for nth in range(1, 40):
+        try:
+            fs, vm = begin(('buffered write', range(nth, nth + 1), 'hold'))
+        except AssertionError as err:
+            # There are fewer writes: all have been held.
+            assert 'completed before the disk hung' in str(err), err
+            break
+        for _ in range(10):
+            vm.command('query-status', timeout=30)
+        vm.command('migrate_cancel')
+        fs.release()
+        assert vm.wait_migration()['status'] in ('cancelled', 'completed')
+        vm.kill()
+        os.unlink(t.path('image'))
+    assert nth > 7, f'only {nth - 1} writes were held'
+
+
 @test('last stage: no snapshot is made or loaded meanwhile', quick=True)
 def test_snapshots(t):
     # With multifd, newer versions of QEMU refuse snapshots anyway
@@ -147,21 +225,25 @@ def test_busy_disk(t):
     vm.ticks_on()
 
 
-@test('setup: QMP answers while the first sync does not end', quick=True)
-def test_first_sync(t):
+@test('setup: QMP answers while a write or sync does not end', quick=True)
+def test_setup(t):
     """A refused device_add waits for the end of all RCU sections.  TCG may run
     for long within one, so the guest is stopped."""
-    fs = broken(t, ('sync', range(1, 2), 'hold'))
-    vm = t.source(ram=RAM, guest=GUEST)
-    vm.command('stop')
-    vm.setup(DIRECT)
-    with open(os.path.join(fs.mount, 'image'), 'wb') as f:
-        vm.command('getfd', {'fdname': 'image'}, fds=[f.fileno()])
-    vm.start_save('fd:image')
-    wait_for(vm, 'the disk hung', lambda: fs.held)
-    with expect_error('a device was added during a migration'):
-        vm.command('device_add', {'driver': 'pci-testdev'})
-    check_completes(t, fs, vm)
+    for kind, nth in (('sync', 1), *(('buffered write', n)
+                                     for n in range(1, 6))):
+        with case(f'{kind} {nth}'):
+            fs = broken(t, (kind, range(nth, nth + 1), 'hold'))
+            vm = t.source(ram=RAM, guest=GUEST)
+            vm.command('stop')
+            vm.setup(DIRECT)
+            with open(os.path.join(fs.mount, 'image'), 'wb') as f:
+                vm.command('getfd', {'fdname': 'image'}, fds=[f.fileno()])
+            vm.start_save('fd:image')
+            wait_for(vm, 'the disk hung', lambda: fs.held)
+            with expect_error('a device was added during a migration'):
+                vm.command('device_add', {'driver': 'pci-testdev'},
+                           timeout=30)
+            check_completes(t, fs, vm)
 
 
 @test('last stage: the RAM of a stopped guest is written before', quick=True)

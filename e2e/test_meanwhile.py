@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the guest or the user does while the machine is saved or restored."""
 
+import errno
+import os
+import socket
 import threading
 import time
 
-from .faults import HeldRestore, faulty, open_gate, wait_stall
+from .checks import check_error
+from .faults import HeldRestore, broken, faulty, open_gate, wait_stall
 from .harness import test
 from .instant import HELD, LATER, begin, check_complete, figures, restore, \
     saved, wait_runstate
@@ -55,6 +59,33 @@ def test_suspend(t):
 
     vm = power_at_end(t, SUSPEND, cancel=False)
     assert vm.command('query-status')['status'] == 'postmigrate'
+
+
+@test('meanwhile: a guest that was stopped before the save failed',
+      quick=True)
+def test_stopped_before(t):
+    """It is in the same state afterwards, unless that is one which only a
+    running guest can enter."""
+    fs = broken(t, ('sync', range(3, 1 << 30), errno.EIO))
+
+    def status_after_failure():
+        info = vm.try_save(f'file:{os.path.join(fs.mount, "image")}', DIRECT)
+        check_error(info, 'image', os.strerror(errno.EIO))
+        return vm.command('query-status')['status']
+
+    address = t.path('gdb')
+    vm = t.source(ram=RAM, guest=GUEST, args=(
+        '-gdb', f'unix:{address},server=on,wait=off', '-no-shutdown'))
+    with socket.socket(socket.AF_UNIX) as debugger:
+        debugger.connect(address)
+        debugger.sendall(b'+$s#73')
+        wait_runstate(vm, 'debug')
+        assert status_after_failure() == 'paused'
+    vm.command('cont')
+    vm.ticks_on()
+    power(vm, SOFT_OFF)
+    wait_runstate(vm, 'shutdown')
+    assert status_after_failure() == 'shutdown'
 
 
 @test('meanwhile: a DIMM is ejected, and its memory deleted', quick=True)

@@ -13,15 +13,19 @@
 #include "qapi/error.h"
 #include "trace.h"
 
-void file_last_stage_begin(QEMUFile *f)
+void file_last_stage_guest_stopped(void)
 {
     FileTransport *t = file_transport_get();
 
     if (t) {
         t->has_guest = true;
-        if (migrate_mapped_ram()) {
-            file_queue_begin(qemu_file_get_ioc(f));
-        }
+    }
+}
+
+void file_last_stage_begin(QEMUFile *f)
+{
+    if (file_transport_active() && migrate_mapped_ram()) {
+        file_queue_begin(qemu_file_get_ioc(f));
     }
 }
 

@@ -3,11 +3,11 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * In the last stage of a save the guest is stopped while the save waits for
- * the disk, which may take long or forever.  If the save then fails or is
- * cancelled, the guest need not wait: workers only read its RAM, so it runs
- * while they finish and the file is truncated.  Until then the migration counts
- * as running, so that no other one can start.
+ * In the last stage of a save, in CPR modes from its start, the guest is stopped
+ * while the save waits for the disk, which may take long or forever.  If the
+ * save then fails or is cancelled, the guest need not wait: workers only read
+ * its RAM, so it runs while they finish and the file is truncated.  Until then
+ * the migration counts as running, so that no other one can start.
  */
 
 #ifndef QEMU_MIGRATION_FILE_LAST_STAGE_H
@@ -17,12 +17,20 @@
 #include "qemu-file.h"
 
 /**
- * file_last_stage_begin: note that the migration thread has stopped the guest
+ * file_last_stage_guest_stopped: note that the migration has stopped the guest
+ *
+ * Does nothing if the migration is not to a file.  Called with the BQL held
+ * since before the guest was stopped.
+ */
+void file_last_stage_guest_stopped(void);
+
+/**
+ * file_last_stage_begin: begin the last stage, in which the guest is stopped
  * @f: the main stream
  *
  * With mapped-ram, data written to @f with the BQL held is kept in memory from
- * now on, see file-queue.h.  Does nothing if the migration is not to a
- * file.  Called with the BQL held since before the guest was stopped.
+ * now on, see file-queue.h.  Does nothing if the migration is not to a file.
+ * Migration thread, with the BQL.
  */
 void file_last_stage_begin(QEMUFile *f);
 
@@ -39,8 +47,8 @@ void file_last_stage_flush(QEMUFile *f);
  *
  * For a save that has failed or was cancelled.  BQL held.
  *
- * Returns: true for the first caller after file_last_stage_begin(), who must
- *          resume the guest; then false
+ * Returns: true for the first caller after file_last_stage_guest_stopped(),
+ *          who must resume the guest; then false
  */
 bool file_last_stage_take_guest(void);
 
@@ -48,8 +56,8 @@ bool file_last_stage_take_guest(void);
  * file_last_stage_stop: note that the guest is to stay stopped
  * @state: why: the state that it gets if the save fails or is cancelled
  *
- * For a `stop`, or an I/O error of a disk, while the guest is already stopped
- * for the last stage.  Does nothing at other times.  BQL held.
+ * For a `stop`, or an I/O error of a disk, while the save has the guest
+ * stopped.  Does nothing at other times.  BQL held.
  */
 void file_last_stage_stop(RunState state);
 

@@ -21,8 +21,30 @@ void file_save_set_ram(const FileSaveRam *ram)
     save_ram = ram;
 }
 
+void file_save_release_guest(MigrationState *s)
+{
+    if (!file_transport_active()) {
+        return;
+    }
+    if (migrate_auto_converge()) {
+        cpu_throttle_stop();
+    }
+    if (file_last_stage_take_guest()) {
+        migration_resume_vm(s);
+    }
+}
+
 void file_save_abort(MigrationState *s)
 {
+    /*
+     * All that follows may wait for the disk; the guest need not, unless its
+     * image may be valid.
+     */
+    if (!file_transport_committed()) {
+        file_save_compat_lock_bql();
+        file_save_release_guest(s);
+        file_save_compat_unlock_bql();
+    }
     /* First stop the workers, which write the file and read the dirty bitmap */
     if (save_ram) {
         save_ram->cleanup();
@@ -128,18 +150,9 @@ void file_save_publish(MigrationState *s)
 
 void file_save_fail(MigrationState *s)
 {
-    /* The guest must not run while the image may be valid */
-    if (file_transport_committed()) {
-        file_save_abort(s);
-    }
-    file_save_compat_lock_bql();
-    if (file_last_stage_take_guest()) {
-        migration_resume_vm(s);
-    }
-    file_save_compat_unlock_bql();
-    /* This may wait for the disk; the guest, resumed above, does not */
     file_save_abort(s);
     file_save_compat_lock_bql();
+    file_save_release_guest(s);
     if (s->state != MIGRATION_STATUS_CANCELLING) {
         migrate_set_state(&s->state, s->state, MIGRATION_STATUS_FAILED);
     }

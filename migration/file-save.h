@@ -86,8 +86,21 @@ bool file_save_check_idle(Error **errp);
 void file_save_publish(MigrationState *s);
 
 /**
+ * file_save_release_guest: let the guest run as before the save
+ * @s: the migration, which has failed or was cancelled
+ *
+ * Resumes the guest if the save has stopped it, and ends its throttling, so
+ * that it need not wait until the save has ended.  More calls do nothing.  BQL
+ * held.
+ */
+void file_save_release_guest(MigrationState *s);
+
+/**
  * file_save_abort: undo what has been written
  * @s: the migration, which has failed or was cancelled
+ *
+ * First releases the guest, unless the image is committed: the guest must not
+ * run while its image is valid.  Then waits for the disk.
  *
  * To be called before this outcome is published, since a new migration, or
  * another user of the file, may follow at once.  More calls do nothing.
@@ -99,12 +112,10 @@ void file_save_abort(MigrationState *s);
  * file_save_fail: report that the save has failed
  * @s: the migration
  *
- * Resumes the guest and then calls file_save_abort(), so that the guest does
- * not wait for the disk.  If the image is committed, file_save_abort() comes
- * first, because the guest must not run while its image is valid.  A client
- * that sees the failure finds the guest as it was, and may save it again at
- * once.  A save that was cancelled is not reported as failed.  Migration
- * thread, without the BQL.
+ * Calls file_save_abort(), and then releases the guest if that has not done so.
+ * A client that sees the failure finds the guest as it was, and may save it
+ * again at once.  A save that was cancelled is not reported as failed.
+ * Migration thread, without the BQL.
  */
 void file_save_fail(MigrationState *s);
 

@@ -11,6 +11,7 @@
 #include "migration/misc.h"
 #include "qemu/main-loop.h"
 #include "ram.h"
+#include "system/cpu-throttle.h"
 #include "system/runstate.h"
 
 static inline void file_save_compat_lock_bql(void)

@@ -10,6 +10,7 @@
 #include "migration.h"
 #include "qemu/main-loop.h"
 #include "ram.h"
+#include "sysemu/cpu-throttle.h"
 #include "sysemu/runstate.h"
 
 static inline void file_save_compat_lock_bql(void)
