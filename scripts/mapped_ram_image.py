@@ -56,6 +56,8 @@ LIBVIRT_DONE, LIBVIRT_PARTIAL = b'LibvirtQemudSave', b'LibvirtQemudPart'
 LIBVIRT_FORMATS = ('raw', 'gzip', 'bzip2', 'xz', 'lzop', 'zstd', 'sparse')
 LIBVIRT_VERSION_MAX = 3
 
+FILE_MAX = (1 << 63) - 1        # offsets are signed
+
 # What is more than any guest has is not believed
 BLOCKS_MAX = 4096
 NAME_MAX = 4096
@@ -552,9 +554,16 @@ class Image:
                              self._of(block, 'length'))
         words = round_up(block.pages, 8 * self.word) // (8 * self.word)
         block.bitmap_size = words * self.word
-        check('bitmap_offset', block.header_at + HEADER.size)
-        check('pages_offset', round_up(block.bitmap_offset +
-                                       block.bitmap_size, PAGES_ALIGN))
+        bitmap_offset = block.header_at + HEADER.size
+        pages_offset = round_up(bitmap_offset + block.bitmap_size,
+                                PAGES_ALIGN)
+        if pages_offset + block.length > FILE_MAX:
+            raise self.error(f'is {block.length}, with which the pages would '
+                             f'end at {pages_offset + block.length}, and no '
+                             'file is that large', block.length_at,
+                             self._of(block, 'length'))
+        check('bitmap_offset', bitmap_offset)
+        check('pages_offset', pages_offset)
 
     def _ram_rest(self, cursor):
         """What the section "ram" has behind the blocks, which with mapped-ram

@@ -460,6 +460,22 @@ class Damaged(Case):
                 self.patch(at, be(8, value))
                 self.assertTrue(self.problems())
 
+    def test_length_that_no_file_has(self):
+        """... is not believed, whatever else the image says."""
+        self.write()
+        for value in ((1 << 63) - MIB, 1 << 63, (1 << 64) - MIB):
+            with self.subTest(value):
+                self.patch(self.maker.at['total'], be(8, value | 4))
+                self.patch(self.maker.at['header'] - 8, be(8, value))
+                # The pages offset that follows from it is put right
+                self.problems(says='no file')
+                for more in [], ['--ignore-bitmap']:
+                    found = self.result('extract', self.image, 'pc.ram', '-o',
+                                        self.path('raw'), '--unfinished',
+                                        *more, code=2)
+                    self.assertIn('no file', found['error']['cause'])
+        self.assertEqual(os.listdir(self.top), ['image'])
+
     def test_total(self):
         self.write()
         for value in (0, 4, PAGE | 4, 369 * PAGE, 370 * PAGE | 4,
