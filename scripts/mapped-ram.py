@@ -8,6 +8,7 @@
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -277,6 +278,26 @@ def command_compare(args):
     return EXIT_DIFFERENT if different else EXIT_GOOD, found
 
 
+def publish(part, path):
+    """Gives a file its name, unless somebody has made a file of that name."""
+    try:
+        # Unlike a rename, this fails then
+        os.link(part, path)
+    except OSError as err:
+        if err.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        # The file system has no hard links
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL,
+                         0o600))
+        try:
+            os.replace(part, path)
+        except OSError:
+            os.unlink(path)
+            raise
+    else:
+        os.unlink(part)
+
+
 @contextlib.contextmanager
 def new_file(path, force, binary=True):
     """A file that appears under its name when it is complete.  What has that
@@ -299,9 +320,7 @@ def new_file(path, force, binary=True):
         if force:
             os.replace(part, path)
         else:
-            # Unlike a rename, this fails if somebody has made that file
-            os.link(part, path)
-            os.unlink(part)
+            publish(part, path)
     except OSError as err:
         raise ImageError(path, err.strerror) from None
     finally:

@@ -4,6 +4,7 @@ truncated anywhere, and randomly damaged.  An exception that escapes main()
 fails the test: the tool never prints a traceback."""
 
 import contextlib
+import errno
 import importlib.util
 import io
 import json
@@ -317,6 +318,38 @@ class Good(Case):
         self.result('extract', self.image, 'pc.ram', '-o', self.image, code=2)
         self.assertEqual(sorted(os.listdir(self.top)),
                          ['image', 'link', 'raw'])
+
+    def without_links(self):
+        """Make os.link() fail as on vfat."""
+        def link(*_):
+            raise PermissionError(errno.EPERM, 'made up')
+        self.addCleanup(setattr, os, 'link', os.link)
+        os.link = link
+
+    def test_extract_without_hard_links(self):
+        """Some file systems have none."""
+        self.write()
+        self.without_links()
+        out = self.path('raw')
+        self.result('extract', self.image, 'pc.ram', '-o', out)
+        with open(out, 'rb') as f:
+            self.assertEqual(f.read(), self.maker.memory())
+        self.assertEqual(sorted(os.listdir(self.top)), ['image', 'raw'])
+
+    def test_extract_without_hard_links_keeps_what_is_there(self):
+        """... also if it appears in the last moment."""
+        self.write()
+        self.without_links()
+        out, link = self.path('raw'), os.link
+
+        def late(*args):
+            with open(out, 'w') as f:
+                f.write('mine')
+            link(*args)
+        os.link = late
+        self.result('extract', self.image, 'pc.ram', '-o', out, code=2)
+        self.assertEqual(os.path.getsize(out), 4)
+        self.assertEqual(sorted(os.listdir(self.top)), ['image', 'raw'])
 
     def test_extract_that_fails_leaves_nothing(self):
         self.write()
