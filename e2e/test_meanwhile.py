@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 
+from . import ivshmem
 from .checks import check_error
 from .faults import HeldRestore, broken, faulty, open_gate, wait_stall
 from .harness import test
@@ -166,6 +167,17 @@ def test_reset(t):
     vm.wait_guest('sweep')
 
 
+def check_ivshmem(t, source, destination):
+    """Checks that the restore is eager with these arguments."""
+    path = t.path('image')
+    want = saved(t, path, args=source)
+    vm = t.vm(incoming=True, ram=RAM, args=destination)
+    info = begin(vm, f'file:{path}', DIRECT)
+    assert 'an ivshmem device' in figures(info)['reason'], info
+    assert vm.wait_migration()['status'] == 'completed'
+    assert vm.ram_hash() == want
+
+
 @test('meanwhile: memory that others map is not loaded later', quick=True)
 def test_ivshmem(t):
     def shared(name):
@@ -173,10 +185,23 @@ def test_ivshmem(t):
                 f'mem-path={t.path(name)}',
                 '-device', 'ivshmem-plain,memdev=shm,master=on')
 
-    path = t.path('image')
-    want = saved(t, path, args=shared('first'))
-    vm = t.vm(incoming=True, ram=RAM, args=shared('second'))
-    info = begin(vm, f'file:{path}', DIRECT)
-    assert 'ivshmem' in figures(info)['reason'], info
-    assert vm.wait_migration()['status'] == 'completed'
-    assert vm.ram_hash() == want
+    check_ivshmem(t, shared('first'), shared('second'))
+
+
+@test('meanwhile: memory that an ivshmem server has passed', quick=True)
+def test_ivshmem_server(t):
+    """What its other clients see of it is replaced only when all of it is
+    there."""
+    def shared(name):
+        server = ivshmem.Server(t.path(name), 2 << 20)
+        t.stack.callback(server.close)
+        return server.memory, (
+            '-chardev', f'socket,id=server,path={server.path}',
+            '-device', 'ivshmem-doorbell,chardev=server,master=on')
+
+    before, source = shared('first')
+    after, destination = shared('second')
+    before[:] = b'saved'.ljust(len(before), b'!')
+    after[:] = b'other'.ljust(len(after), b'?')
+    check_ivshmem(t, source, destination)
+    assert after[:] == before[:], 'its content was not restored'

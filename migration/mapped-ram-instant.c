@@ -303,7 +303,7 @@ static int is_blob_gpu(Object *obj, void *opaque)
 
 static int is_ivshmem(Object *obj, void *opaque)
 {
-    return object_dynamic_cast(obj, "ivshmem-plain") != NULL;
+    return object_dynamic_cast(obj, "ivshmem-common") != NULL;
 }
 
 /* Checks for what rules out instant restore for all blocks. */
@@ -328,8 +328,8 @@ static bool check_machine(Error **errp)
         return false;
     }
     if (object_child_foreach_recursive(object_get_root(), is_ivshmem, NULL)) {
-        error_setg(errp, "an ivshmem-plain device shares its memory with "
-                   "other processes");
+        error_setg(errp, "an ivshmem device shares its memory with other "
+                   "processes");
         return false;
     }
     if (ram_block_discard_disable(true) < 0) {
