@@ -332,7 +332,7 @@ def test_bad_images(t):
     assert said and path in said, said
 
 
-def check_eager(t, path, want, reason, wrapper=(), args=(), ram=RAM):
+def check_reason(t, path, want, reason, wrapper=(), args=(), ram=RAM):
     """Checks that RAM is loaded before the guest runs, for this reason."""
     vm = t.vm(incoming=True, ram=ram, args=args, wrapper=wrapper)
     begin(vm, f'file:{path}', DIRECT)
@@ -342,6 +342,12 @@ def check_eager(t, path, want, reason, wrapper=(), args=(), ram=RAM):
     assert not found['active'] and reason in found['reason'], found
     assert found['total'] == 0, found
     assert vm.ram_hash() == want, 'restored RAM is not what was saved'
+    return vm
+
+
+def check_eager(*args, **kwargs):
+    """Checks that also the guest runs then."""
+    vm = check_reason(*args, **kwargs)
     vm.command('cont')
     vm.ticks_on()
     vm.kill()
@@ -396,21 +402,56 @@ def test_gigantic(t):
                     args=args, ram=ram)
 
 
+def backend(kind, *options):
+    """The arguments that make this the guest's RAM."""
+    return ('-object', ','.join((f'memory-backend-{kind}', 'id=pc.ram',
+                                 f'size={RAM}M', *options)),
+            '-machine', 'memory-backend=pc.ram')
+
+
+def allocated(vm):
+    """How many bytes the host has allocated for RAM that is a memfd."""
+    for fd in os.listdir(f'/proc/{vm.pid}/fd'):
+        path = f'/proc/{vm.pid}/fd/{fd}'
+        if os.readlink(path).startswith('/memfd:'):
+            return os.stat(path).st_blocks * 512
+    raise AssertionError('RAM is no memfd')
+
+
+@test('instant: memory that is preallocated stays allocated', quick=True)
+def test_preallocated(t):
+    path = t.path('image')
+    want = saved(t, path)
+    for args in (('-mem-prealloc',), backend('ram', 'prealloc=on')):
+        with case(args):
+            check_eager(t, path, want, 'preallocated', args=args)
+    vm = check_reason(t, path, want, 'preallocated', args=backend(
+        'memfd', 'share=on', 'prealloc=on'))
+    assert allocated(vm) == RAM << 20, f'only {allocated(vm)} bytes are left'
+
+
+@test('instant: huge pages that are preallocated stay allocated', quick=True)
+def test_preallocated_huge(t):
+    """Otherwise others may take them, and the guest dies of that later on."""
+    t.need_root()
+    path = t.path('image')
+    want = saved(t, path)
+    with huge_pages(RAM) as free:
+        if not free:
+            raise Skip('the host has no huge pages to give')
+        check_eager(t, path, want, 'preallocated', args=backend(
+            'memfd', 'hugetlb=on', 'hugetlbsize=2M', 'prealloc=on'))
+
+
 @test('instant: other memory', quick=True)
 def test_memory(t):
     path = t.path('image')
     want = saved(t, path)
-    backends = {
-        'memfd': f'memory-backend-memfd,id=pc.ram,size={RAM}M,share=on',
-        'tmpfs': f'memory-backend-file,id=pc.ram,size={RAM}M,'
-                 'mem-path=/dev/shm,share=on',
-        'preallocated': f'memory-backend-ram,id=pc.ram,size={RAM}M,'
-                        'prealloc=on',
-    }
-    for name, backend in backends.items():
-        with case(name):
-            follows(t, f'file:{path}', DIRECT, want, args=(
-                '-object', backend, '-machine', 'memory-backend=pc.ram'))
+    for kind, *options in (('memfd', 'share=on'),
+                           ('file', 'mem-path=/dev/shm', 'share=on')):
+        with case(kind):
+            follows(t, f'file:{path}', DIRECT, want,
+                    args=backend(kind, *options))
 
 
 @test('instant: not for a source, and not with shared RAM left out',

@@ -395,6 +395,15 @@ static Instant *instant_new(QEMUFile *f, Error **errp)
     return i;
 }
 
+/* Whether all memory of @rb was allocated when it was created. */
+static bool is_preallocated(RAMBlock *rb)
+{
+    Object *owner = memory_region_owner(rb->mr);
+
+    return object_dynamic_cast(owner, "memory-backend") &&
+           object_property_get_bool(owner, "prealloc", NULL);
+}
+
 /*
  * Checks for what rules it out for @rb alone.  @worth: set to whether to report
  * the reason.
@@ -410,6 +419,12 @@ static bool check_block(RAMBlock *rb, bool *worth, Error **errp)
         rb->page_size == qemu_real_host_page_size()) {
         error_setg(errp, "RAM block '%s': it is a private mapping of a file "
                    "(share=off)", rb->idstr);
+        return false;
+    }
+    if (is_preallocated(rb)) {
+        /* Others could take it when it is discarded, above all huge pages */
+        error_setg(errp, "RAM block '%s': its memory is preallocated "
+                   "(prealloc=on)", rb->idstr);
         return false;
     }
     return true;
