@@ -387,6 +387,17 @@ def test_virtio_mem(t):
                 'a device like virtio-mem discards guest memory', args=args)
 
 
+@test('instant: with failover between network devices the restore is eager',
+      quick=True)
+def test_failover(t):
+    """If the guest supports it, QEMU then adds the primary device."""
+    path = t.path('image')
+    args = ('-device', 'pcie-root-port,id=root0', '-netdev',
+            'hubport,id=net,hubid=0', '-device',
+            'virtio-net-pci,bus=root0,id=standby,netdev=net,failover=on')
+    check_eager(t, path, saved(t, path, args=args), 'failover=on', args=args)
+
+
 @test('instant: into huge pages of 1 GiB the restore is eager')
 def test_gigantic(t):
     t.need_root()

@@ -306,6 +306,12 @@ static int is_ivshmem(Object *obj, void *opaque)
     return object_dynamic_cast(obj, "ivshmem-common") != NULL;
 }
 
+static int is_failover(Object *obj, void *opaque)
+{
+    return object_dynamic_cast(obj, "virtio-net-device") &&
+           object_property_get_bool(obj, "failover", NULL);
+}
+
 /* Checks for what rules out instant restore for all blocks. */
 static bool check_machine(Error **errp)
 {
@@ -330,6 +336,11 @@ static bool check_machine(Error **errp)
     if (object_child_foreach_recursive(object_get_root(), is_ivshmem, NULL)) {
         error_setg(errp, "an ivshmem device shares its memory with other "
                    "processes");
+        return false;
+    }
+    if (object_child_foreach_recursive(object_get_root(), is_failover, NULL)) {
+        error_setg(errp, "a network device with failover=on may add its "
+                   "primary device meanwhile");
         return false;
     }
     if (ram_block_discard_disable(true) < 0) {
