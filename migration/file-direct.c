@@ -115,7 +115,7 @@ bool file_direct_open(FileDirect *d, const char *path, int fd, int access,
         file_direct_close(d);
         return false;
     }
-    d->close_fd = qemu_dup(d->fd);
+    d->close_fd = file_direct_dup(d->fd);
     if (d->close_fd < 0) {
         error_setg_errno(errp, errno, "%s: unable to duplicate the descriptor "
                          "with O_DIRECT", path);

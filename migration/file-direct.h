@@ -29,6 +29,16 @@ typedef struct FileDirect {
 
 #define FILE_DIRECT_NONE { .fd = -1, .close_fd = -1 }
 
+/* Like qemu_dup(), which QEMU does not have on Windows. */
+static inline int file_direct_dup(int fd)
+{
+#ifdef _WIN32
+    return dup(fd);
+#else
+    return qemu_dup(fd);
+#endif
+}
+
 /**
  * file_direct_open:
  * @d: the second descriptor, not open yet

@@ -304,7 +304,7 @@ static int file_open_directory(const char *path)
  */
 static int file_dup(const FileTransport *t, int fd, Error **errp)
 {
-    int copy = qemu_dup(fd);
+    int copy = file_direct_dup(fd);
 
     if (copy < 0) {
         error_setg_errno(errp, errno, "Unable to duplicate a descriptor of "

@@ -356,8 +356,8 @@ static bool take_descriptors(Instant *i, QEMUFile *f, DirectIOLimits *limits,
 {
     int direct_fd = file_transport_direct_fd(limits);
 
-    i->fd = qemu_dup(mapped_ram_stream_fd(f));
-    i->direct_fd = direct_fd < 0 ? -1 : qemu_dup(direct_fd);
+    i->fd = file_direct_dup(mapped_ram_stream_fd(f));
+    i->direct_fd = direct_fd < 0 ? -1 : file_direct_dup(direct_fd);
     if (i->fd < 0 || (direct_fd >= 0 && i->direct_fd < 0)) {
         error_setg_errno(errp, errno, "unable to duplicate a descriptor of "
                          "'%s'", i->name);
