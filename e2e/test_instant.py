@@ -479,6 +479,32 @@ def test_settings(t):
         vm.set_capabilities('x-ignore-shared')
 
 
+@test('instant: an image with dirty bitmaps of disks', quick=True)
+def test_dirty_bitmaps(t):
+    """Like postcopy, dirty-bitmaps of the source announces itself in the
+    stream."""
+    args = ('-blockdev', 'null-co,node-name=disk,size=1048576')
+    for mode in Mode(0), DIRECT:
+        path = t.path('image')
+        src = t.source(ram=RAM, args=args)
+        src.command('block-dirty-bitmap-add', {'node': 'disk', 'name': 'map'})
+        src.set_capabilities('dirty-bitmaps')
+        want = saved(t, path, mode, source=src)
+        with case(mode):
+            vm = t.vm(incoming=True, ram=RAM, args=args)
+            vm.set_capabilities('dirty-bitmaps')
+            begin(vm, f'file:{path}', mode)
+            found = check_complete(t, vm, want)
+            assert 'reason' not in found, found
+            disk, = vm.command('query-named-block-nodes')
+            assert [m['name'] for m in disk['dirty-bitmaps']] == ['map'], disk
+            vm.command('cont')
+            vm.ticks_on()
+            vm.wait_guest('sweep')
+            vm.kill()
+        os.unlink(path)
+
+
 @test('instant: the kernel reads RAM that is not there', quick=True)
 def test_kernel(t):
     """To write a dump, QEMU passes guest RAM to the kernel, which reads it."""
