@@ -4,8 +4,10 @@ see what is still to be loaded."""
 
 import time
 
-from .checks import expect_error
-from .harness import test
+from lab.qmp import QMPError
+
+from .checks import check_says, expect_error
+from .harness import Skip, test
 from .instant import DIRECT, HELD, RAM, begin, check_complete, figures, \
     restore, saved
 from .vhost_user import Backend
@@ -44,6 +46,24 @@ def test_netdev_add(t):
     vm.command('cont')
     vm.ticks_on()
     vm.wait_guest('sweep')
+
+
+@test('instant: no vhost-vdpa device is opened meanwhile', quick=True)
+def test_vdpa(t):
+    """Newer QEMU maps all RAM for it at once, and pins it."""
+    disk, path, want, vm, _ = restore(t, HELD)
+    try:
+        vm.command('netdev_add', {'type': 'vhost-vdpa', 'id': 'net',
+                                  'vhostdev': '/dev/null'})
+    except QMPError as err:
+        said = err.desc
+    else:
+        raise AssertionError('/dev/null was taken for a device')
+    if "'vhost-vdpa'" in said:
+        raise Skip(f'not in this build: {said}')
+    check_says(said, 'still being loaded', path)
+    disk.release()
+    check_complete(t, vm, want)
 
 
 @test('instant: with a vhost-user device the restore is eager, also if its '
