@@ -505,6 +505,28 @@ def test_dirty_bitmaps(t):
         os.unlink(path)
 
 
+@test('instant: settings of the guest afterwards', quick=True)
+def test_settings_after(t):
+    """The capabilities stay as they were set, and others can be set.  A save
+    says what to turn off."""
+    path = t.path('image')
+    want = saved(t, path)
+    vm = t.vm(incoming=True, ram=RAM)
+    begin(vm, f'file:{path}', DIRECT)
+    check_complete(t, vm, want)
+    vm.command('cont')
+    vm.set_capabilities('events', 'return-path')
+    vm.set_capabilities('events', 'return-path', state=False)
+    vm.command('migrate-set-parameters', {'multifd-channels': 3})
+    info = vm.try_save(f'file:{t.path("other")}')
+    assert info['status'] == 'failed', info
+    assert 'ostcopy' in info['error-desc'], info
+    vm.set_capabilities('postcopy-ram', state=False)
+    with expect_error('it is no destination any more', 'postcopy-ram'):
+        vm.set_capabilities('postcopy-ram')
+    vm.save(f'file:{t.path("other")}')
+
+
 @test('instant: the kernel reads RAM that is not there', quick=True)
 def test_kernel(t):
     """To write a dump, QEMU passes guest RAM to the kernel, which reads it."""
