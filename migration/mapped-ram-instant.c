@@ -312,6 +312,12 @@ static int is_failover(Object *obj, void *opaque)
            object_property_get_bool(obj, "failover", NULL);
 }
 
+/* Unlike others, it does not ask whether memory may be discarded. */
+static int is_hv_balloon(Object *obj, void *opaque)
+{
+    return object_dynamic_cast(obj, "hv-balloon") != NULL;
+}
+
 /* Checks for what rules out instant restore for all blocks. */
 static bool check_machine(Error **errp)
 {
@@ -343,7 +349,9 @@ static bool check_machine(Error **errp)
                    "primary device meanwhile");
         return false;
     }
-    if (ram_block_discard_disable(true) < 0) {
+    if (object_child_foreach_recursive(object_get_root(), is_hv_balloon,
+                                       NULL) ||
+        ram_block_discard_disable(true) < 0) {
         error_setg(errp, "a device like virtio-mem discards guest memory");
         return false;
     }
