@@ -118,8 +118,11 @@ struct MappedRamLazy {
     /* of each background thread */
     unsigned slots;
 
-    /* pages of @present that are not placed yet, plus 1 before the start */
-    int64_t remaining;
+    /*
+     * Pages of @present that are not placed yet, plus 1 before the start;
+     * atomic, so no wider than a pointer
+     */
+    size_t remaining;
     /* held by the fault thread that waits for the next fault */
     QemuMutex fault_lock;
     /* wakes that thread */

@@ -608,7 +608,8 @@ void mapped_ram_lazy_info(MappedRamLazy *l, MappedRamLazyInfo *info)
         .slowest_us = l->slowest_us,
         .slowest_offset = l->slowest_offset,
         .length = l->length,
-        .missing = (qatomic_read(&l->remaining) - !l->started) * l->page_size,
+        .missing = (uint64_t)(qatomic_read(&l->remaining) - !l->started) *
+                   l->page_size,
         .stats = l->stats,
     };
     for (unsigned i = 0; i < l->threads; i++) {
