@@ -45,7 +45,7 @@ STATFS = struct.Struct('<5Q4I6I')
 LARGE = 1 << 19
 SET_MODE, SET_SIZE = 1 << 0, 1 << 3
 ROOT = 1
-THREADS = 16
+THREADS = 64                    # more than the requests that a test holds
 # Layout of the memory that is shared with the server
 HITS, ARMED, RELEASED, HELD, FAIL, TO_FAIL = range(6)
 NOW, LATER = 1, 2                       # values of ARMED
