@@ -47,6 +47,16 @@ def wait_runstate(vm, wanted):
         time.sleep(0.005)
 
 
+def wait_error(vm):
+    """Waits until a failed read is reported; returns the message."""
+    while True:
+        said = vm.migration().get('error-desc')
+        if said:
+            return said
+        vm.raise_if_dead()
+        time.sleep(0.005)
+
+
 Restore = collections.namedtuple('Restore', 'disk path want vm info')
 
 

@@ -13,7 +13,7 @@ from .checks import case, expect_error, file_hash
 from .faults import check_engine, each_engine, faulty, with_engine
 from .harness import Skip, test
 from .instant import ALL, DIRECT, HELD, LATER, RAM, begin, check_complete, \
-    figures, follows, instant, restore, saved, wait_runstate
+    figures, follows, instant, restore, saved, wait_error, wait_runstate
 
 MODES = [Mode(0), Mode(1, True), Mode(4, True), Mode(2)]
 DIRTY = {'dirty': 32}
@@ -212,6 +212,63 @@ def test_error_gone(t):
         t.note('the guest stopped in time')
         vm.command('cont')
     vm.ticks_on()
+    vm.wait_guest('sweep')
+
+
+@test('instant: background reads fail while another hangs', quick=True)
+def test_error_beside_held(t):
+    """The error is reported, and the rest is loaded, although the first read
+    does not end."""
+    disk, _, _, vm, _ = restore(t, ('large read', range(1, 2), 'hold'),
+                                ('large read', range(2, 1 << 30), errno.EIO),
+                                mode=Mode(1, True))
+    wait_error(vm)
+    assert disk.held == 1, disk.held
+    disk.disarm()
+    while vm.count_lines('sweep') < 2:
+        # A read in flight may still have failed
+        if vm.command('query-status')['status'] != 'running':
+            vm.command('cont')
+        time.sleep(0.05)
+    info = vm.migration()
+    assert info['status'] == 'postcopy-active', info
+    assert figures(info)['background-bytes'], info
+    disk.release()
+    check_complete(t, vm)
+    vm.ticks_on()
+
+
+def touch(vm, first, last):
+    """Has QEMU read these MiB of guest RAM, and thus load them."""
+    vm.command('pmemsave', {'val': first << 20, 'size': (last - first) << 20,
+                            'filename': '/dev/null'})
+
+
+@test('instant: all of RAM is there while a read hangs', quick=True)
+def test_end_beside_held(t):
+    """The last pages come from a background read, or from a fault, while
+    another background read of pages that are there by now hangs: only the
+    status waits for it."""
+    disk, _, _, vm, _ = restore(
+        t, ('large read', range(1, 2), 'hold, fail'),
+        ('large read', range(3, 5), 'hold'), mode=Mode(1, True))
+    while not (disk.held and disk.held_to_fail):
+        vm.raise_if_dead()
+    # The background load begins at 2 MiB, below which RAM is nearly empty
+    touch(vm, 0, 2)
+    touch(vm, 4, RAM)
+    disk.fail_held()
+    wait_error(vm)
+    vm.command('cont')
+    vm.command('stop')
+    touch(vm, 2, 4)
+    info = vm.migration()
+    assert info['status'] == 'postcopy-active', info
+    done = info['direct-io']
+    assert done['load-done'] == done['load-total'], done
+    disk.release()
+    check_complete(t, vm)
+    vm.command('cont')
     vm.wait_guest('sweep')
 
 

@@ -21,13 +21,18 @@
 #define FAULT_THREADS 4
 
 /*
- * The most background threads, and how many reads each has in flight.  A fault
- * waits in the disk's queue behind these: while 1 GiB was loaded by two threads
- * with four reads each, half of the faults took more than 9 ms, with two reads
- * each 5 ms; the load took 0.59 and 0.70 s (medians of three).
+ * How many workers load in the background, at most, and how many reads each has
+ * in flight.  A fault waits in the disk's queue behind these: while 1 GiB was
+ * loaded by two workers with four reads each, half of the faults took more than
+ * 9 ms, with two reads each 5 ms; the load took 0.59 and 0.70 s (medians of
+ * three).
+ *
+ * Each of these reads has a thread of its own, which waits for nothing else: so
+ * a read that never ends delays neither the other pages nor the report of an
+ * error.  The threads of a worker take turns to use a CPU.
  */
-#define BACKGROUND_THREADS_MAX 4
-#define SLOTS 2
+#define WORKERS_MAX 4
+#define READS 2
 
 /* Classes of times, eight for each power of two: the error is below 13 %. */
 #define TIME_CLASSES (40 * 8)
@@ -103,20 +108,20 @@ typedef struct LazyThread {
     QemuThread thread;
     char *name;
     bool created;
-    /* whether it serves faults; then it has one slot */
-    bool fault;
-    unsigned slots;
-    LazySlot slot[SLOTS];
+    LazySlot slot;
 } LazyThread;
 
 struct MappedRamLazy {
     /* constant */
     MappedRamLazyConfig config;
     int uffd;
+    /* The first FAULT_THREADS of these serve faults. */
     unsigned threads;
     LazyThread *thread;
-    /* of each background thread */
-    unsigned slots;
+    /* how many reads, and thus threads, each worker has */
+    unsigned reads;
+    /* taken by background threads to use a CPU; as many as there are workers */
+    QemuSemaphore turns;
 
     /*
      * Pages of @present that are not placed yet, plus 1 before the start;
@@ -191,7 +196,8 @@ bool lazy_slot_begin(MappedRamLazy *l, LazySlot *slot, Error **errp);
 /*
  * Waits for these reads and places the pages.  @urgent: a page to be placed
  * first, or any other number.  @placed: set to how many pages this call has
- * placed.
+ * placed.  Fails at once when one of the reads has failed; others may still be
+ * in flight then, and lazy_slot_destroy() waits for them.
  */
 bool lazy_slot_finish(MappedRamLazy *l, LazySlot *slot, unsigned long urgent,
                       uint64_t *placed, Error **errp);

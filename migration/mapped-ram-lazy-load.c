@@ -36,6 +36,21 @@ bool lazy_should_move(LazyCosts *costs)
     return is_power_of_2(costs->pages++) ? !cheaper : cheaper;
 }
 
+/* A fault comes first, and does not wait for a turn. */
+static void begin_turn(MappedRamLazy *l, LazySlot *slot)
+{
+    if (!slot->fault) {
+        qemu_sem_wait(&l->turns);
+    }
+}
+
+static void end_turn(MappedRamLazy *l, LazySlot *slot)
+{
+    if (!slot->fault) {
+        qemu_sem_post(&l->turns);
+    }
+}
+
 /*
  * Allocates a buffer whose pages can be moved: a mapping of its own, in huge
  * pages, which no child shares.  A fault's window is copied, and needs no huge
@@ -76,8 +91,8 @@ bool lazy_slot_init(MappedRamLazy *l, LazySlot *slot, Error **errp)
     MappedRamPoolConfig config = l->config.file;
     MappedRamWorker worker = {};
 
-    config.workers = l->config.file.workers * l->slots;
-    config.depth = DIV_ROUND_UP(l->config.file.depth, l->slots);
+    config.workers = l->config.file.workers * l->reads;
+    config.depth = DIV_ROUND_UP(l->config.file.depth, l->reads);
     if (slot->fault) {
         /* With one read at a time, nothing is faster than a system call. */
         config.engine = DIRECT_IO_ENGINE_SYNC;
@@ -158,12 +173,18 @@ bool lazy_slot_begin(MappedRamLazy *l, LazySlot *slot, Error **errp)
     LazyBlock *b = slot->block;
     MappedRamExtent extent = { .block = &slot->view, .pages = slot->pages };
     MappedRamCounts counts = {};
+    bool ok = true;
 
     find_wanted(slot);
     if (bitmap_empty(slot->wanted, slot->pages)) {
         return true;
     }
-    if (!slot->buf && !alloc_buf(slot, errp)) {
+    if (!slot->buf) {
+        begin_turn(l, slot);
+        ok = alloc_buf(slot, errp);
+        end_turn(l, slot);
+    }
+    if (!ok) {
         return false;
     }
     slot->view = (MappedRamBlock) {
@@ -357,6 +378,17 @@ static bool place_huge_page(MappedRamLazy *l, LazySlot *slot,
     return ok;
 }
 
+/* Reaps requests one by one: after an error others may never complete. */
+static bool wait_for_reads(LazySlot *slot, Error **errp)
+{
+    while (mapped_ram_worker_busy(&slot->worker)) {
+        if (!mapped_ram_worker_wait(&slot->worker, errp)) {
+            return false;
+        }
+    }
+    return mapped_ram_worker_drain(&slot->worker, errp);
+}
+
 bool lazy_slot_finish(MappedRamLazy *l, LazySlot *slot, unsigned long urgent,
                       uint64_t *placed, Error **errp)
 {
@@ -366,13 +398,15 @@ bool lazy_slot_finish(MappedRamLazy *l, LazySlot *slot, unsigned long urgent,
     if (bitmap_empty(slot->wanted, slot->pages)) {
         return true;
     }
-    if (!mapped_ram_worker_drain(&slot->worker, errp)) {
+    if (!wait_for_reads(slot, errp)) {
         say_where(slot, errp);
         return false;
     }
+    begin_turn(l, slot);
     ok = qatomic_read(&slot->block->can_move) && is_whole(slot) ?
          place_huge_page(l, slot, placed, errp) :
          copy(l, slot, urgent, placed, errp);
+    end_turn(l, slot);
     if (!ok) {
         say_where(slot, errp);
     }

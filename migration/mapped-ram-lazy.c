@@ -73,19 +73,6 @@ static bool latch_error(MappedRamLazy *l, Error *err)
     return l->started && !l->freeing;
 }
 
-/* Keeps and reports the first error.  Takes ownership of @err. */
-static void fail(MappedRamLazy *l, Error *err)
-{
-    bool report;
-
-    WITH_QEMU_LOCK_GUARD(&l->lock) {
-        report = latch_error(l, err);
-    }
-    if (report) {
-        l->config.changed(l->config.opaque);
-    }
-}
-
 /* Called with the lock held. */
 static void retry(MappedRamLazy *l)
 {
@@ -257,7 +244,7 @@ static void park(LazyThread *t, const MappedRamFault *fault, Error *err)
         l->config.changed(l->config.opaque);
     }
     if (!started) {
-        lazy_serve_zeros(l, &t->slot[0], fault);
+        lazy_serve_zeros(l, &t->slot, fault);
     }
 }
 
@@ -283,7 +270,7 @@ static void serve_faults(LazyThread *t)
     while (next_fault(l, &fault, &again)) {
         Error *err = NULL;
 
-        if (!lazy_serve_fault(l, &t->slot[0], &fault, &err)) {
+        if (!lazy_serve_fault(l, &t->slot, &fault, &err)) {
             park(t, &fault, err);
         } else if (again) {
             /* The disk works again. */
@@ -323,15 +310,24 @@ static bool take_extent(MappedRamLazy *l, LazySlot *slot)
     return false;
 }
 
-/* Takes ownership of @err.  Returns false when the load ends. */
-static bool wait_for_retry(MappedRamLazy *l, Error *err)
+/*
+ * Reports @err, and takes ownership of it.  Returns false when the load ends.
+ */
+static bool wait_for_retry(MappedRamLazy *l, LazySlot *slot, Error *err)
 {
     unsigned retries;
+    bool report;
 
+    /* In one step, so that a retry which clears this error ends the wait. */
     WITH_QEMU_LOCK_GUARD(&l->lock) {
         retries = l->retries;
+        report = latch_error(l, err);
     }
-    fail(l, err);
+    if (report) {
+        l->config.changed(l->config.opaque);
+    }
+    /* This waits for the slot's other requests, which may never complete. */
+    lazy_slot_destroy(l, slot);
     QEMU_LOCK_GUARD(&l->lock);
     while (!l->stop && l->retries == retries) {
         qemu_cond_wait(&l->retry, &l->lock);
@@ -339,54 +335,27 @@ static bool wait_for_retry(MappedRamLazy *l, Error *err)
     return !l->stop;
 }
 
-/*
- * Completes the slot's reads, retrying as often as necessary.  @err: why they
- * could not be started, or NULL; takes ownership.  Returns false when the load
- * ends.
- */
-static bool finish_slot(MappedRamLazy *l, LazySlot *slot, Error *err)
+/* Loads the slot's pages, retrying as often as necessary. */
+static void load_extent(MappedRamLazy *l, LazySlot *slot)
 {
     uint64_t placed = 0;
+    Error *err = NULL;
 
-    if (!err) {
-        lazy_slot_finish(l, slot, ULONG_MAX, &placed, &err);
-    }
-    while (err) {
-        lazy_slot_destroy(l, slot);
-        if (!wait_for_retry(l, err)) {
-            return false;
+    while (!lazy_slot_begin(l, slot, &err) ||
+           !lazy_slot_finish(l, slot, ULONG_MAX, &placed, &err)) {
+        if (!wait_for_retry(l, slot, err)) {
+            return;
         }
         err = NULL;
-        if (lazy_slot_begin(l, slot, &err)) {
-            lazy_slot_finish(l, slot, ULONG_MAX, &placed, &err);
-        }
     }
-    slot->pages = 0;
     QEMU_LOCK_GUARD(&l->lock);
     l->background_pages += placed;
-    return !l->stop;
 }
 
 static void load_rest(LazyThread *t)
 {
-    MappedRamLazy *l = t->lazy;
-    unsigned idle = 0;
-
-    for (unsigned i = 0; idle < t->slots; i = (i + 1) % t->slots) {
-        LazySlot *slot = &t->slot[i];
-        Error *err = NULL;
-
-        if (slot->pages && !finish_slot(l, slot, NULL)) {
-            break;
-        }
-        if (!take_extent(l, slot)) {
-            idle++;
-            continue;
-        }
-        idle = 0;
-        if (!lazy_slot_begin(l, slot, &err) && !finish_slot(l, slot, err)) {
-            break;
-        }
+    while (take_extent(t->lazy, &t->slot)) {
+        load_extent(t->lazy, &t->slot);
     }
 }
 
@@ -397,7 +366,7 @@ static void *lazy_thread(void *opaque)
     void *info = config->thread_started ? config->thread_started(t->name) :
                                           NULL;
 
-    if (t->fault) {
+    if (t->slot.fault) {
         serve_faults(t);
     } else {
         load_rest(t);
@@ -613,44 +582,38 @@ void mapped_ram_lazy_info(MappedRamLazy *l, MappedRamLazyInfo *info)
         .stats = l->stats,
     };
     for (unsigned i = 0; i < l->threads; i++) {
-        LazyThread *t = &l->thread[i];
+        MappedRamWorker *worker = &l->thread[i].slot.worker;
 
-        for (unsigned j = 0; j < t->slots; j++) {
-            if (t->slot[j].worker.buffered) {
-                mapped_ram_worker_stats(&t->slot[j].worker, &info->stats);
-            }
+        if (worker->buffered) {
+            mapped_ram_worker_stats(worker, &info->stats);
         }
     }
 }
 
 static void make_threads(MappedRamLazy *l)
 {
-    l->config.file.workers = MIN(l->config.file.workers,
-                                 BACKGROUND_THREADS_MAX);
-    l->threads = FAULT_THREADS + l->config.file.workers;
-    l->slots = MIN(SLOTS, l->config.file.depth ?: SLOTS);
+    MappedRamPoolConfig *file = &l->config.file;
+
+    /* The page cache reads ahead. */
+    l->reads = file->direct_fd < 0 ? 1 : MIN(READS, file->depth ?: READS);
+    l->threads = FAULT_THREADS + file->workers * l->reads;
     l->thread = g_new0(LazyThread, l->threads);
     for (unsigned i = 0; i < l->threads; i++) {
         LazyThread *t = &l->thread[i];
+        bool fault = i < FAULT_THREADS;
 
         t->lazy = l;
-        t->fault = i < FAULT_THREADS;
-        t->slots = t->fault ? 1 : l->slots;
-        t->name = g_strdup_printf("mapped-%s_%u", t->fault ? "fault" : "rest",
-                                  t->fault ? i : i - FAULT_THREADS);
+        t->slot.fault = fault;
+        t->name = g_strdup_printf("mapped-%s_%u", fault ? "fault" : "rest",
+                                  fault ? i : i - FAULT_THREADS);
     }
 }
 
 static bool make_slots(MappedRamLazy *l, Error **errp)
 {
     for (unsigned i = 0; i < l->threads; i++) {
-        LazyThread *t = &l->thread[i];
-
-        for (unsigned j = 0; j < t->slots; j++) {
-            t->slot[j].fault = t->fault;
-            if (!lazy_slot_init(l, &t->slot[j], errp)) {
-                return false;
-            }
+        if (!lazy_slot_init(l, &l->thread[i].slot, errp)) {
+            return false;
         }
     }
     return true;
@@ -663,7 +626,9 @@ MappedRamLazy *mapped_ram_lazy_new(const MappedRamLazyConfig *config,
     int ret;
 
     l->config = *config;
+    l->config.file.workers = MIN(config->file.workers, WORKERS_MAX);
     l->remaining = 1;
+    qemu_sem_init(&l->turns, l->config.file.workers);
     qemu_mutex_init(&l->lock);
     qemu_mutex_init(&l->fault_lock);
     qemu_cond_init(&l->retry);
@@ -687,12 +652,10 @@ MappedRamLazy *mapped_ram_lazy_new(const MappedRamLazyConfig *config,
     return l;
 }
 
-static void free_thread(MappedRamLazy *l, LazyThread *t)
+static void free_thread(LazyThread *t)
 {
-    for (unsigned i = 0; i < t->slots; i++) {
-        mapped_ram_worker_destroy(&t->slot[i].worker);
-        lazy_slot_free_buf(&t->slot[i]);
-    }
+    mapped_ram_worker_destroy(&t->slot.worker);
+    lazy_slot_free_buf(&t->slot);
     g_free(t->name);
 }
 
@@ -712,7 +675,7 @@ void mapped_ram_lazy_free(MappedRamLazy *l)
         }
     }
     for (unsigned i = 0; i < l->threads; i++) {
-        free_thread(l, &l->thread[i]);
+        free_thread(&l->thread[i]);
     }
     unregister_all(l);
     if (l->uffd >= 0) {
@@ -722,6 +685,7 @@ void mapped_ram_lazy_free(MappedRamLazy *l)
     g_ptr_array_free(l->blocks, true);
     g_array_free(l->parked, true);
     error_free(l->err);
+    qemu_sem_destroy(&l->turns);
     qemu_cond_destroy(&l->retry);
     qemu_mutex_destroy(&l->fault_lock);
     qemu_mutex_destroy(&l->lock);

@@ -54,17 +54,18 @@ typedef struct MappedRamLazy MappedRamLazy;
 
 /**
  * MappedRamLazyConfig:
- * @file: the file, and how to read it.  Creates @workers background threads, up
- *        to 4, each with up to two reads of MAPPED_RAM_LAZY_EXTENT in flight,
- *        which share @depth requests; reads for faults come on top.
+ * @file: the file, and how to read it.  For each of @workers, up to 4, creates
+ *        one or two background threads, each with one read of
+ *        MAPPED_RAM_LAZY_EXTENT in flight, which share @depth requests; reads
+ *        for faults come on top.
  *        @thread_name and @keep_zeros are not used.  The caller owns the
  *        descriptors and what pointers refer to, which must live as long as the
  *        object.
  * @changed: called by one of the threads when a page could not be read, once
  *           until mapped_ram_lazy_retry(), and when a page that a thread was
  *           waiting for has been read after all
- * @ended: called by the last of the threads, when all pages are loaded; not
- *         after mapped_ram_lazy_free() has been called
+ * @ended: called by the last of the threads, when all pages are loaded and no
+ *         read is in flight; not after mapped_ram_lazy_free() has been called
  * @opaque: passed to both
  */
 typedef struct MappedRamLazyConfig {

@@ -301,7 +301,8 @@ static void test_depth(void)
     }
     f.depth = 1;
     new_lazy(&f, DIRECT_IO_ENGINE_AUTO, PAGE);
-    g_assert_cmpuint(f.lazy->thread[FAULT_THREADS].slots, ==, 1);
+    /* One for each of the two workers */
+    g_assert_cmpuint(f.lazy->threads, ==, FAULT_THREADS + 2);
     add_block(&f);
     g_assert_true(mapped_ram_lazy_start(f.lazy, &error_abort));
     qemu_sem_wait(&f.ended);
