@@ -272,6 +272,22 @@ def test_end_beside_held(t):
     vm.wait_guest('sweep')
 
 
+@test('instant: a background read that fails when its pages are there',
+      quick=True)
+def test_late_error(t):
+    disk, _, want, vm, _ = restore(t, ('large read', ALL, 'hold, fail'))
+    while not disk.held_to_fail:
+        vm.raise_if_dead()
+    assert vm.ram_hash() == want, 'restored RAM is not what was saved'
+    disk.fail_held()
+    check_complete(t, vm, want)
+    assert 'error-desc' not in vm.migration(), vm.migration()
+    assert not any('the guest stops' in line for line in vm.errors()), \
+        vm.errors()
+    vm.command('cont')
+    vm.ticks_on()
+
+
 @test('instant: quit while the disk fails', quick=True)
 def test_quit(t):
     for how in ('fails', 'runs', 'stopped'):

@@ -60,17 +60,18 @@ void lazy_count_down(MappedRamLazy *l, uint64_t count)
 
 /*
  * Keeps the first error.  Takes ownership of @err.  Returns whether to report
- * it.  Called with the lock held.
+ * it.  When all pages are there, a late read may fail, which does not matter.
+ * Called with the lock held.
  */
 static bool latch_error(MappedRamLazy *l, Error *err)
 {
     trace_mapped_ram_error(error_get_pretty(err));
-    if (l->err) {
+    if (l->err || l->stop) {
         error_free(err);
         return false;
     }
     l->err = err;
-    return l->started && !l->freeing;
+    return l->started;
 }
 
 /* Called with the lock held. */
