@@ -61,7 +61,10 @@ typedef struct LazyBlock {
     unsigned long extents;
     GArray *ranges;
 
-    /* pages of @present that are placed; each bit is set once, atomically */
+    /*
+     * pages of @present that are placed; each bit is set once, atomically, and
+     * not before the page is there: see lazy_serve_fault()
+     */
     unsigned long *done;
     /* extents claimed by a background thread; under the object's lock */
     unsigned long *claimed;

@@ -451,18 +451,11 @@ static unsigned long fault_window(const LazyBlock *b)
     return MAX(FAULT_WINDOW / b->layout.page_size, b->unit);
 }
 
-/*
- * Places zeros for @page, and for the pages behind it in its window that are
- * not in the file either.
- */
+/* Places zeros for the @pages pages from @page on that have no memory. */
 static bool place_zeros(MappedRamLazy *l, LazySlot *slot, LazyBlock *b,
-                        unsigned long page, Error **errp)
+                        unsigned long page, unsigned long pages, Error **errp)
 {
-    unsigned long end = MIN(QEMU_ALIGN_UP(page + 1, fault_window(b)),
-                            mapped_ram_layout_pages(&b->layout));
-    unsigned long pages = QEMU_ALIGN_DOWN(find_next_bit(b->present, end,
-                                                        page) - page, b->unit);
-    size_t len = MAX(pages, b->unit) * b->layout.page_size;
+    size_t len = pages * b->layout.page_size;
 
     if (!b->can_zero) {
         memset(slot->buf, 0, len);
@@ -474,6 +467,21 @@ static bool place_zeros(MappedRamLazy *l, LazySlot *slot, LazyBlock *b,
         return false;
     }
     return true;
+}
+
+/*
+ * Places zeros for @page, whatever the file has, and for the pages behind it in
+ * its window that are not in the file either.
+ */
+static bool place_window(MappedRamLazy *l, LazySlot *slot, LazyBlock *b,
+                         unsigned long page, Error **errp)
+{
+    unsigned long end = MIN(QEMU_ALIGN_UP(page + 1, fault_window(b)),
+                            mapped_ram_layout_pages(&b->layout));
+    unsigned long pages = QEMU_ALIGN_DOWN(find_next_bit(b->present, end,
+                                                        page) - page, b->unit);
+
+    return place_zeros(l, slot, b, page, MAX(pages, b->unit), errp);
 }
 
 static unsigned time_class(uint64_t us)
@@ -538,7 +546,15 @@ bool lazy_serve_fault(MappedRamLazy *l, LazySlot *slot,
         WITH_QEMU_LOCK_GUARD(&l->lock) {
             l->zero_faults++;
         }
-        return place_zeros(l, slot, b, page, errp);
+        return place_window(l, slot, b, page, errp);
+    }
+    /*
+     * A page that has been placed is there, unless it has been discarded since,
+     * by a device or after a memory error.  Then it reads as zero, and the file
+     * must not be read again: only this keeps the page from faulting for ever.
+     */
+    if (lazy_is_placed(b, page)) {
+        return place_zeros(l, slot, b, page, b->unit, errp);
     }
     if (!load_window(l, slot, b, page, &placed, errp)) {
         lazy_slot_destroy(l, slot);
@@ -561,6 +577,6 @@ void lazy_serve_zeros(MappedRamLazy *l, LazySlot *slot,
     LazyBlock *b = find_page(l, fault, &page);
 
     if (b) {
-        place_zeros(l, slot, b, page, NULL);
+        place_window(l, slot, b, page, NULL);
     }
 }

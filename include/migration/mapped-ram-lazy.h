@@ -21,7 +21,8 @@
  * a page memory and content at once, and leaves a page alone that already has
  * memory.  So two threads may load the same page, and nothing that the guest
  * wrote is ever overwritten.  Memory of a block must not be discarded while it
- * is loaded.
+ * is loaded: if it is, pages that were loaded before become zero, as they
+ * should, but others are loaded all the same.
  *
  * A copy creates small pages.  So 2 MiB that are loaded as a whole are moved
  * instead, if the kernel supports that and it costs no more than a copy: the

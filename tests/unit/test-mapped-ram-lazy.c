@@ -342,6 +342,47 @@ static void test_faults(const void *opaque)
     fixture_destroy(&f);
 }
 
+static void load(Fixture *f)
+{
+    g_assert_true(mapped_ram_lazy_start(f->lazy, &error_abort));
+    qemu_sem_wait(&f->ended);
+}
+
+static void discard(Fixture *f, unsigned long page, unsigned long pages)
+{
+    g_assert_cmpint(madvise(f->block.host + page * PAGE, pages * PAGE,
+                            f->memory == SHARED ? MADV_REMOVE :
+                            MADV_DONTNEED), ==, 0);
+    bitmap_clear(f->block.present, page, pages);
+}
+
+/* A page that is discarded after it has been loaded becomes zero. */
+static void test_discard(const void *opaque)
+{
+    const Case *c = opaque;
+    MappedRamLazyInfo info;
+    Fixture f;
+
+    if (!usable() || !fixture_init(&f, c->memory, c->pages)) {
+        return;
+    }
+    new_lazy(&f, c->engine, c->align);
+    add_block(&f);
+    check_page(&f, 0);
+    /* Its neighbors are placed after it, and then the fault is counted */
+    do {
+        mapped_ram_lazy_info(f.lazy, &info);
+    } while (!info.fault_bytes);
+    for (int i = 0; i < 2; i++) {
+        discard(&f, 0, f.page_size / PAGE);
+        check_page(&f, 0);
+        check_page(&f, 1);
+    }
+    load(&f);
+    check_all(&f);
+    fixture_destroy(&f);
+}
+
 typedef struct Writer {
     Fixture *f;
     unsigned seed;
@@ -885,12 +926,6 @@ static bool init_whole(Fixture *f, Memory memory, unsigned long pages)
     return true;
 }
 
-static void load(Fixture *f)
-{
-    g_assert_true(mapped_ram_lazy_start(f->lazy, &error_abort));
-    qemu_sem_wait(&f->ended);
-}
-
 /*
  * Checks what was loaded, and that some pages were moved, but at most @most.
  * How many depends on the costs.  If @most is ULONG_MAX, none need be: pages
@@ -1056,9 +1091,12 @@ int main(int argc, char **argv)
             g_strdup_printf("/mapped-ram-lazy/background/%s", cases[i].name);
         g_autofree char *faults =
             g_strdup_printf("/mapped-ram-lazy/faults/%s", cases[i].name);
+        g_autofree char *discarded =
+            g_strdup_printf("/mapped-ram-lazy/discard/%s", cases[i].name);
 
         g_test_add_data_func(background, &cases[i], test_background);
         g_test_add_data_func(faults, &cases[i], test_faults);
+        g_test_add_data_func(discarded, &cases[i], test_discard);
     }
     g_test_add_func("/mapped-ram-lazy/depth", test_depth);
     g_test_add_func("/mapped-ram-lazy/writers", test_writers);
