@@ -182,6 +182,19 @@ static bool stop_cpus(void)
     return stopped;
 }
 
+/* Returns whether @thread is the thread of a CPU. */
+static bool is_cpu(uint64_t thread)
+{
+    CPUState *cpu;
+
+    CPU_FOREACH(cpu) {
+        if (cpu->thread_id == thread) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Forgets the error that query-migrate shows. */
 static void clear_error(void)
 {
@@ -203,6 +216,10 @@ static void resume_cpus(Instant *i)
 /*
  * Stops the guest, whose RAM cannot be read.  A CPU that waits for a page is
  * stuck within an instruction, so this cannot simply wait for all CPUs.
+ *
+ * Nor can it wait for other threads: vm_stop() waits for the requests of block
+ * devices, and for vhost, with the BQL held.  While one of their threads waits
+ * for a page, only the CPUs are stopped.
  */
 static void stop_guest(void *opaque)
 {
@@ -227,7 +244,7 @@ static void stop_guest(void *opaque)
         return;
     }
     i->stopping = true;
-    if (!stop_cpus()) {
+    if (!stop_cpus() || mapped_ram_lazy_others_wait(i->lazy, is_cpu)) {
         timer_mod(i->stop_timer,
                   qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + STOP_MS);
         return;

@@ -112,6 +112,9 @@ typedef struct LazyThread {
     char *name;
     bool created;
     LazySlot slot;
+    /* the fault that it serves; under the object's lock */
+    bool serves;
+    MappedRamFault fault;
 } LazyThread;
 
 struct MappedRamLazy {

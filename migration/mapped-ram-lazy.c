@@ -113,6 +113,30 @@ bool mapped_ram_lazy_waits(MappedRamLazy *l, uint64_t thread)
     return false;
 }
 
+bool mapped_ram_lazy_others_wait(MappedRamLazy *l,
+                                 bool (*leave_out)(uint64_t thread))
+{
+    QEMU_LOCK_GUARD(&l->lock);
+    for (unsigned i = 0; i < FAULT_THREADS; i++) {
+        LazyThread *t = &l->thread[i];
+
+        if (t->serves && mapped_ram_uffd_own_thread(t->fault.thread) &&
+            !leave_out(t->fault.thread)) {
+            return true;
+        }
+    }
+    for (unsigned i = 0; i < l->parked->len; i++) {
+        LazyParked *parked = &g_array_index(l->parked, LazyParked, i);
+
+        if (!lazy_is_placed(parked->block, parked->page) &&
+            mapped_ram_uffd_own_thread(parked->fault.thread) &&
+            !leave_out(parked->fault.thread)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Returns the index of @fault, or -1.  Called with the lock held. */
 static int find_parked(MappedRamLazy *l, const MappedRamFault *fault)
 {
@@ -133,15 +157,13 @@ static int find_parked(MappedRamLazy *l, const MappedRamFault *fault)
 /*
  * Returns whether this is a parked fault that has come again.  A thread with a
  * pending signal does not wait for a page that it touches in the kernel: it
- * touches it again and again.
+ * touches it again and again.  Called with the lock held.
  */
 static bool is_parked(MappedRamLazy *l, const MappedRamFault *fault)
 {
     LazyParked *parked;
-    int i;
+    int i = find_parked(l, fault);
 
-    QEMU_LOCK_GUARD(&l->lock);
-    i = find_parked(l, fault);
     if (i < 0) {
         return false;
     }
@@ -195,16 +217,34 @@ static bool should_stop(MappedRamLazy *l)
     return l->stop;
 }
 
-/* Only one fault thread waits at a time, so a fault wakes only one. */
-static bool next_fault(MappedRamLazy *l, MappedRamFault *fault, bool *again)
+/*
+ * Receives a new fault.  In one step, so that it is always known who waits: see
+ * mapped_ram_lazy_others_wait().
+ */
+static bool receive_fault(LazyThread *t)
 {
+    MappedRamLazy *l = t->lazy;
+
+    QEMU_LOCK_GUARD(&l->lock);
+    t->serves = mapped_ram_uffd_read(l->uffd, &t->fault) &&
+                !is_parked(l, &t->fault);
+    return t->serves;
+}
+
+/* Only one fault thread waits at a time, so a fault wakes only one. */
+static bool next_fault(LazyThread *t, MappedRamFault *fault, bool *again)
+{
+    MappedRamLazy *l = t->lazy;
     int timeout;
 
     QEMU_LOCK_GUARD(&l->fault_lock);
     while (!should_stop(l)) {
         *again = take_parked(l, fault, &timeout);
-        if (*again ||
-            (mapped_ram_uffd_read(l->uffd, fault) && !is_parked(l, fault))) {
+        if (*again) {
+            return true;
+        }
+        if (receive_fault(t)) {
+            *fault = t->fault;
             return true;
         }
         /* At the end no thread waits again, so one event wakes them all. */
@@ -230,6 +270,7 @@ static void park(LazyThread *t, const MappedRamFault *fault, Error *err)
      */
     WITH_QEMU_LOCK_GUARD(&l->lock) {
         started = l->started;
+        t->serves = false;
         report = latch_error(l, err);
         parked.block = lazy_find_page(l, fault->address, &parked.page);
         i = find_parked(l, fault);
@@ -262,18 +303,27 @@ static void leave(MappedRamLazy *l)
     }
 }
 
+static void served(LazyThread *t)
+{
+    QEMU_LOCK_GUARD(&t->lazy->lock);
+    t->serves = false;
+}
+
 static void serve_faults(LazyThread *t)
 {
     MappedRamLazy *l = t->lazy;
     MappedRamFault fault;
     bool again;
 
-    while (next_fault(l, &fault, &again)) {
+    while (next_fault(t, &fault, &again)) {
         Error *err = NULL;
 
         if (!lazy_serve_fault(l, &t->slot, &fault, &err)) {
             park(t, &fault, err);
-        } else if (again) {
+            continue;
+        }
+        served(t);
+        if (again) {
             /* The disk works again. */
             unpark(l, &fault);
             mapped_ram_lazy_retry(l);

@@ -203,6 +203,12 @@ bool mapped_ram_uffd_read(int fd, MappedRamFault *fault)
     return false;
 }
 
+bool mapped_ram_uffd_own_thread(uint64_t thread)
+{
+    /* Sends no signal, but checks whether there is such a thread. */
+    return thread && syscall(__NR_tgkill, getpid(), (pid_t)thread, 0) == 0;
+}
+
 void mapped_ram_uffd_wait(int fd, EventNotifier *notifier, int timeout)
 {
     struct pollfd fds[] = {
@@ -261,6 +267,11 @@ void mapped_ram_uffd_wake(int fd, void *host, size_t len)
 }
 
 bool mapped_ram_uffd_read(int fd, MappedRamFault *fault)
+{
+    g_assert_not_reached();
+}
+
+bool mapped_ram_uffd_own_thread(uint64_t thread)
 {
     g_assert_not_reached();
 }

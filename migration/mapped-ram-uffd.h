@@ -132,6 +132,17 @@ void mapped_ram_uffd_wake(int fd, void *host, size_t len);
 bool mapped_ram_uffd_read(int fd, MappedRamFault *fault);
 
 /**
+ * mapped_ram_uffd_own_thread:
+ * @thread: as in MappedRamFault
+ *
+ * Returns: whether it is a thread of this process, which includes those that
+ *          the kernel runs for io_uring and (since Linux 6.4) for vhost.  Not a
+ *          thread of the process is one that loads a page for a CPU which KVM
+ *          has put to sleep, or lets run, until the page is there.
+ */
+bool mapped_ram_uffd_own_thread(uint64_t thread);
+
+/**
  * mapped_ram_uffd_wait:
  * @fd: from mapped_ram_uffd_open()
  * @notifier: cleared if it is set

@@ -183,6 +183,21 @@ Error *mapped_ram_lazy_error(MappedRamLazy *l);
  */
 bool mapped_ram_lazy_waits(MappedRamLazy *l, uint64_t thread);
 
+/**
+ * mapped_ram_lazy_others_wait:
+ * @l: the object
+ * @leave_out: returns whether a thread, with the kernel's ID @thread, is not to
+ *             be counted; must not call functions of this file
+ *
+ * Any thread.
+ *
+ * Returns: whether another thread of this process waits for a page that could
+ *          not be read, or that is being read because it was touched.  Threads
+ *          that the kernel does not identify are not counted.
+ */
+bool mapped_ram_lazy_others_wait(MappedRamLazy *l,
+                                 bool (*leave_out)(uint64_t thread));
+
 /* Fills in @info.  Any thread. */
 void mapped_ram_lazy_info(MappedRamLazy *l, MappedRamLazyInfo *info);
 

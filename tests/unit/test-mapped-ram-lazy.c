@@ -585,6 +585,13 @@ static void test_retry(void)
     fixture_destroy(&f);
 }
 
+static uint64_t left_out;
+
+static bool leave_out(uint64_t thread)
+{
+    return thread == left_out;
+}
+
 /* Waiting threads are known, and continue without a request to retry. */
 static void test_waits(void)
 {
@@ -599,8 +606,19 @@ static void test_waits(void)
         g_usleep(1000);
     }
     g_assert_false(mapped_ram_lazy_waits(f.lazy, qemu_get_thread_id()));
+    g_assert_true(mapped_ram_lazy_others_wait(f.lazy, leave_out));
+    left_out = w.id;
+    g_assert_false(mapped_ram_lazy_others_wait(f.lazy, leave_out));
 
     finish_cut_block(&f, &w);
+}
+
+/* A thread of another process, like one of the kernel, does not count. */
+static void test_own_thread(void)
+{
+    g_assert_true(mapped_ram_uffd_own_thread(qemu_get_thread_id()));
+    g_assert_false(mapped_ram_uffd_own_thread(getppid()));
+    g_assert_false(mapped_ram_uffd_own_thread(0));
 }
 
 static void no_op(int signal)
@@ -1102,6 +1120,7 @@ int main(int argc, char **argv)
     g_test_add_func("/mapped-ram-lazy/writers", test_writers);
     g_test_add_func("/mapped-ram-lazy/retry", test_retry);
     g_test_add_func("/mapped-ram-lazy/waits", test_waits);
+    g_test_add_func("/mapped-ram-lazy/own-thread", test_own_thread);
     g_test_add_func("/mapped-ram-lazy/signal", test_signal);
     g_test_add_func("/mapped-ram-lazy/fail-early", test_fail_early);
     g_test_add_func("/mapped-ram-lazy/free-early", test_free_early);
