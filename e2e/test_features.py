@@ -9,7 +9,8 @@ from lab import image
 from lab.qmp import QMPClosed, QMPError
 from lab.vm import FINAL, Exited, Mode
 
-from .faults import held_save, open_gate
+from .checks import expect_error
+from .faults import faulty, held_save, open_gate, wait_stall
 from .harness import Skip, test
 
 MODES = (None, Mode(0), Mode(4), Mode(1, True), Mode(4, True))
@@ -276,6 +277,24 @@ def slow_pass(vm, uri):
             return True
         time.sleep(0.1)
     return False
+
+
+@test('features: dirty-bitmaps does not make a save postcopy', quick=True)
+def test_start_postcopy(t):
+    args = ('-blockdev', 'null-co,node-name=disk,size=1048576')
+    vm = t.source(emulator=faulty(t, 'image', 'write:d1:hold'), args=args)
+    vm.command('block-dirty-bitmap-add', {'node': 'disk', 'name': 'map'})
+    vm.set_capabilities('dirty-bitmaps')
+    vm.setup(Mode(2, True))
+    vm.start_save(f'file:{t.path("image")}')
+    wait_stall(t, vm)
+    with expect_error('a save turns into postcopy', t.path('image')):
+        vm.command('migrate-start-postcopy')
+    open_gate(t)
+    assert vm.wait_migration()['status'] == 'completed', vm.migration()
+    want = vm.ram_hash()
+    vm.kill()
+    t.restores(f'file:{t.path("image")}', want, args=args).kill()
 
 
 @test('features: query-migrationthreads lists the workers', quick=True)

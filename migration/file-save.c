@@ -131,6 +131,18 @@ bool file_save_check_idle(Error **errp)
     return false;
 }
 
+bool file_save_check_postcopy(Error **errp)
+{
+    FileTransport *t = file_transport_get();
+
+    if (!t || !t->outgoing) {
+        return true;
+    }
+    error_setg(errp, "The machine is being saved to '%s'; postcopy needs a "
+               "destination that runs", t->name);
+    return false;
+}
+
 void file_save_publish(MigrationState *s)
 {
     if (s->state == MIGRATION_STATUS_CANCELLING) {

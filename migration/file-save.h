@@ -76,6 +76,18 @@ bool file_save_sync(MigrationState *s);
 bool file_save_check_idle(Error **errp);
 
 /**
+ * file_save_check_postcopy: refuse to start postcopy in a save
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * After that a save that fails could not resume the guest.  With capability
+ * dirty-bitmaps, which does not need postcopy in a file, QEMU would start it.
+ * BQL held.
+ *
+ * Returns: true; or false with @errp set while the machine is saved to a file
+ */
+bool file_save_check_postcopy(Error **errp);
+
+/**
  * file_save_publish: report that the save is completed
  * @s: the migration, whose times are known
  *
