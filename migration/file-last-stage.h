@@ -3,11 +3,11 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * In the last stage of a save, in CPR modes from its start, the guest is stopped
- * while the save waits for the disk, which may take long or forever.  If the
- * save then fails or is cancelled, the guest need not wait: workers only read
- * its RAM, so it runs while they finish and the file is truncated.  Until then
- * the migration counts as running, so that no other one can start.
+ * In the last stage of a save, in CPR modes from its start, the guest is
+ * stopped while the save waits for the disk, which may take long or forever.
+ * If the save then fails or is cancelled, the guest need not wait: workers only
+ * read its RAM, so it runs while they finish and the file is truncated.  Until
+ * then the migration counts as running, so that no other one can start.
  */
 
 #ifndef QEMU_MIGRATION_FILE_LAST_STAGE_H
