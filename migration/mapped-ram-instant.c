@@ -314,32 +314,45 @@ static void load_ended(void *opaque)
     qatomic_set(&active, false);
 }
 
-static int is_blob_gpu(Object *obj, void *opaque)
-{
-    return object_dynamic_cast(obj, "virtio-gpu-device") &&
-           object_property_get_bool(obj, "blob", NULL);
-}
+#define REASON_DISCARD "a device like virtio-mem discards guest memory"
 
-static int is_ivshmem(Object *obj, void *opaque)
-{
-    return object_dynamic_cast(obj, "ivshmem-common") != NULL;
-}
+/* Objects that rule out instant restore, with @property only if it is true */
+static const struct {
+    const char *type, *property, *reason;
+} obstacles[] = {
+    { "virtio-gpu-device", "blob",
+      "a virtio-gpu device with blob=on accesses guest memory by its "
+      "descriptor" },
+    { "ivshmem-common", NULL,
+      "an ivshmem device shares its memory with other processes" },
+    { "virtio-net-device", "failover",
+      "a network device with failover=on may add its primary device "
+      "meanwhile" },
+    /* Unlike others, it does not ask whether memory may be discarded. */
+    { "hv-balloon", NULL, REASON_DISCARD },
+};
 
-static int is_failover(Object *obj, void *opaque)
+/* If @obj is an obstacle, sets @opaque, a const char **, to the reason. */
+static int find_obstacle(Object *obj, void *opaque)
 {
-    return object_dynamic_cast(obj, "virtio-net-device") &&
-           object_property_get_bool(obj, "failover", NULL);
-}
+    const char **reason = opaque;
 
-/* Unlike others, it does not ask whether memory may be discarded. */
-static int is_hv_balloon(Object *obj, void *opaque)
-{
-    return object_dynamic_cast(obj, "hv-balloon") != NULL;
+    for (unsigned i = 0; i < ARRAY_SIZE(obstacles); i++) {
+        if (object_dynamic_cast(obj, obstacles[i].type) &&
+            (!obstacles[i].property ||
+             object_property_get_bool(obj, obstacles[i].property, NULL))) {
+            *reason = obstacles[i].reason;
+            return 1;
+        }
+    }
+    return 0;
 }
 
 /* Checks for what rules out instant restore for all blocks. */
 static bool check_machine(Error **errp)
 {
+    const char *reason;
+
     if (mapped_ram_compat_memory_locked()) {
         error_setg(errp, "guest memory is locked (-overcommit mem-lock=on)");
         return false;
@@ -353,25 +366,13 @@ static bool check_machine(Error **errp)
         error_setg(errp, "a device has guest memory pinned");
         return false;
     }
-    if (object_child_foreach_recursive(object_get_root(), is_blob_gpu, NULL)) {
-        error_setg(errp, "a virtio-gpu device with blob=on accesses guest "
-                   "memory by its descriptor");
+    if (object_child_foreach_recursive(object_get_root(), find_obstacle,
+                                       &reason)) {
+        error_setg(errp, "%s", reason);
         return false;
     }
-    if (object_child_foreach_recursive(object_get_root(), is_ivshmem, NULL)) {
-        error_setg(errp, "an ivshmem device shares its memory with other "
-                   "processes");
-        return false;
-    }
-    if (object_child_foreach_recursive(object_get_root(), is_failover, NULL)) {
-        error_setg(errp, "a network device with failover=on may add its "
-                   "primary device meanwhile");
-        return false;
-    }
-    if (object_child_foreach_recursive(object_get_root(), is_hv_balloon,
-                                       NULL) ||
-        ram_block_discard_disable(true) < 0) {
-        error_setg(errp, "a device like virtio-mem discards guest memory");
+    if (ram_block_discard_disable(true) < 0) {
+        error_setg(errp, REASON_DISCARD);
         return false;
     }
     return true;
