@@ -41,12 +41,6 @@ def wait_status(vm, *wanted):
         time.sleep(0.005)
 
 
-def wait_runstate(vm, wanted):
-    while vm.command('query-status')['status'] != wanted:
-        vm.raise_if_dead()
-        time.sleep(0.005)
-
-
 def wait_error(vm):
     """Waits until a failed read is reported; returns the message."""
     while True:

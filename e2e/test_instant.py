@@ -13,7 +13,7 @@ from .checks import case, expect_error, file_hash
 from .faults import check_engine, each_engine, faulty, with_engine
 from .harness import Skip, test
 from .instant import ALL, DIRECT, HELD, LATER, RAM, begin, check_complete, \
-    figures, follows, instant, restore, saved, wait_error, wait_runstate
+    figures, follows, instant, restore, saved, wait_error
 
 MODES = [Mode(0), Mode(1, True), Mode(4, True), Mode(2)]
 DIRTY = {'dirty': 32}
@@ -119,7 +119,7 @@ def test_error_running(t):
                                    guest=DIRTY)
     for _ in range(3):
         vm.command('cont')
-        wait_runstate(vm, 'io-error')
+        vm.wait_runstate('io-error')
     info = vm.migration()
     assert info['status'] == 'postcopy-active', info
     said = info['error-desc']
@@ -154,7 +154,7 @@ def test_stuck(t):
     disk, _, _, vm, _ = restore(t, HELD, ('small read', LATER, errno.EIO),
                                 guest=DIRTY)
     vm.command('cont')
-    wait_runstate(vm, 'io-error')
+    vm.wait_runstate('io-error')
     for _ in range(10):
         vm.command('cont')
         vm.command('stop')
@@ -274,7 +274,7 @@ def test_error_gone(t):
                                 params={'x_direct_io_depth': 1})
     disk.arm_later()
     vm.command('cont')
-    wait_runstate(vm, 'io-error')
+    vm.wait_runstate('io-error')
     vm.command('cont')
     while not figures(vm.migration())['faults']:
         vm.raise_if_dead()
@@ -376,7 +376,7 @@ def test_quit(t):
         if how != 'stopped':
             vm.command('cont')
         if how == 'fails':
-            wait_runstate(vm, 'io-error')
+            vm.wait_runstate('io-error')
         vm.command('quit')
         assert vm.wait_exit() == 0
         vm.kill()

@@ -20,9 +20,7 @@ from .last_stage import DIRECT, GUEST, RAM, at_switchover, hung, wait_for
 def check_runs(t, fs, vm):
     """Checks that the guest continues although the disk hangs, and that no new
     save begins."""
-    while vm.command('query-status')['status'] != 'running':
-        vm.raise_if_dead()
-        time.sleep(0.01)
+    vm.wait_runstate('running')
     vm.wait_guest('tick', 3)
     with expect_error('a second save began before the first had ended'):
         vm.start_save(f'file:{t.path("second")}')
@@ -188,9 +186,7 @@ def test_stop(t):
     fs, vm = hung(t, ('direct write', range(1, 3), 'hold'))
     vm.command('stop')
     vm.command('migrate_cancel')
-    while vm.command('query-status')['status'] == 'finish-migrate':
-        vm.raise_if_dead()
-        time.sleep(0.01)
+    vm.wait_runstate('paused')
     fs.release()
     assert vm.wait_migration()['status'] == 'cancelled'
     assert vm.command('query-status')['status'] == 'paused'

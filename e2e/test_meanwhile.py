@@ -12,7 +12,7 @@ from .checks import check_error
 from .faults import HeldRestore, broken, faulty, open_gate, wait_stall
 from .harness import test
 from .instant import HELD, LATER, begin, check_complete, figures, restore, \
-    saved, wait_runstate
+    saved
 from .last_stage import DIRECT, GUEST, RAM, hung
 
 # Ports of ACPI of a q35 machine
@@ -48,14 +48,14 @@ def power_at_end(t, how, cancel=True, **kwargs):
 def test_power_off(t):
     """A save that fails leaves the guest as it is by then."""
     vm = power_at_end(t, SOFT_OFF, args=('-no-shutdown',))
-    wait_runstate(vm, 'shutdown')
+    vm.wait_runstate('shutdown')
 
 
 @test('meanwhile: the guest suspends itself in the last stage', quick=True)
 def test_suspend(t):
     """It does so when it runs again."""
     vm = power_at_end(t, SUSPEND)
-    wait_runstate(vm, 'suspended')
+    vm.wait_runstate('suspended')
     vm.kill()
 
     vm = power_at_end(t, SUSPEND, cancel=False)
@@ -80,12 +80,12 @@ def test_stopped_before(t):
     with socket.socket(socket.AF_UNIX) as debugger:
         debugger.connect(address)
         debugger.sendall(b'+$s#73')
-        wait_runstate(vm, 'debug')
+        vm.wait_runstate('debug')
         assert status_after_failure() == 'paused'
     vm.command('cont')
     vm.ticks_on()
     power(vm, SOFT_OFF)
-    wait_runstate(vm, 'shutdown')
+    vm.wait_runstate('shutdown')
     assert status_after_failure() == 'shutdown'
 
 
@@ -153,7 +153,7 @@ def test_reset(t):
     time.sleep(0.5)     # if this is too short, the reset has not begun to wait
     disk.fail_held()
     reset.join()
-    wait_runstate(vm, 'io-error')
+    vm.wait_runstate('io-error')
     assert not vm.events('RESET'), \
         'a CPU was reset in the middle of an instruction'
     disk.disarm()

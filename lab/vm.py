@@ -277,6 +277,11 @@ class VM(Console):
 
     # The guest
 
+    def wait_runstate(self, wanted):
+        while self.command('query-status')['status'] != wanted:
+            self.raise_if_dead()
+            time.sleep(0.005)
+
     def ticks_on(self, more=3):
         """Checks that the guest runs and that QEMU soon reports it as
         running.  A failure may be reported shortly before the guest

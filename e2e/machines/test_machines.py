@@ -19,7 +19,7 @@ from ..checks import case, check_error, check_leftover, each
 from ..faults import broken
 from ..harness import Skip, test
 from ..instant import DIRECT, HELD, LATER, RAM, check_complete, follows, \
-    restore, saved, wait_runstate
+    restore, saved
 
 MODES = [Mode(0), Mode(1, True), Mode(4, True)]
 
@@ -167,7 +167,7 @@ def test_error(t):
     cannot stop the guest, but keeps running."""
     def wait_error():
         if t.config.machine != 'kvm':
-            wait_runstate(vm, 'io-error')
+            vm.wait_runstate('io-error')
         while 'error-desc' not in vm.migration():
             time.sleep(0.005)
 
