@@ -66,7 +66,7 @@ void lazy_count_down(MappedRamLazy *l, uint64_t count)
 static bool latch_error(MappedRamLazy *l, Error *err)
 {
     trace_mapped_ram_error(error_get_pretty(err));
-    if (l->err || l->stop) {
+    if (l->err || l->stop || !qatomic_read(&l->remaining)) {
         error_free(err);
         return false;
     }
