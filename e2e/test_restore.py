@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Restores from a disk that is slow: QMP answers, and no thread spins."""
+"""Restores from a disk that is slow or damaged: QMP answers, no thread spins,
+and only what is needed is read."""
 
+import contextlib
+import errno
+import mmap
+import os
 import time
 
+from lab import image
 from lab.vm import Mode
 
 from .checks import case, expect_error
@@ -10,6 +16,7 @@ from .faults import HeldRestore, faulty, forget_holds, open_gate, stalls, \
     wait_stall
 from .harness import test
 
+MIB = 1 << 20
 SPINS = 5               # CPU seconds; more than a waiting thread ever uses
 
 
@@ -89,3 +96,58 @@ def test_spinning(t):
             used -= start.get(thread, 0)
             assert used < SPINS, f'thread {thread} spins: it took {used:.1f} s'
     held.release()
+
+
+@test('restore: pages that are not in the image are not read from btrfs',
+      quick=True)
+def test_btrfs_gap(t):
+    """What the guest changed while it was written has a wrong checksum there,
+    on older kernels, and stays so if it then becomes zero."""
+    target = t.filesystem('btrfs', 400 * MIB)
+    path = os.path.join(target, 'image')
+    t.saved(path, Mode(2, True))
+    ram = max(image.blocks(path), key=lambda block: block.length)
+    page = ram.length // 4096 // 2 + 5      # within a large read
+    place = ram.pages_offset + page * 4096
+    with open(path, 'r+b') as f:
+        f.seek(place)
+        data = f.read(4096)
+        clear_bit(f, ram.bitmap_offset, page)
+        os.fsync(f.fileno())
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    assert any(data), 'that page is zero'
+    damage(target + '.img', data)
+    with open(path, 'rb') as f, expect_errno(errno.EIO):
+        f.seek(place)
+        f.read(4096)
+    for mode in (Mode(2, True), Mode(0)):
+        vm = t.vm(incoming=True)
+        vm.load(f'file:{path}', mode)
+        said = vm.hmp(f'xp /2gx {page * 4096:#x}')
+        assert said.split()[1:] == ['0x0000000000000000'] * 2, said
+        vm.kill()
+
+
+def clear_bit(f, bitmap, bit):
+    f.seek(bitmap + bit // 8)
+    byte = f.read(1)[0]
+    f.seek(bitmap + bit // 8)
+    f.write(bytes([byte & ~(1 << bit % 8)]))
+
+
+def damage(disk, data):
+    """Changes a byte of the only sector of the disk that has this data."""
+    with open(disk, 'r+b') as f, mmap.mmap(f.fileno(), 0) as memory:
+        at = memory.find(data)
+        assert at >= 0 and memory.find(data, at + 1) < 0
+        memory[at] ^= 1
+
+
+@contextlib.contextmanager
+def expect_errno(number):
+    try:
+        yield
+    except OSError as err:
+        assert err.errno == number, err
+    else:
+        raise AssertionError(f'no {errno.errorcode[number]}')

@@ -27,8 +27,14 @@ static bool has_blocks(int fd)
 
 static void find_file_system(MappedRamBacking *backing, bool loading)
 {
-    g_autofree char *fs = direct_io_fs_name(backing->fd);
+    g_autofree char *fs = NULL;
+    struct stat st;
 
+    /* Nodes of devices are on a tmpfs, too, which knows no holes of devices. */
+    if (fstat(backing->fd, &st) < 0 || !S_ISREG(st.st_mode)) {
+        return;
+    }
+    fs = direct_io_fs_name(backing->fd);
     backing->fd_has_holes = g_str_equal(fs, "tmpfs");
     backing->fd_is_empty = g_str_equal(fs, "hugetlbfs") && loading &&
                            !has_blocks(backing->fd);
@@ -114,7 +120,8 @@ static bool next_data(MappedRamMemory *m, int fd, off_t start)
         return false;
     }
     m->hole = lseek(fd, m->data, SEEK_HOLE);
-    if (m->hole < 0) {
+    if (m->hole <= start) {
+        errno = EINVAL;
         return false;
     }
     m->fd = fd;
@@ -153,7 +160,7 @@ static bool clear_data(MappedRamMemory *m, const MappedRamBacking *backing,
     return true;
 }
 
-void mapped_ram_memory_untouched(MappedRamMemory *m,
+bool mapped_ram_memory_untouched(MappedRamMemory *m,
                                  const MappedRamBacking *backing,
                                  const uint8_t *base, uint64_t first,
                                  uint64_t pages, unsigned long *untouched)
@@ -168,7 +175,9 @@ void mapped_ram_memory_untouched(MappedRamMemory *m,
          !clear_data(m, backing, first, pages, untouched)) ||
         (backing->fd < 0 && !backing->is_private)) {
         bitmap_zero(untouched, pages);
+        return false;
     }
+    return true;
 }
 
 #else
@@ -178,12 +187,13 @@ void mapped_ram_memory_open(MappedRamMemory *m)
     *m = (MappedRamMemory) { .map = -1, .fd = -1 };
 }
 
-void mapped_ram_memory_untouched(MappedRamMemory *m,
+bool mapped_ram_memory_untouched(MappedRamMemory *m,
                                  const MappedRamBacking *backing,
                                  const uint8_t *base, uint64_t first,
                                  uint64_t pages, unsigned long *untouched)
 {
     bitmap_zero(untouched, pages);
+    return false;
 }
 
 #endif

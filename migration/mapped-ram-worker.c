@@ -97,9 +97,16 @@ static DirectQueue *new_queue(const MappedRamPoolConfig *config, int fd,
 bool mapped_ram_worker_init(MappedRamWorker *w,
                             const MappedRamPoolConfig *config, Error **errp)
 {
+    g_autofree char *fs = direct_io_fs_name(config->fd);
     DirectIOLimits buffered;
 
     w->keep_zeros = config->keep_zeros;
+    /*
+     * Before Linux 6.15, btrfs fails to read what the guest has changed while
+     * it was written directly.  Such a page is written again, unless it has
+     * become zero: so do not read where no page is.
+     */
+    w->read_gap = g_str_equal(fs, "btrfs") ? 0 : GAP_BYTES;
     mapped_ram_memory_open(&w->memory);
     w->read_through = g_array_new(false, false, sizeof(ReadThrough));
     direct_io_limits_buffered(&buffered);
@@ -303,18 +310,18 @@ static bool transfer_plan(MappedRamWorker *w, const MappedRamExtent *extent,
 
 /*
  * Sets @untouched for the pages of a range that are zero because they have
- * never been touched.
+ * never been touched.  Returns whether all others have been touched.
  */
-static void find_untouched(MappedRamWorker *w, const MappedRamBlock *b,
+static bool find_untouched(MappedRamWorker *w, const MappedRamBlock *b,
                            uint64_t first, uint64_t pages,
                            unsigned long *untouched)
 {
     if (b->layout.page_size == qemu_real_host_page_size()) {
-        mapped_ram_memory_untouched(&w->memory, &b->backing, b->host, first,
-                                    pages, untouched);
-    } else {
-        bitmap_zero(untouched, pages);
+        return mapped_ram_memory_untouched(&w->memory, &b->backing, b->host,
+                                           first, pages, untouched);
     }
+    bitmap_zero(untouched, pages);
+    return false;
 }
 
 /* Sets @data to the dirty pages of @extent that are not zero. */
@@ -396,19 +403,12 @@ bool mapped_ram_worker_save(MappedRamWorker *w, const MappedRamExtent *extent,
 }
 
 /* Zeroes the pages of @which, whose bits are counted from @first. */
-static void zero_pages(MappedRamWorker *w, const MappedRamBlock *b,
-                       unsigned long first, unsigned long pages,
-                       unsigned long *which)
+static void zero_pages(const MappedRamBlock *b, unsigned long first,
+                       unsigned long pages, const unsigned long *which)
 {
     uint64_t page_size = b->layout.page_size;
-    DECLARE_BITMAP(untouched, MAPPED_RAM_EXTENT_PAGES);
     unsigned long page;
 
-    if (bitmap_empty(which, pages)) {
-        return;
-    }
-    find_untouched(w, b, first, pages, untouched);
-    bitmap_andnot(which, which, untouched, pages);
     for (page = find_next_bit(which, pages, 0); page < pages;
          page = find_next_bit(which, pages, page + 1)) {
         uint8_t *host = b->host + (first + page) * page_size;
@@ -436,8 +436,31 @@ static void plan_load(MappedRamWorker *w, const MappedRamBlock *b,
         bitmap_copy(plan, present, pages);
     } else {
         mapped_ram_plan_extent(plan, present, all, pages,
-                               GAP_BYTES / b->layout.page_size,
+                               w->read_gap / b->layout.page_size,
                                align_pages(w, b));
+    }
+}
+
+/*
+ * Zeroes the pages of @extent that are not in @plan, unless they are known to
+ * be zero.  Those that may be discarded are left alone if the kernel does not
+ * tell: even reading them would allocate them.
+ */
+static void zero_absent(MappedRamWorker *w, const MappedRamExtent *extent,
+                        const unsigned long *plan)
+{
+    const MappedRamBlock *b = extent->block;
+    DECLARE_BITMAP(absent, MAPPED_RAM_EXTENT_PAGES);
+    DECLARE_BITMAP(untouched, MAPPED_RAM_EXTENT_PAGES);
+
+    bitmap_complement(absent, plan, extent->pages);
+    if (bitmap_empty(absent, extent->pages)) {
+        return;
+    }
+    if (find_untouched(w, b, extent->first, extent->pages, untouched) ||
+        !b->keep_absent) {
+        bitmap_andnot(absent, absent, untouched, extent->pages);
+        zero_pages(b, extent->first, extent->pages, absent);
     }
 }
 
@@ -457,15 +480,11 @@ bool mapped_ram_worker_load(MappedRamWorker *w, const MappedRamExtent *extent,
         return false;
     }
     counts->zero += extent->pages - normal;
-    if (b->keep_absent) {
-        return true;
-    }
     /* Pages that are read through are zeroed after the read. */
     if (!bitmap_equal(plan, present, extent->pages)) {
         g_array_append_val(w->read_through, read_through);
     }
-    bitmap_complement(plan, plan, extent->pages);
-    zero_pages(w, b, extent->first, extent->pages, plan);
+    zero_absent(w, extent, plan);
     return true;
 }
 
@@ -479,7 +498,7 @@ static void zero_read_through(MappedRamWorker *w)
 
         plan_load(w, o->block, o->first, o->pages, present, plan);
         bitmap_andnot(plan, plan, present, o->pages);
-        zero_pages(w, o->block, o->first, o->pages, plan);
+        zero_pages(o->block, o->first, o->pages, plan);
     }
     g_array_set_size(w->read_through, 0);
 }

@@ -30,6 +30,8 @@ typedef struct MappedRamWorker {
     DirectQueue *buffered;
     DirectIOLimits limits;
     bool keep_zeros;
+    /* Gaps between pages of up to this many bytes are read through */
+    uint64_t read_gap;
     MappedRamMemory memory;
     GArray *read_through;
 } MappedRamWorker;

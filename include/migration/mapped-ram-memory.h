@@ -84,9 +84,12 @@ void mapped_ram_memory_close(MappedRamMemory *m);
  *
  * Asks the kernel which pages have no memory behind them.  These are zero;
  * reading one to find out would map it, and allocate it if it is in a file or
- * a huge page.  Pages are those of the host.  @untouched may lack some pages.
+ * a huge page.  Pages are those of the host.
+ *
+ * Returns: true if all other pages have memory behind them; false if the kernel
+ *          does not tell, and @untouched has no pages
  */
-void mapped_ram_memory_untouched(MappedRamMemory *m,
+bool mapped_ram_memory_untouched(MappedRamMemory *m,
                                  const MappedRamBacking *backing,
                                  const uint8_t *base, uint64_t first,
                                  uint64_t pages, unsigned long *untouched);

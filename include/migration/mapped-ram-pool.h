@@ -50,9 +50,10 @@ typedef struct MappedRamPool MappedRamPool;
  * @layout: its layout in the file
  * @present: one bit per page, set when the page is in the file.  Written by the
  *           workers while saving, read by them while loading.
- * @keep_absent: when loading, leave pages alone that are not in the file; when
- *               saving, those that are not dirty.  For memory whose pages may
- *               be discarded and must not even be touched then.
+ * @keep_absent: when loading, leave pages alone that are not in the file and
+ *               may have no memory behind them; when saving, those that are not
+ *               dirty.  For memory whose pages may be discarded and must not
+ *               even be touched then.
  * @backing: the backing of the memory, to find pages without data
  *
  * A RAM block as the workers see it.  Owned by the caller, who must not change

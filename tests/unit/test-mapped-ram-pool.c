@@ -524,9 +524,67 @@ static void add_untouched_tests(void)
 }
 #endif
 
-/* With @keep_absent, pages that are not in the file keep their content. */
-static void test_keep_absent(void)
+/*
+ * Pages that are not in the file become zero, whatever the file has there, also
+ * if they are read through, and the memory is known to have been empty.
+ */
+static void test_stale_gaps(void)
 {
+    Fixture f = {};
+    MappedRamPool *pool;
+    char stale[4 * PAGE];
+
+    fixture_init(&f, 128);
+    f.block.backing = (MappedRamBacking) { .fd = f.fd, .fd_is_empty = true };
+    memset(stale, 'S', sizeof(stale));
+    g_assert_cmpint(pwrite(f.fd, stale, sizeof(stale),
+                           f.block.layout.pages_offset + 10 * PAGE), ==,
+                    sizeof(stale));
+    set_bit(10, f.block.present);
+    set_bit(13, f.block.present);
+    pool = new_pool(&f, 1, 0);
+    g_assert_true(mapped_ram_pool_load_block(pool, &f.block, &error_abort));
+    mapped_ram_pool_free(pool);
+    for (unsigned long i = 0; i < 128; i++) {
+        g_assert_cmpuint(f.block.host[i * PAGE], ==,
+                         (i == 10 || i == 13) ? 'S' : 0);
+    }
+    fixture_destroy(&f);
+}
+
+#ifdef CONFIG_LINUX
+/* A character device does not tell where it has data. */
+static void test_device(void)
+{
+    static const uint64_t first[] = { 0, 1024 };
+    DECLARE_BITMAP(untouched, 64);
+    MappedRamBacking backing;
+    MappedRamMemory memory;
+    int fd = open("/dev/zero", O_RDWR);
+
+    g_assert_cmpint(fd, >=, 0);
+    mapped_ram_memory_open(&memory);
+    backing = mapped_ram_memory_backing(fd, 0, false, true);
+    for (int i = 0; i < 2 * ARRAY_SIZE(first); i++) {
+        /* Even if it were trusted */
+        backing.fd_has_holes |= i >= ARRAY_SIZE(first);
+        g_assert_false(mapped_ram_memory_untouched(
+            &memory, &backing, NULL, first[i % ARRAY_SIZE(first)], 64,
+            untouched));
+        g_assert_true(bitmap_empty(untouched, 64));
+    }
+    mapped_ram_memory_close(&memory);
+    close(fd);
+}
+#endif
+
+/*
+ * With @keep_absent, pages that are not in the file keep their content if they
+ * may have no memory behind them; else they become zero.
+ */
+static void test_keep_absent(const void *opaque)
+{
+    bool known = opaque != NULL;
     Fixture f = {};
     MappedRamPool *pool;
     DECLARE_BITMAP(dirty, 128) = {};
@@ -538,10 +596,12 @@ static void test_keep_absent(void)
     g_assert_true(save_pages(&f, pool, dirty, 128, &error_abort));
     memset(f.block.host, 0x5a, 128 * PAGE);
     f.block.keep_absent = true;
+    /* Without a file, the kernel does not tell about shared memory. */
+    f.block.backing.is_private = known;
     g_assert_true(mapped_ram_pool_load_block(pool, &f.block, &error_abort));
     for (unsigned long i = 0; i < 128 * PAGE; i++) {
         if (i / PAGE != 3) {
-            g_assert_cmpuint(f.block.host[i], ==, 0x5a);
+            g_assert_cmpuint(f.block.host[i], ==, known ? 0 : 0x5a);
         }
     }
     fill_page(&f, 4, 1);
@@ -830,7 +890,14 @@ int main(int argc, char **argv)
     g_test_add_func("/mapped-ram-pool/gaps", test_gaps);
     g_test_add_func("/mapped-ram-pool/clean-gaps", test_clean_gaps);
     g_test_add_func("/mapped-ram-pool/count", test_count);
-    g_test_add_func("/mapped-ram-pool/keep-absent", test_keep_absent);
+    g_test_add_func("/mapped-ram-pool/stale-gaps", test_stale_gaps);
+#ifdef CONFIG_LINUX
+    g_test_add_func("/mapped-ram-pool/device", test_device);
+    g_test_add_data_func("/mapped-ram-pool/keep-absent/touched", "known",
+                         test_keep_absent);
+#endif
+    g_test_add_data_func("/mapped-ram-pool/keep-absent/unknown", NULL,
+                         test_keep_absent);
     g_test_add_func("/mapped-ram-pool/write-error", test_write_error);
     g_test_add_func("/mapped-ram-pool/truncated", test_truncated);
     g_test_add_func("/mapped-ram-pool/idle", test_idle);
