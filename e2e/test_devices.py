@@ -8,7 +8,7 @@ from lab import fs
 from lab.vm import Mode
 
 from .checks import ALL_MODES, DIRTY, SOME_MODES, case, check_error, \
-    check_leftover, each, good_save
+    check_leftover, each, file_hash, good_save
 from .faults import broken
 from .harness import Skip, test
 
@@ -78,6 +78,24 @@ def test_small_device(t):
         good_save(t, vm, mode)
         vm.kill()
     each(SOME_MODES, one)
+
+
+@test('devices: a device with room for RAM, but not for the rest',
+      quick=True)
+def test_little_room(t):
+    """That is known before the previous image is lost."""
+    vm = t.source(guest=DIRTY)
+    mode = Mode(2, True)
+    vm.save(f'file:{t.path("image")}', mode)
+    total = vm.migration()['ram']['total']
+    vm.command('cont')
+    device = t.loop(t.path('disk'), (total // MIB + 1) * MIB)
+    with open(device, 'wb') as f:
+        f.write(os.urandom(MIB))
+    before = file_hash(device)
+    check_error(vm.try_save(f'file:{device}', mode), device, 'needs more than')
+    assert file_hash(device) == before, 'it was overwritten'
+    vm.ticks_on()
 
 
 def check_restores(t, path):

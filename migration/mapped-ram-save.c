@@ -76,12 +76,40 @@ static bool grow_file(QEMUFile *f, int64_t end, int64_t *old, Error **errp)
     return true;
 }
 
-/* Checks that the file may have @end bytes; keeps its size. */
+/*
+ * Checks that a block device has more than @end bytes, as the state of devices
+ * needs some; keeps the position.
+ */
+static bool check_device_size(QEMUFile *f, int64_t end, Error **errp)
+{
+    int fd = mapped_ram_stream_fd(f);
+    off_t pos = lseek(fd, 0, SEEK_CUR);
+    off_t size = lseek(fd, 0, SEEK_END);
+
+    if (pos < 0 || size < 0 || lseek(fd, pos, SEEK_SET) < 0) {
+        error_setg_errno(errp, errno, "%s: unable to seek",
+                         mapped_ram_stream_name(f));
+        return false;
+    }
+    if (size <= end) {
+        error_setg(errp, "%s: the device has %" PRId64 " bytes, but the image "
+                   "needs more than %" PRId64, mapped_ram_stream_name(f),
+                   (int64_t)size, end);
+        return false;
+    }
+    return true;
+}
+
+/* Checks that the file has room for RAM up to @end; keeps its size. */
 static bool check_size(QEMUFile *f, int64_t end, Error **errp)
 {
+    struct stat st;
     int64_t old;
 
-    if (!grow_file(f, end, &old, errp)) {
+    if (fstat(mapped_ram_stream_fd(f), &st) == 0 && !S_ISREG(st.st_mode)) {
+        return check_device_size(f, end, errp);
+    }
+    if (!grow_file(f, end + MAPPED_RAM_DEVICE_STATE, &old, errp)) {
         return false;
     }
     if (old >= 0 && ftruncate(mapped_ram_stream_fd(f), old) < 0) {
@@ -112,7 +140,7 @@ static bool mapped_ram_save_prepare(QEMUFile *f, Error **errp)
     file_save_compat_lock_bql();
     end = prepare_blocks(m, file_transport_offset(), errp);
     file_save_compat_unlock_bql();
-    return end >= 0 && check_size(f, end + MAPPED_RAM_DEVICE_STATE, errp) &&
+    return end >= 0 && check_size(f, end, errp) &&
            mapped_ram_space_check(&m->space, errp);
 }
 
