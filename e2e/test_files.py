@@ -125,3 +125,33 @@ def test_renamed(t):
                     shutil.copyfile(f'/proc/self/fd/{image.fileno()}', other)
                 t.restores(f'file:{other}', want, mode).kill()
                 os.unlink(other)
+
+
+@test('files: the disk of a virtual machine is not overwritten', quick=True)
+def test_disk_of_guest(t):
+    """Behind an offset, too."""
+    disk = t.path('disk')
+    with open(disk, 'wb') as f:
+        f.write(os.urandom(4 * MIB))
+    before = file_hash(disk)
+    user = t.vm(guest=False,
+                args=('-drive', f'if=none,id=d0,format=raw,file={disk}',
+                      '-device', 'virtio-blk-pci,drive=d0'))
+    vm = t.source(guest=DIRTY)
+    for offset in (0, 4096, MIB):
+        info = vm.try_save(f'file:{disk},offset={offset}', Mode(2, True))
+        check_error(info, disk, 'is locked')
+        assert file_hash(disk) == before, f'offset {offset}: it is overwritten'
+    vm.ticks_on()
+    user.kill()
+
+
+@test('files: a refused save leaves a symbolic link alone', quick=True)
+def test_link(t):
+    link, target = t.path('link'), t.path('target')
+    os.symlink(target, link)
+    vm = t.source(guest=DIRTY, rlimit_fsize=MIB)
+    info = vm.try_save(f'file:{link},offset={2 * MIB}', Mode(2, True))
+    check_error(info, link, 'RLIMIT_FSIZE')
+    assert not os.path.exists(target), 'an empty file is left'
+    assert os.readlink(link) == target

@@ -128,10 +128,24 @@ static bool file_is_at(const char *path, int fd)
            now.st_dev == opened.st_dev && now.st_ino == opened.st_ino;
 }
 
+/* Follows symbolic links; the caller frees the result */
+static char *file_real_path(const char *path)
+{
+    char *real = NULL;
+
+#ifndef _WIN32
+    real = realpath(path, NULL);
+#endif
+    return real ?: g_strdup(path);
+}
+
 void file_transport_remove(const char *path, int fd)
 {
-    if (file_is_at(path, fd)) {
-        unlink(path);
+    /* If the path is a symbolic link, that was there before */
+    g_autofree char *real = file_real_path(path);
+
+    if (file_is_at(real, fd)) {
+        unlink(real);
     }
 }
 
@@ -251,7 +265,8 @@ static bool file_lock(FileTransport *t)
     if (t->locked || !qemu_has_ofd_lock()) {
         return true;
     }
-    ret = qemu_lock_fd(t->fd, t->offset, 0, t->outgoing);
+    /* From byte 0 on: the locks of block devices are within the first bytes */
+    ret = qemu_lock_fd(t->fd, 0, 0, t->outgoing);
     trace_migration_file_lock(t->name, ret);
     /*
      * Other systems' fcntl() may return EACCES for EAGAIN, but Linux never
@@ -270,7 +285,7 @@ void file_transport_release_lock(FileTransport *t)
 {
 #ifndef _WIN32
     if (t->locked) {
-        qemu_unlock_fd(t->fd, t->offset, 0);
+        qemu_unlock_fd(t->fd, 0, 0);
         t->locked = false;
     }
 #endif
@@ -291,8 +306,8 @@ static int file_open_directory(const char *path)
 #ifdef _WIN32
     return -1;
 #else
-    g_autofree char *real = realpath(path, NULL);
-    g_autofree char *dir = g_path_get_dirname(real ?: path);
+    g_autofree char *real = file_real_path(path);
+    g_autofree char *dir = g_path_get_dirname(real);
 
     return qemu_open(dir, O_RDONLY | O_DIRECTORY, NULL);
 #endif

@@ -151,8 +151,8 @@ void file_transport_unlock(void);
  * the open file description, and so to every duplicate of the main stream's
  * descriptor. Main thread.
  *
- * Returns: true if the file is locked; the caller must then unlock it, from
- * file_transport_offset() on, with qemu_unlock_fd()
+ * Returns: true if the file is locked; the caller must then unlock all of it
+ * with qemu_unlock_fd()
  */
 bool file_transport_take_lock(void);
 

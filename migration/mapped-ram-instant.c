@@ -43,7 +43,6 @@ typedef struct Instant {
     /* Duplicated descriptors; the second one is -1 if not direct */
     int fd, direct_fd;
     char *name;
-    uint64_t offset;
     bool locked;
     /* The blocks' memory regions; each holds a reference */
     GPtrArray *regions;
@@ -277,7 +276,7 @@ static void instant_free(Instant *i)
     }
 #ifndef _WIN32
     if (i->locked) {
-        qemu_unlock_fd(i->fd, i->offset, 0);
+        qemu_unlock_fd(i->fd, 0, 0);
     }
 #endif
     timer_free(i->stop_timer);
@@ -410,7 +409,6 @@ static Instant *instant_new(QEMUFile *f, Error **errp)
     i = g_new0(Instant, 1);
     i->fd = i->direct_fd = -1;
     i->name = g_strdup(mapped_ram_stream_name(f));
-    i->offset = file_transport_offset();
     i->regions = g_ptr_array_new_with_free_func(
         (GDestroyNotify)memory_region_unref);
     /* Not in the context that block devices poll while the guest stops */
