@@ -243,6 +243,7 @@ void file_image_remove_unused(FileTransport *t)
 void file_transport_discard(void)
 {
     FileTransport *t = file_transport_get();
+    bool gone;
 
     if (!t) {
         return;
@@ -255,17 +256,19 @@ void file_transport_discard(void)
     qatomic_set(&t->phase, FILE_NO_PHASE);
     trace_migration_file_discard(t->name, t->offset);
 
-    if (!file_cut(t) && !file_invalidate(t)) {
-        warn_report("Unable to discard the incomplete image in '%s', "
-                    "do not use it", t->name);
-    }
+    gone = file_cut(t) || file_invalidate(t);
     /*
      * A valid image of a guest that will run must not come back after a loss of
      * power.  What has been written to a block device would be synced when it
      * is closed: by the main thread, with the BQL held.
      */
-    if (t->committed || !t->regular) {
-        file_sync_fd(t->fd, false);
+    if ((t->committed || !t->regular) && file_sync_fd(t->fd, false) < 0 &&
+        t->committed) {
+        gone = false;
+    }
+    if (!gone) {
+        warn_report("Unable to discard the image in '%s': do not use it, "
+                    "remove it", t->name);
     }
     file_transport_release_lock(t);
 }
