@@ -2,6 +2,7 @@
 """Emulators and disks with I/O faults, and how to observe these."""
 
 import contextlib
+import json
 import os
 import shutil
 import time
@@ -108,6 +109,19 @@ def broken(t, *faults, **kwargs):
     t.stack.callback(fs.close)
     t.releases.callback(fs.release)
     return fs
+
+
+# A disk that cannot be flushed, once
+UNFLUSHABLE = ('-blockdev', json.dumps({
+    'driver': 'blkdebug', 'node-name': 'unflushable',
+    'image': {'driver': 'null-co', 'read-zeroes': True},
+    'inject-error': [{'event': 'none', 'iotype': 'flush', 'once': True}]}))
+
+
+def let_flush_fail(vm):
+    """Writes to the disk UNFLUSHABLE: QEMU flushes nothing without need."""
+    said = vm.hmp('qemu-io unflushable "write 0 512"')
+    assert not said, said
 
 
 def with_engine(t, engine):

@@ -6,7 +6,7 @@ import re
 import time
 
 from lab import image
-from lab.qmp import QMPClosed, QMPError
+from lab.qmp import QMPClosed
 from lab.vm import FINAL, Exited, Mode
 
 from .checks import expect_error
@@ -139,31 +139,6 @@ def goes_on(vm):
     vm.command('cont')
     vm.ticks_on()
     vm.kill()
-
-
-@test('features: a background snapshot to a file', quick=True)
-def test_background_snapshot(t):
-    """The image contains RAM as of the start of the snapshot, although the
-    guest continues to run."""
-    path = t.path('image')
-    src = t.source(guest={'dirty': 32})
-    setup(src, None)
-    try:
-        src.set_capabilities('background-snapshot')
-    except QMPError as err:
-        if 'not supported by host kernel' not in err.desc:
-            raise
-        raise Skip(f'not on this host: {err.desc}') from None
-    src.save(f'file:{path}')
-    src.ticks_on(1)
-    src.kill()
-    dst = t.vm(incoming=True)
-    setup(dst, None)
-    dst.load(f'file:{path}')
-    # The guest checks all of its memory
-    dst.command('cont')
-    dst.wait_guest('sweep', 1)
-    dst.kill()
 
 
 @test('features: cpr-reboot saves to files', quick=True)

@@ -12,7 +12,8 @@ from lab.vm import Mode
 
 from .checks import case, check_error, check_leftover, expect_error, \
     good_save, never_stopped
-from .faults import broken, held_save, open_gate, stalls
+from .faults import UNFLUSHABLE, broken, held_save, let_flush_fail, \
+    open_gate, stalls
 from .harness import Skip, test
 from .last_stage import DIRECT, GUEST, RAM, at_switchover, hung, wait_for
 
@@ -77,6 +78,23 @@ def test_last_sync(t):
     assert fs.hits, 'there were fewer syncs'
     check_error(info, path, os.strerror(errno.EIO))
     check_leftover(t, t.path('image'), DIRECT, RAM)
+    assert not any('Unable to discard' in line for line in vm.errors())
+    vm.command('cont')
+    vm.ticks_on()
+
+
+@test('last stage: no sync succeeds, also not that of the discarded image',
+      quick=True)
+def test_discard_sync(t):
+    """The disk may still have the valid image, so the operator must know."""
+    fs = broken(t, ('sync', range(4, 1 << 30), errno.EIO))
+    path = os.path.join(fs.mount, 'image')
+    vm = t.source(ram=RAM, guest=GUEST)
+    vm.command('stop')
+    check_error(vm.try_save(f'file:{path}', DIRECT), path,
+                os.strerror(errno.EIO))
+    said = [line for line in vm.errors() if 'Unable to discard' in line]
+    assert said and path in said[0], vm.errors()
     vm.command('cont')
     vm.ticks_on()
 
@@ -115,6 +133,24 @@ def test_undo(t):
     check_error(vm.wait_migration(), os.path.join(fs.mount, 'image'),
                 os.strerror(errno.EIO))
     vm.ticks_on()
+
+
+@test('last stage: a disk cannot be flushed, the guest runs', quick=True)
+def test_unflushable(t):
+    modes = ['normal']
+    if t.config.ours.at_least(8, 2):
+        modes.append('cpr-reboot')
+    for mode in modes:
+        vm = t.source(ram=RAM, guest=GUEST, args=UNFLUSHABLE)
+        vm.setup(DIRECT)
+        if mode != 'normal':
+            vm.command('migrate-set-parameters', {'mode': mode})
+        let_flush_fail(vm)
+        with case(mode):
+            vm.start_save(f'file:{t.path("image")}')
+            assert vm.wait_migration()['status'] == 'failed'
+            vm.ticks_on()
+            vm.kill()
 
 
 @test('cpr-reboot: the guest and QMP do not wait for the disk', quick=True,

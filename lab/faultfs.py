@@ -7,7 +7,8 @@ in any order.  It implements only what saving to a file and restoring from it
 need: files in one directory.
 
 A fault is a tuple (operation, which, what):
-    operation   'read', 'write' or 'sync'; 'direct read' and 'direct write' are
+    operation   'read', 'write', 'sync' or 'truncate' (any change of a file's
+                size); 'direct read' and 'direct write' are
                 those of descriptors with O_DIRECT, counted apart, and
                 'buffered read' and 'buffered write' all others; 'large read'
                 and 'large write' those of half a MiB or more, 'small read' and
@@ -187,6 +188,7 @@ class Server:
     def setattr(self, node, body):
         valid, _, _, size = SETATTR.unpack_from(body)
         if valid & SET_SIZE:
+            self._fault('truncate')
             os.truncate(self._path(node), size)
         if valid & SET_MODE:
             os.chmod(self._path(node), struct.unpack_from('<I', body, 68)[0])

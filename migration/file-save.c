@@ -13,6 +13,7 @@
 #include "file-transport-int.h"
 #include "options.h"
 #include "qapi/error.h"
+#include "ram.h"
 
 static const FileSaveRam *save_ram;
 
@@ -36,6 +37,16 @@ void file_save_release_guest(MigrationState *s)
 
 void file_save_abort(MigrationState *s)
 {
+    if (!file_transport_active()) {
+        return;
+    }
+    if (migrate_background_snapshot()) {
+        /*
+         * Nobody serves write faults any more.  A thread that waits for one may
+         * hold the BQL.
+         */
+        ram_write_tracking_stop();
+    }
     /*
      * All that follows may wait for the disk; the guest need not, unless its
      * image may be valid.
@@ -48,9 +59,6 @@ void file_save_abort(MigrationState *s)
     /* First stop the workers, which write the file and read the dirty bitmap */
     if (save_ram) {
         save_ram->cleanup();
-    }
-    if (!file_transport_active()) {
-        return;
     }
     /* Data that is still queued in the stream must not reach the file */
     qemu_file_set_error(s->to_dst_file, -ECANCELED);

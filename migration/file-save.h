@@ -111,8 +111,9 @@ void file_save_release_guest(MigrationState *s);
  * file_save_abort: undo what has been written
  * @s: the migration, which has failed or was cancelled
  *
- * First releases the guest, unless the image is committed: the guest must not
- * run while its image is valid.  Then waits for the disk.
+ * First ends the write protection of a background snapshot, and releases the
+ * guest, unless the image is committed: the guest must not run while its image
+ * is valid.  Then waits for the disk.
  *
  * To be called before this outcome is published, since a new migration, or
  * another user of the file, may follow at once.  More calls do nothing.
