@@ -66,8 +66,8 @@ static bool uring_has_operations(struct io_uring *ring, Error **errp)
 
     free(probe);
     if (!ok) {
-        error_setg(errp, "this kernel's io_uring cannot read and write; it "
-                   "takes Linux 5.6");
+        error_setg(errp, "this kernel's io_uring cannot read and write; that "
+                   "needs Linux 5.6 or later");
     }
     return ok;
 }

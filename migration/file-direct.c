@@ -72,7 +72,7 @@ static bool try_engine(const FileDirect *d, const char *path, Error **errp)
     };
     g_autoptr(DirectQueue) q = direct_queue_new(&config, errp);
 
-    if (!q) {
+    if (!q && config.engine != DIRECT_IO_ENGINE_AUTO) {
         error_prepend(errp, "The engine set by parameter 'x-direct-io-engine' "
                       "is not available: ");
         error_append_hint(errp, "Set x-direct-io-engine=auto.\n");
@@ -104,8 +104,9 @@ bool file_direct_open(FileDirect *d, const char *path, int fd, int access,
     }
     if (MAX(d->limits.mem_align, d->limits.offset_align) >
         DIRECT_ALIGN_MAX) {
-        error_setg(errp, "%s: its device wants direct I/O in units of %" PRIu32
-                   " bytes, and QEMU can do up to %d; set direct-io=off", path,
+        error_setg(errp, "%s: its device requires direct I/O in units of %"
+                   PRIu32 " bytes, and QEMU supports at most %d; turn the "
+                   "direct-io parameter off", path,
                    MAX(d->limits.mem_align, d->limits.offset_align),
                    DIRECT_ALIGN_MAX);
         file_direct_close(d);

@@ -96,7 +96,7 @@ int file_fdset_open(const char *path, int access, bool direct, Error **errp)
 
     if (!strstart(path, "/dev/fdset/", &number) ||
         qemu_strtoi(number, NULL, 10, &id) < 0) {
-        error_setg(errp, "%s: not the name of an fdset, which is "
+        error_setg(errp, "%s: not the name of an fdset; use "
                    "/dev/fdset/NUMBER", path);
         return -1;
     }

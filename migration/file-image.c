@@ -267,8 +267,9 @@ void file_transport_discard(void)
         gone = false;
     }
     if (!gone) {
-        warn_report("Unable to discard the image in '%s': do not use it, "
-                    "remove it", t->name);
+        warn_report("Unable to discard the image in '%s': do not restore "
+                    "it; remove the file, or overwrite the first 4 KiB of the "
+                    "image", t->name);
     }
     file_transport_release_lock(t);
 }

@@ -68,8 +68,8 @@ static bool file_check_type(const struct stat *st, const char *name,
 static bool file_check_args(const FileMigrationArgs *args, Error **errp)
 {
     if (!*args->filename) {
-        error_setg(errp, "The file URI has no path, "
-                   "it should be file:PATH[,offset=N]");
+        error_setg(errp, "The file URI has no path; use "
+                   "file:PATH[,offset=N]");
         return false;
     }
     if (args->offset > INT64_MAX) {

@@ -6,7 +6,8 @@
  * The transport of the URIs file:PATH and file:PATH,offset=N, which
  * file_uri_parse_offset() parses. A process has at most one such migration at a
  * time, outgoing or incoming, and the functions below apply to it. It lasts
- * from a successful file_transport_start_*() to file_transport_cleanup().
+ * from a successful file_transport_start_*() or file_transport_adopt() to
+ * file_transport_cleanup().
  */
 
 #ifndef QEMU_MIGRATION_FILE_TRANSPORT_H
@@ -121,9 +122,9 @@ bool file_transport_sync_early(Error **errp);
  *
  * To be called when everything has been written, and before the migration is
  * reported as completed. Brings the file to stable storage, which may take
- * long, unless the parameter file-sync is off, and checks each descriptor that
- * was written to for late errors. Does nothing if the migration is not to a
- * file. Migration thread, BQL not held.
+ * long, unless it is a regular file and the parameter file-sync is off, and
+ * checks each descriptor that was written to for late errors. Does nothing if
+ * the migration is not to a file. Migration thread, BQL not held.
  *
  * Returns: true on success. On failure the image must not be trusted.
  */
@@ -159,12 +160,16 @@ bool file_transport_take_lock(void);
 /**
  * file_transport_discard: undo a save that has failed or was cancelled
  *
- * Truncates the file to the offset of the image (or, on a block device,
- * overwrites the first bytes of the image), so that its space is free and the
- * rest cannot be mistaken for an image. If file_transport_begin() has not
- * succeeded, only removes the file if this migration created it. Does nothing
- * if called again. All writers must have stopped. Migration thread, or main
- * thread when the migration thread has ended.
+ * Truncates the file to the offset of the image (or, on a block device, on a
+ * file passed by fd:, or if that fails, overwrites the first bytes of the
+ * image), so that its space is free and the rest cannot be mistaken for an
+ * image; warns if it cannot. Then releases the lock. If file_transport_begin()
+ * has not succeeded, only removes the file if this migration created it. Does
+ * nothing if called again.
+ *
+ * Syncs block devices, and images that were committed, so it may wait for the
+ * disk. All writers must have stopped. Migration thread, or main thread when
+ * the migration thread has ended.
  */
 void file_transport_discard(void);
 
@@ -182,9 +187,9 @@ void file_transport_cleanup(void);
  * file_transport_set_phase: set the phase of the migration
  * @phase: for file_transport_phase()
  *
- * Does nothing if the migration is not to a file. The transport itself sets
- * MIGRATION_FILE_PHASE_SETUP and _SYNC, and all phases of a migration without
- * mapped-ram.
+ * Does nothing if the migration is not to or from a file. The transport sets
+ * MIGRATION_FILE_PHASE_SETUP and _SYNC itself, and all phases of a migration
+ * without mapped-ram.
  */
 void file_transport_set_phase(MigrationFilePhase phase);
 
@@ -211,8 +216,8 @@ bool file_transport_active(void);
 /**
  * file_transport_name: get the file's name for messages
  *
- * Returns: the path as the user gave it, owned by the transport; or NULL when
- * not active
+ * Returns: the path as the user gave it, or "fd:NAME", owned by the transport; or
+ * NULL when not active
  */
 const char *file_transport_name(void);
 

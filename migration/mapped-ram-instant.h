@@ -44,8 +44,9 @@ bool mapped_ram_instant_add(QEMUFile *f, RAMBlock *rb,
  * To be called when the state of devices is loaded and the guest may run.
  * Does nothing if no block was added.
  *
- * Returns: true; or false with @errp set if pages that were touched could not
- *          be read, in which case the load has failed
+ * Returns: true; or false with @errp set if saving the machine cannot be
+ *          blocked, or pages that were touched could not be read, in which case
+ *          the load has failed
  */
 bool mapped_ram_instant_start(Error **errp);
 

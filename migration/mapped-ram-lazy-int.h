@@ -29,7 +29,7 @@
  *
  * Each of these reads has a thread of its own, which waits for nothing else: so
  * a read that never ends delays neither the other pages nor the report of an
- * error.  The threads of a worker take turns to use a CPU.
+ * error.  No more of them use a CPU at a time than there are workers.
  */
 #define WORKERS_MAX 4
 #define READS 2

@@ -62,7 +62,8 @@ static bool alloc_buf(LazySlot *slot, Error **errp)
 
     slot->buf = qemu_anon_ram_alloc(MAPPED_RAM_LAZY_EXTENT, NULL, false, false);
     if (!slot->buf) {
-        error_setg_errno(errp, errno, "unable to allocate a buffer");
+        error_setg_errno(errp, errno, "unable to allocate a buffer of 2 MiB to "
+                         "read RAM into");
         return false;
     }
     qemu_madvise(slot->buf, MAPPED_RAM_LAZY_EXTENT, QEMU_MADV_DONTFORK);
@@ -185,6 +186,7 @@ bool lazy_slot_begin(MappedRamLazy *l, LazySlot *slot, Error **errp)
         end_turn(l, slot);
     }
     if (!ok) {
+        say_where(slot, errp);
         return false;
     }
     slot->view = (MappedRamBlock) {

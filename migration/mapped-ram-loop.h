@@ -40,7 +40,8 @@ typedef struct MappedRamLoopOps {
      * stretch of a block that starts and ends on words of the bitmap.
      *
      * Returns: how many pages were dirty; 0 if no page is dirty any more;
-     *          -1 with @errp set if the block has no pages region
+     *          -1 with @errp set if the block has no pages region, or the
+     *          workers have failed
      */
     int64_t (*claim)(void *opaque, MappedRamExtent *extent,
                      unsigned long max_pages, Error **errp);

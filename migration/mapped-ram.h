@@ -97,8 +97,9 @@ bool mapped_ram_save_left_out(QEMUFile *f, Error **errp);
 bool mapped_ram_save_ready(QEMUFile *f, Error **errp);
 
 /*
- * Returns whether a save is between mapped_ram_save_begin() and _cleanup().
- * May be called from any thread.
+ * Returns whether a save has workers: from file_save_begin() on, or from
+ * mapped_ram_save_begin() if that has not started them, until
+ * mapped_ram_save_cleanup().  May be called from any thread.
  */
 bool mapped_ram_saving(void);
 

@@ -87,9 +87,9 @@ typedef struct MappedRamLazyConfig {
  * @faults: how many faults were served by reading the file
  * @zero_faults: how many faults were on a page that is not in the file
  * @median_us: the median time of a fault, from when a fault thread receives it
- *             until the page is there, in microseconds
- * @p99_us: the time that 99 % of faults did not exceed, with an error below
- *          13 %
+ *             until the page is there, in microseconds, with an error below
+ *             13 %; after a failed read, from the last attempt on
+ * @p99_us: the time that 99 % of faults did not exceed, likewise
  * @slowest_us: the longest time
  * @slowest_offset: the file offset of that page
  * @stats: the queues' figures
@@ -166,9 +166,9 @@ void mapped_ram_lazy_retry(MappedRamLazy *l);
  *
  * Any thread.
  *
- * Returns: a copy of the error, which names the block, the page, the file and
- *          the offset, for error_free(); or NULL if nothing has failed since
- *          mapped_ram_lazy_retry()
+ * Returns: a copy of the error, for error_free(), which names the block, the
+ *          page and, if reading has failed, the file and the offset; or NULL if
+ *          nothing has failed since mapped_ram_lazy_retry()
  */
 Error *mapped_ram_lazy_error(MappedRamLazy *l);
 

@@ -248,8 +248,9 @@ bool mapped_ram_pool_drain(MappedRamPool *pool, Error **errp);
  *
  * May be called from any thread.
  *
- * Returns: whether nothing was handed over since the last return of
- *          mapped_ram_pool_drain()
+ * Returns: whether all workers have been drained since the last extent was
+ *          handed over to be saved or loaded; extents that are only counted do
+ *          not matter.  After an error this may stay false.
  */
 bool mapped_ram_pool_drained(MappedRamPool *pool);
 
@@ -326,7 +327,8 @@ void mapped_ram_pool_cancel(MappedRamPool *pool);
  * @pool: the pool, or NULL
  *
  * Stops the workers after their requests in flight, and frees the pool.  Waits
- * for the disk, so it must not be called by the main loop's thread.
+ * for these, so the main loop's thread may call it only if there are none, as
+ * after mapped_ram_pool_load_block().
  */
 void mapped_ram_pool_free(MappedRamPool *pool);
 

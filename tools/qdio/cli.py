@@ -49,14 +49,15 @@ usage: ./run COMMAND [OPTION...]
                [--output DIR]
   walk B       build and test each commit alone        [--no-build] [SLUG...]
   lint         check the repository's rules
-  canary       show which hooks apply to a QEMU that is not a base yet
+  canary [NAME]
+               show which hooks apply to a QEMU that is not a base yet
 
   help     print this
 
-All commands: --source PATH uses your own QEMU source (a checkout or another
-directory, a tarball, a .dsc) for the base in place of Debian's package;
---no-install installs no packages, but lists the missing ones.  The demo's base
-is {demo} here.
+Commands that take a base, except bench: --source PATH uses your own QEMU source
+(a checkout or another directory, a tarball, a .dsc) in place of Debian's
+package; test then needs --base.  All commands: --no-install installs no
+packages, but lists the missing ones.  The demo's base is {demo} here.
 B is one of: {bases}.
 Sources, trees, builds and logs are kept in {cache}
 (QDIO_CACHE, XDG_CACHE_HOME).
@@ -65,7 +66,7 @@ Sources, trees, builds and logs are kept in {cache}
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        raise Fault(f"{message}; './run help' tells what there is")
+        raise Fault(f"{message}; see './run help'")
 
 
 def _parser():
@@ -458,6 +459,6 @@ def main(argv):
         return 130
     except OSError as err:
         what = 'make room, or set QDIO_CACHE to a directory on a larger disk' \
-            if err.errno == errno.ENOSPC else 'is that as it should be?'
+            if err.errno == errno.ENOSPC else 'check that it exists and that you may access it'
         print(f'run: {err.filename}: {err.strerror}; {what}', file=sys.stderr)
         return 2

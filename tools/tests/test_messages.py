@@ -11,7 +11,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__))))
 PAGE = os.path.join(ROOT, 'docs', 'system', 'direct-io.rst')
 # QEMU's own messages that an operator is likely to see first
-OF_THE_BASE = {"Could not open '...': ...", "Could not create '...': ..."}
+OF_THE_BASE = {"Could not open '...': ...", "Could not create '...': ...",
+               'Capability mapped-ram is off, but received capability is on'}
 # Errors that the page need not explain, and why
 UNEXPLAINED = {
     'this host has no pread() and pwrite()': 'not on Linux',
@@ -41,8 +42,8 @@ _RUN = re.compile(rf'{_LITERAL}(?:\s*(?:{_LITERAL}|\bPRI[a-zA-Z0-9]+\b'
 _MACRO = re.compile(rf'#define ([A-Z][A-Z0-9_]+) ({_LITERAL})')
 _DIRECTIVE = re.compile(r'%[-+ #0]*\d*(?:\.\d+)?(?:hh|h|ll|l|z|j|t)?[a-zA-Z]')
 _REPORT = re.compile(r'\b(?:error_setg|error_setg_errno|error_prepend'
-                     r'|error_report|error_reportf_err|warn_report|queue_fail)'
-                     r'\(')
+                     r'|error_report|error_reportf_err|warn_report|info_report'
+                     r'|queue_fail|qio_channel_file_io_error)\(')
 _TOKEN = re.compile(rf'{_LITERAL}|[(),;]')
 
 
