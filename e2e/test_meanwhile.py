@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the guest or the user does while the machine is saved or restored."""
 
+import copy
 import errno
 import os
 import socket
 import threading
 import time
 
+from lab.freeze import frozen
+from lab.vm import Mode
+
 from . import ivshmem
-from .checks import check_error
+from .checks import check_error, expect_error
 from .faults import HeldRestore, broken, faulty, open_gate, wait_stall
 from .harness import test
 from .instant import HELD, LATER, begin, check_complete, figures, restore, \
     saved
 from .last_stage import DIRECT, GUEST, RAM, hung
+from .snapshots import add_disk
 
 # Ports of ACPI of a q35 machine
 PM_BASE, MEMORY_HOTPLUG = 0x600, 0xa00
@@ -87,6 +92,76 @@ def test_stopped_before(t):
     power(vm, SOFT_OFF)
     vm.wait_runstate('shutdown')
     assert status_after_failure() == 'shutdown'
+
+
+@test('meanwhile: a debugger continues the guest in the last stage',
+      quick=True)
+def test_continue(t):
+    """It stays stopped, as its disks are inactive, and is saved as it was."""
+    address = t.path('gdb')
+    fs, vm = hung(t, ('direct write', range(1, 3), 'hold'), args=(
+        '-gdb', f'unix:{address},server=on,wait=off'))
+    with socket.socket(socket.AF_UNIX) as debugger:
+        debugger.connect(address)
+        debugger.sendall(b'+$c#63')
+        # QEMU acknowledges the command
+        assert debugger.recv(1) == b'+'
+        status = vm.command('query-status')['status']
+        assert status == 'finish-migrate', status
+        fs.release()
+        info = vm.wait_migration()
+        assert info['status'] == 'completed', info
+        assert vm.command('query-status')['status'] == 'postmigrate'
+    vm.command('cont')
+    vm.ticks_on()
+
+
+@test('meanwhile: a disk image is changed in the last stage', quick=True)
+def test_disk_image(t):
+    """Its node is inactive by then."""
+    disk = t.path('disk')
+    vm = t.vm(guest=False)
+    add_disk(vm, disk, create=True)
+    vm.command('blockdev-snapshot-internal-sync',
+               {'device': 'disk', 'name': 'one'})
+    vm.kill()
+    fs, vm = hung(t, ('sync', range(1, 3), 'hold'), args=(
+        '-blockdev', f'qcow2,node-name=disk,file.driver=file,'
+        f'file.filename={disk}'))
+    for command, more in (
+            ('blockdev-snapshot-delete-internal-sync',
+             {'device': 'disk', 'name': 'one'}),
+            ('block_resize', {'node-name': 'disk', 'size': 1 << 20})):
+        with expect_error(f'{command} was accepted', 'inactive'):
+            vm.command(command, more)
+    fs.release()
+    assert vm.wait_migration()['status'] == 'completed'
+    vm.command('cont')
+    vm.ticks_on()
+    vm.command('blockdev-snapshot-delete-internal-sync',
+               {'device': 'disk', 'name': 'one'})
+
+
+@test('meanwhile: a stream is cancelled while a CPU is slow to stop',
+      quick=True)
+def test_slow_cpu(t):
+    """The guest runs again, with active disks.  TCG would wait for the CPU
+    already when it collects dirty pages."""
+    emulator = copy.copy(t.config.ours)
+    emulator.accel = 'qtest'
+    vm = t.vm(guest=False, ram=RAM, emulator=emulator, args=(
+        '-blockdev', 'driver=null-co,node-name=d0,read-zeroes=on'))
+    vm.setup(Mode(0))
+    vm.set_capabilities('mapped-ram', state=False)
+    with frozen(vm.command('query-cpus-fast')[0]['thread-id']):
+        vm.start_save(f'file:{t.path("image")}')
+        vm.wait_runstate('finish-migrate')
+        vm.command('migrate_cancel')
+    assert vm.wait_migration()['status'] == 'cancelled'
+    vm.wait_runstate('running')
+    said = vm.hmp('qemu-io d0 "write 0 512"')
+    assert not said, said
+    vm.command('query-status')
 
 
 @test('meanwhile: a DIMM is ejected, and its memory deleted', quick=True)

@@ -40,6 +40,22 @@ void file_last_stage_flush(QEMUFile *f)
     }
 }
 
+bool file_last_stage_has_guest(void)
+{
+    FileTransport *t = file_transport_get();
+
+    return t && t->has_guest;
+}
+
+void file_last_stage_end(void)
+{
+    FileTransport *t = file_transport_get();
+
+    if (t) {
+        t->has_guest = false;
+    }
+}
+
 bool file_last_stage_take_guest(void)
 {
     FileTransport *t = file_transport_get();

@@ -53,6 +53,20 @@ void file_last_stage_flush(QEMUFile *f);
 bool file_last_stage_take_guest(void);
 
 /**
+ * file_last_stage_has_guest: whether a save has the guest stopped
+ *
+ * Nobody else may start it then, as a debugger could.  BQL held.
+ */
+bool file_last_stage_has_guest(void);
+
+/**
+ * file_last_stage_end: leave the guest stopped
+ *
+ * For a save that is completed: the guest may be continued.  BQL held.
+ */
+void file_last_stage_end(void);
+
+/**
  * file_last_stage_stop: note that the guest is to stay stopped
  * @state: why: the state that it gets if the save fails or is cancelled
  *

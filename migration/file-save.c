@@ -35,6 +35,14 @@ void file_save_release_guest(MigrationState *s)
     }
 }
 
+static void release_guest_in_thread(MigrationState *s)
+{
+    file_save_compat_lock_bql();
+    file_save_release_guest(s);
+    file_save_compat_end_dirty_limit();
+    file_save_compat_unlock_bql();
+}
+
 void file_save_abort(MigrationState *s)
 {
     if (!file_transport_active()) {
@@ -52,9 +60,7 @@ void file_save_abort(MigrationState *s)
      * image may be valid.
      */
     if (!file_transport_committed()) {
-        file_save_compat_lock_bql();
-        file_save_release_guest(s);
-        file_save_compat_unlock_bql();
+        release_guest_in_thread(s);
     }
     /* First stop the workers, which write the file and read the dirty bitmap */
     if (save_ram) {
@@ -120,6 +126,9 @@ void file_save_keep_error(MigrationState *s)
 {
     Error *err = NULL;
 
+    if (!file_transport_active()) {
+        return;
+    }
     qemu_file_get_error_obj(s->to_dst_file, &err);
     if (err) {
         migrate_set_error(s, err);
@@ -162,6 +171,7 @@ void file_save_publish(MigrationState *s)
                               (s->total_time - s->setup_time);
     }
     file_transport_unlock();
+    file_last_stage_end();
     migrate_set_state(&s->state, s->state, MIGRATION_STATUS_COMPLETED);
     if (!migrate_background_snapshot()) {
         runstate_set(RUN_STATE_POSTMIGRATE);
@@ -171,8 +181,8 @@ void file_save_publish(MigrationState *s)
 void file_save_fail(MigrationState *s)
 {
     file_save_abort(s);
+    release_guest_in_thread(s);
     file_save_compat_lock_bql();
-    file_save_release_guest(s);
     if (s->state != MIGRATION_STATUS_CANCELLING) {
         migrate_set_state(&s->state, s->state, MIGRATION_STATUS_FAILED);
     }

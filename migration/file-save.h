@@ -5,9 +5,8 @@
  *
  * The order in which the file is truncated, synced and published, and the guest
  * is resumed.  If the migration is not to a file, all functions do nothing and
- * succeed, except file_save_keep_error(), which works for any migration, and
- * file_save_publish() and file_save_fail(), which must not be called then.
- * Errors are reported through query-migrate.
+ * succeed, except file_save_publish() and file_save_fail(), which must not be
+ * called then.  Errors are reported through query-migrate.
  */
 
 #ifndef QEMU_MIGRATION_FILE_SAVE_H

@@ -585,12 +585,12 @@ void file_transport_load_error(QEMUFile *f, int ret, Error **errp)
 {
     Error *err = NULL;
 
-    qemu_file_get_error_obj(f, &err);
-    if (err) {
-        error_free(*errp);
-        *errp = err;
-    }
     if (current) {
+        qemu_file_get_error_obj(f, &err);
+        if (err) {
+            error_free(*errp);
+            *errp = err;
+        }
         error_report("the file is '%s', read from offset %" PRIu64,
                      current->name, current->offset);
     }

@@ -9,6 +9,8 @@
 
 #include "migration.h"
 #include "migration/misc.h"
+#include "options.h"
+#include "qapi/qapi-commands-migration.h"
 #include "qemu/main-loop.h"
 #include "ram.h"
 #include "system/cpu-throttle.h"
@@ -34,6 +36,14 @@ static inline void file_save_compat_stay_stopped(MigrationState *s,
                                                  RunState state)
 {
     s->vm_old_state = state;
+}
+
+/* Ends the limit of the migration.  Migration thread; drops the BQL. */
+static inline void file_save_compat_end_dirty_limit(void)
+{
+    if (migrate_dirty_limit()) {
+        qmp_cancel_vcpu_dirty_limit(false, -1, NULL);
+    }
 }
 
 #endif

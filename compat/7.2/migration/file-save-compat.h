@@ -36,4 +36,9 @@ static inline void file_save_compat_stay_stopped(MigrationState *s,
     s->vm_stopped_state = state;
 }
 
+/* There is no capability dirty-limit. */
+static inline void file_save_compat_end_dirty_limit(void)
+{
+}
+
 #endif
