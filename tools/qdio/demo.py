@@ -228,7 +228,7 @@ class Demo:
     def wait_rounds(self, more):
         """Wait until the guest has printed `more` rounds in this QEMU."""
         want = len(counts(self.printed())) + more
-        deadline = time.monotonic() + 600
+        deadline = time.monotonic() + 3000
         while len(counts(self.printed())) < want:
             self.vm.check_guest()
             self.vm.raise_if_dead()

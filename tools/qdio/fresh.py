@@ -113,7 +113,7 @@ class Machine:
         code = step(f'{self.host.label}: {what}',
                     ['unshare', '--mount', '--pid', '--fork', '--kill-child',
                      'sh', '-c', MOUNT, 'sh', self.root, self.ccache,
-                     self.packages, *inside], log, check=False, timeout=2400)
+                     self.packages, *inside], log, check=False, timeout=7200)
         return code, log
 
 

@@ -137,7 +137,7 @@ def fuzz(tree, report):
                            f'-runs={FUZZ_RUNS}', '-seed=1',
                            '-use_value_profile=1',
                            f'-artifact_prefix={log}-', corpus],
-                    log, check=False, timeout=600)
+                    log, check=False, timeout=1800)
     with open(log, errors='replace') as f:
         done = f'Done {FUZZ_RUNS} runs' in f.read()
     report(code == 0 and done, f'{name}, {FUZZ_RUNS} runs', log=log)

@@ -48,7 +48,7 @@ def count_cases(log):
     return len(found) - failed - skipped, failed, skipped
 
 
-def run_program(name, argv, log, report, env=None, cwd=None, timeout=600,
+def run_program(name, argv, log, report, env=None, cwd=None, timeout=2400,
                 filesystems=False):
     """Run one test program that writes TAP, with real file systems if it uses
     them, and count its cases."""

@@ -316,7 +316,7 @@ class Tests:
              '--workdir', work,
              *(['--other', other.emulator] if other else [])],
             log_path(f'{log}-{build.name}'), self.report, env=env, cwd=ROOT,
-            timeout=3000)
+            timeout=7200)
 
     def part_machines(self, trees):
         """Test guests on KVM and of another target, with separate builds: if
@@ -373,7 +373,7 @@ class Tests:
                     '--sides', 'ours,fio,exec', '--dir', where,
                     '--json', where + '/results.json', '--pictures', where]
             code = step(f'benchmark {build.base.name}', argv, log,
-                        check=False, timeout=600)
+                        check=False, timeout=1800)
             drawn = os.path.exists(where + '/throughput.svg')
         self.report(code == 0 and drawn, f'benchmark {build.base.name}',
                     log=log)
@@ -392,7 +392,7 @@ class Tests:
         log = log_path(f'demo-{tree.name}')
         code = step(f'demo {tree.base.name}',
                     [os.path.join(ROOT, 'run'), 'demo', '--emulator',
-                     emulator], log, check=False, timeout=1200)
+                     emulator], log, check=False, timeout=3600)
         self.report(code == 0, f'install and demo {tree.base.name}', log=log)
 
 
@@ -431,7 +431,7 @@ class Tests:
         not count as a failure."""
         log = log_path('canary')
         code = step('canary', [os.path.join(ROOT, 'run'), 'canary'], log,
-                    check=False, timeout=600)
+                    check=False, timeout=1800)
         if code == SKIPPED:
             self.report.skip('canary', tail(log, 1))
             return
