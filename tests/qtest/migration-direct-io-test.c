@@ -410,13 +410,14 @@ static void test_descriptors(const void *opaque)
     /* The only descriptors left are those in the set, unchanged. */
     if (fdset) {
         file_vm_cont(vm);
-        g_assert_cmpuint(file_vm_count_fds(vm, path, &direct), ==, 2);
+        file_vm_wait_fds(vm, path, 2);
+        file_vm_count_fds(vm, path, &direct);
         g_assert_cmpuint(direct, ==, 1);
         file_vm_do(vm, "{ 'execute': 'remove-fd',"
                    " 'arguments': { 'fdset-id': 1 } }");
     }
-    g_assert_cmpuint(file_vm_count_fds(vm, path, NULL), ==, 0);
-    g_assert_cmpuint(file_vm_count_fds(vm, NULL, NULL), ==, before);
+    file_vm_wait_fds(vm, path, 0);
+    file_vm_wait_fds(vm, NULL, before);
     unlink(path);
 }
 

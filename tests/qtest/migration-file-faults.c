@@ -474,8 +474,8 @@ static void test_cancel(const void *opaque)
     }
     start_and_cancel(vm, uri);
     save_at_once(vm, uri);
-    g_assert_cmpuint(file_vm_count_fds(vm, path, NULL), ==, 0);
-    g_assert_cmpuint(file_vm_count_fds(vm, NULL, NULL), ==, before);
+    file_vm_wait_fds(vm, path, 0);
+    file_vm_wait_fds(vm, NULL, before);
 
     to = file_vm_start_target(NULL);
     file_vm_restore(to, &way, &target);
@@ -534,7 +534,7 @@ static void test_fail_and_retry(const void *opaque)
     file_vm_do(vm, "{ 'execute': 'migrate', 'arguments': { 'uri': %s } }",
                uri);
     file_vm_wait(vm, "completed");
-    g_assert_cmpuint(file_vm_count_fds(vm, NULL, NULL), ==, before);
+    file_vm_wait_fds(vm, NULL, before);
 
     to = file_vm_start_target(NULL);
     file_vm_restore(to, &way, &target);

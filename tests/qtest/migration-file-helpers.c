@@ -594,6 +594,17 @@ unsigned file_vm_count_fds(FileVM *vm, const char *path, unsigned *direct)
     return count;
 }
 
+void file_vm_wait_fds(FileVM *vm, const char *path, unsigned count)
+{
+    gint64 end = g_get_monotonic_time() + FILE_VM_TIMEOUT_US / 10;
+
+    while (file_vm_count_fds(vm, path, NULL) != count &&
+           g_get_monotonic_time() < end) {
+        g_usleep(1000);
+    }
+    g_assert_cmpuint(file_vm_count_fds(vm, path, NULL), ==, count);
+}
+
 uint64_t file_size(const char *path)
 {
     struct stat st;

@@ -203,6 +203,13 @@ void file_vm_compare(FileVM *a, FileVM *b);
  */
 unsigned file_vm_count_fds(FileVM *vm, const char *path, unsigned *direct);
 
+/*
+ * Waits until there are @count descriptors of the file @path, or in all if
+ * @path is NULL; fails if there are not within a tenth of the timeout.  The
+ * emulator closes the file a moment after it has reported the result.
+ */
+void file_vm_wait_fds(FileVM *vm, const char *path, unsigned count);
+
 /* Size of a file in bytes. */
 uint64_t file_size(const char *path);
 
