@@ -216,8 +216,9 @@ static void test_uring_patience(void)
     config.fd = fds[0];
     direct_io_limits_buffered(&config.limits);
     q = direct_queue_new(&config, &error_abort);
-    thread = g_thread_new("late", write_late, &fds[1]);
     g_assert_true(direct_queue_read(q, buf, sizeof(buf), 0, &error_abort));
+    /* The request has begun, and so its time runs */
+    thread = g_thread_new("late", write_late, &fds[1]);
     g_assert_true(direct_queue_drain(q, &error_abort));
     g_thread_join(thread);
     g_assert_cmpuint(buf[2], ==, 3);
