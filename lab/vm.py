@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Virtual machines under test."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -256,11 +257,13 @@ class VM(Console):
         ticks = os.sysconf('SC_CLK_TCK')
         result = {}
         for tid in os.listdir(f'/proc/{self.pid}/task'):
-            with open(f'/proc/{self.pid}/task/{tid}/stat') as f:
+            # A thread may end meanwhile
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError), \
+                    open(f'/proc/{self.pid}/task/{tid}/stat') as f:
                 name, _, rest = f.read().partition(' (')[2].rpartition(') ')
-            fields = rest.split()
-            result[f'"{name}" ({tid})'] = \
-                (int(fields[11]) + int(fields[12])) / ticks
+                fields = rest.split()
+                result[f'"{name}" ({tid})'] = \
+                    (int(fields[11]) + int(fields[12])) / ticks
         return result
 
     def kill(self):
