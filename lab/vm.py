@@ -315,11 +315,16 @@ class VM(Console):
             {'capability': name, 'state': state} for name in names]})
 
     def setup(self, mode, **params):
+        """Sets capabilities and parameters.  Without a limit on the bandwidth,
+        the limit on the downtime is so high that even a slow and busy disk
+        keeps up with the guest."""
         self.command('migrate-set-capabilities', {'capabilities': [
             {'capability': 'events', 'state': True},
             {'capability': 'mapped-ram', 'state': True},
             {'capability': 'multifd', 'state': mode.channels > 0}]})
-        values = {'max-bandwidth': 1 << 40, 'direct-io': mode.direct}
+        values = {'max-bandwidth': 1 << 40, 'direct-io': mode.direct,
+                  'downtime-limit': 300 if 'max_bandwidth' in params else
+                  5000}
         if mode.channels:
             values['multifd-channels'] = mode.channels
         values.update(self.emulator.params)
