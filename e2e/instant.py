@@ -14,6 +14,8 @@ DIRECT = Mode(2, True)
 ALL = range(1, 1 << 30)
 LATER = range(16, 1 << 30)      # skips the reads before the guest runs
 HELD = ('large read', ALL, 'hold')
+# Four background threads, on any number of CPUs, with one read each
+FOUR = {'mode': Mode(4, True), 'params': {'x_direct_io_depth': 1}}
 
 
 def instant(vm, mode, **params):
@@ -38,6 +40,15 @@ def wait_status(vm, *wanted):
         if status == 'failed':
             raise AssertionError(f'the restore failed: '
                                  f'{info.get("error-desc")}')
+        time.sleep(0.005)
+
+
+def wait_hung(vm, count):
+    """Waits until all background threads of a restore with FOUR hang; from
+    then on, small reads are for faults.  `count()` is how many large reads are
+    held: the kernel makes two requests of a read of 2 MiB."""
+    while count() < 8:
+        vm.raise_if_dead()
         time.sleep(0.005)
 
 

@@ -12,8 +12,9 @@ from lab.vm import Mode
 from .checks import case, expect_error, file_hash
 from .faults import check_engine, each_engine, faulty, with_engine
 from .harness import Skip, test
-from .instant import ALL, DIRECT, HELD, LATER, RAM, begin, check_complete, \
-    figures, follows, instant, restore, saved, wait_error
+from .instant import ALL, DIRECT, FOUR, HELD, LATER, RAM, begin, \
+    check_complete, figures, follows, instant, restore, saved, wait_error, \
+    wait_hung
 
 MODES = [Mode(0), Mode(1, True), Mode(4, True), Mode(2)]
 DIRTY = {'dirty': 32}
@@ -151,8 +152,10 @@ def test_error_running(t):
 def test_stuck(t):
     """The background load hangs and reads for faults fail, so the guest stops
     for a CPU that is in the middle of an instruction."""
-    disk, _, _, vm, _ = restore(t, HELD, ('small read', LATER, errno.EIO),
-                                guest=DIRTY)
+    disk, _, _, vm, _ = restore(t, HELD, ('later small read', ALL, errno.EIO),
+                                **FOUR)
+    wait_hung(vm, lambda: disk.held)
+    disk.arm_later()
     vm.command('cont')
     vm.wait_runstate('io-error')
     for _ in range(10):
@@ -216,13 +219,10 @@ def test_stuck_dma(t):
                        (DESCRIPTOR, TARGET | (last | 4096) << 32)):
         args += ['-device', f'loader,addr={addr:#x},data={word:#x},data-len=8']
     disk, _, _, vm, _ = restore(t, HELD, ('later small read', ALL, errno.EIO),
-                                mode=Mode(4, True), guest={'pages': 6144},
-                                params={'x_direct_io_depth': 1},
-                                args=tuple(args))
-    # All four background threads hang, and so load neither of the two pages
-    while disk.held < 8:
-        vm.raise_if_dead()
-        time.sleep(0.005)
+                                guest={'pages': 6144}, args=tuple(args),
+                                **FOUR)
+    # The background threads load neither of the two pages
+    wait_hung(vm, lambda: disk.held)
     vm.hmp(f'xp /2wx {DESCRIPTOR:#x}')
     vm.command('cont')
     # From now on the guest has all pages that it needs
@@ -238,11 +238,18 @@ def test_stuck_dma(t):
     assert 'Input/output error' in wait_error(vm)
     vm.command('cont')
     disk.disarm()
-    vm.ticks_on()
+    ticks = vm.count_lines('tick')
+    while vm.count_lines('tick') < ticks + 3:
+        # It may stop again when the page is there and the error not yet gone
+        if vm.command('query-status')['status'] == 'io-error':
+            vm.command('cont')
+        time.sleep(0.01)
     word = int.from_bytes(data, 'little')
     while f'{word:#018x}' not in (said := vm.hmp(f'xp /1gx {TARGET:#x}')):
         assert '0x0000000000000001' in said, said
-    assert 'error-desc' not in vm.migration(), vm.migration()
+    while 'error-desc' in vm.migration():
+        vm.raise_if_dead()
+        time.sleep(0.005)
     disk.release()
     check_complete(t, vm)
     vm.wait_guest('sweep')
@@ -277,12 +284,8 @@ def test_error_gone(t):
     disk, _, _, vm, _ = restore(t, ('large read', ALL, 'hold, fail'),
                                 ('later small read', range(1, 2), errno.EIO),
                                 ('later small read', range(2, 3), 'fail held'),
-                                mode=Mode(1, True),
-                                params={'x_direct_io_depth': 1})
-    # The only background thread hangs, so later small reads are for faults
-    while not disk.held_to_fail:
-        vm.raise_if_dead()
-        time.sleep(0.005)
+                                **FOUR)
+    wait_hung(vm, lambda: disk.held_to_fail)
     before = figures(vm.migration())['faults']
     disk.arm_later()
     vm.command('cont')

@@ -15,8 +15,8 @@ from . import ivshmem
 from .checks import check_error, expect_error
 from .faults import HeldRestore, broken, faulty, open_gate, wait_stall
 from .harness import test
-from .instant import HELD, LATER, begin, check_complete, figures, restore, \
-    saved
+from .instant import ALL, FOUR, HELD, begin, check_complete, figures, \
+    restore, saved, wait_hung
 from .last_stage import DIRECT, GUEST, RAM, hung
 from .snapshots import add_disk
 
@@ -216,8 +216,10 @@ def test_reset(t):
     """A CPU waits for a page for so long that the reset waits for the CPU;
     then the page turns out to be unreadable, so the CPU waits for `cont`, and
     so must the reset."""
-    disk, _, _, vm, _ = restore(t, HELD, ('small read', LATER, 'hold, fail'),
-                                guest=GUEST, params={'x_direct_io_depth': 1})
+    disk, _, _, vm, _ = restore(
+        t, HELD, ('later small read', ALL, 'hold, fail'), **FOUR)
+    wait_hung(vm, lambda: disk.held)
+    disk.arm_later()
     vm.command('cont')
     while not disk.held_to_fail:
         vm.raise_if_dead()
