@@ -252,6 +252,16 @@ class VM(Console):
     def open_descriptors(self):
         return len(os.listdir(f'/proc/{self.pid}/fd'))
 
+    def wait_descriptors(self, most, timeout=20):
+        """Waits until no more descriptors than this are open; a save closes
+        its own a moment after it has ended."""
+        deadline = time.monotonic() + PATIENCE * timeout
+        while (now := self.open_descriptors()) > most:
+            self.raise_if_dead()
+            if time.monotonic() > deadline:
+                raise AssertionError(f'{now - most} descriptors leaked')
+            time.sleep(0.01)
+
     def cpu_times(self):
         """CPU seconds of each thread, by its name and id."""
         ticks = os.sysconf('SC_CLK_TCK')
