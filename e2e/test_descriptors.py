@@ -157,18 +157,21 @@ def test_page_cache(t):
     """With every engine, data written directly bypasses the page cache."""
     path = t.path('image')
     vm = t.source()
-    for direct in (False, True):
+
+    def cached_by(direct):
         vm.save(f'file:{path}', Mode(4, direct))
         vm.command('cont')
         cached = meter.cached(path)
         written = os.stat(path).st_blocks * 512
         t.note(f'{"direct" if direct else "buffered"}: {cached >> 20} of '
                f'{written >> 20} MiB in the page cache')
-        if direct:
-            assert cached < 8 * MIB, 'a direct save went to the page cache'
-        else:
-            assert cached > 8 * MIB, 'this measurement cannot fail'
         os.unlink(path)
+        return cached
+
+    # A busy host may need its memory for something else
+    assert any(cached_by(False) > 8 * MIB for _ in range(3)), \
+        'this measurement cannot fail'
+    assert cached_by(True) < 8 * MIB, 'a direct save went to the page cache'
 
 
 @test('descriptors: a new image is for its owner only', quick=True)

@@ -70,9 +70,15 @@ def test_save_restore(t):
     guest = domain(t, daemon)
     for cache in ((), DIRECT):
         for channels in CHANNELS:
-            guest.virsh('save', path, *cache, *channels)
-            assert guest.state() == 'shut off', guest.state()
-            cached = meter.cached(path)
+            for _ in range(3):
+                guest.virsh('save', path, *cache, *channels)
+                assert guest.state() == 'shut off', guest.state()
+                cached = meter.cached(path)
+                if cache or cached > 8 * MIB:
+                    break
+                # The host may have needed its memory for something else
+                daemon.virsh('restore', path)
+                os.unlink(path)
             assert (cached <= 8 * MIB) == bool(cache), \
                 f'{cache}: {cached} bytes of the image in the page cache'
             whole(path)
