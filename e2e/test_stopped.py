@@ -32,7 +32,7 @@ def wait_written(vm, size):
 
 def cancelled(t, path, mode):
     vm = t.source(ram=RAM, guest=GUEST)
-    vm.setup(mode, max_bandwidth=16 * MIB)
+    vm.setup(mode, max_bandwidth=8 * MIB, downtime_limit=1)
     vm.start_save(f'file:{path},offset={OFFSET}')
     wait_written(vm, 8 * MIB)
     vm.command('migrate_cancel')
@@ -119,7 +119,7 @@ def test_quit(t):
     for mode in MODES:
         for written in (0, 1, 8 * MIB, 32 * MIB):
             vm = t.source(ram=RAM, guest=GUEST)
-            vm.setup(mode, max_bandwidth=16 * MIB)
+            vm.setup(mode, max_bandwidth=8 * MIB, downtime_limit=1)
             vm.start_save(f'file:{path}')
             wait_written(vm, written)
             leave(vm, f'quit after {written} bytes of a save, {mode}')
