@@ -35,7 +35,7 @@ def test_two_savers(t):
         info = second.try_save(f'file:{path}', mode)
         status = first.migration()['status']
         assert status == 'active', f'the first save {status}'
-        first.command('migrate-set-parameters', {'max-bandwidth': 1 << 40})
+        first.hurry()
         other = first.wait_migration()
         if info['status'] == other['status'] == 'completed':
             raise AssertionError('both saves completed')
@@ -107,8 +107,7 @@ def test_renamed(t):
                 if how != 'unlinked':
                     with open(path, 'wb') as f:
                         f.write(b'someone else')
-                vm.command('migrate-set-parameters',
-                           {'max-bandwidth': 1 << 40})
+                vm.hurry()
                 info = vm.wait_migration()
                 assert info['status'] == 'completed', info
                 want = vm.ram_hash()

@@ -85,7 +85,7 @@ def test_created_twice(t):
     error = held.finish(t)
     assert error and 'is locked' in error, error
     assert os.path.exists(path), 'the other image was removed'
-    first.command('migrate-set-parameters', {'max-bandwidth': 1 << 40})
+    first.hurry()
     assert first.wait_migration()['status'] == 'completed'
     want = first.ram_hash()
     t.restores(f'file:{path}', want, Mode(2, True)).kill()

@@ -94,8 +94,7 @@ def test_live(t):
         src.setup(mode, max_bandwidth=MIB, downtime_limit=1)
         src.start_save(f'file:{path}')
         src.ticks_on(5)
-        src.command('migrate-set-parameters', {'max-bandwidth': 1 << 40,
-                                               'downtime-limit': 5000})
+        src.hurry()
         info = src.wait_migration()
         assert info['status'] == 'completed', info
         assert info['ram']['dirty-sync-count'] > 2, info['ram']
