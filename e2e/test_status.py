@@ -5,12 +5,14 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 
 from lab.vm import Mode
 
 from .checks import check_error, expect_error
 from .faults import HeldRestore, faulty, held_save, open_gate, stalls
 from .harness import Skip, test
+from .strace import need_strace, strace
 
 
 def release(t, vm):
@@ -118,6 +120,27 @@ def test_sysctl(t):
     assert 'io_uring: not permitted (by the sysctl ' \
         'kernel.io_uring_disabled' in section['engine-reason'], section
     t.restores(f'file:{path}', vm.ram_hash(), Mode(2, True)).kill()
+
+
+@test('status: a new file in a directory that cannot be read', quick=True)
+def test_unreadable(t):
+    """Its entry is synced nevertheless, with the whole file system."""
+    need_strace()
+    directory, log = t.path('directory'), t.path('log')
+    os.mkdir(directory, 0o300)
+    drop = '-dac_override,-dac_read_search'
+    vm = t.source(wrapper=('setpriv', '--bounding-set', drop,
+                           '--inh-caps', drop))
+    for mode, call in ((0o300, 'syncfs'), (0o700, 'fsync')):
+        os.chmod(directory, mode)
+        tracer = strace(vm, log, 'syncfs,fsync')
+        vm.save(f'file:{directory}/image{mode}', Mode(2, True))
+        tracer.stop()
+        with open(log) as f:
+            found = f.read()
+        what = 'image' if call == 'syncfs' else 'directory>'
+        assert re.search(rf'{call}\(\d+<[^>]*/{what}', found), found
+        vm.command('cont')
 
 
 @test('status: file-sync=off does not sync', quick=True)

@@ -57,9 +57,25 @@ static int file_sync_fd(int fd, bool all)
     return ret;
 }
 
+/* Syncs the entry of a new file in its directory. */
+static int file_sync_entry(const FileTransport *t)
+{
+#ifdef CONFIG_LINUX
+    if (t->dir_fd < 0) {
+        /* It may be written to, but not be read */
+        return syncfs(t->fd);
+    }
+#endif
+    /* EINVAL: some file systems cannot sync a directory */
+    if (t->dir_fd < 0 || file_sync_fd(t->dir_fd, true) == 0 ||
+        errno == EINVAL) {
+        return 0;
+    }
+    return -1;
+}
+
 static bool file_sync_to_storage(FileTransport *t, Error **errp)
 {
-    bool created = t->dir_fd >= 0;
     int direct_fd = t->direct.fd;
 
     /* A server may report errors only on the descriptor that was written */
@@ -69,14 +85,12 @@ static bool file_sync_to_storage(FileTransport *t, Error **errp)
                          t->name);
         return false;
     }
-    if (file_sync_fd(t->fd, created) < 0) {
+    if (file_sync_fd(t->fd, t->is_new) < 0) {
         error_setg_errno(errp, errno, "Unable to bring '%s' to stable storage",
                          t->name);
         return false;
     }
-    /* EINVAL: some file systems cannot sync a directory */
-    if (created && file_sync_fd(t->dir_fd, true) < 0 &&
-        errno != EINVAL) {
+    if (t->is_new && file_sync_entry(t) < 0) {
         error_setg_errno(errp, errno, "Unable to bring the directory of '%s' "
                          "to stable storage", t->name);
         return false;

@@ -32,7 +32,9 @@ typedef struct FileTransport {
     int fd;
     /* And a channel for what the transport itself writes */
     QIOChannelFile *ioc;
-    /* The file's directory if its entry there is new, or -1 */
+    /* Whether the file's entry in its directory is new */
+    bool is_new;
+    /* That directory, or -1 if the entry is not new or it can't be opened */
     int dir_fd;
     /* The descriptor for guest RAM */
     FileDirect direct;

@@ -477,6 +477,7 @@ void file_transport_start_outgoing(MigrationState *s,
         return;
     }
     if (created) {
+        t->is_new = true;
         t->dir_fd = file_open_directory(path);
     }
 
