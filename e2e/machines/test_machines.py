@@ -7,6 +7,7 @@ kvm         KVM has its own dirty page log, and the kernel itself accesses
             hardware.
 aarch64     a different target, whose RAM does not start at address 0"""
 
+import copy
 import errno
 import os
 import time
@@ -119,6 +120,23 @@ def test_failed(t):
     path = t.path('image')
     src.save(f'file:{path}', DIRECT)
     restores(t, f'file:{path}', src.ram_hash(), DIRECT)
+
+
+@machines('a failed save ends the dirty limit', 'kvm')
+def test_dirty_limit(t):
+    """The limit belongs to the migration, if its capability is set."""
+    if not t.config.ours.at_least(8, 1):
+        raise Skip(f'{t.config.ours.version} has no capability dirty-limit')
+    emulator = copy.copy(t.config.ours)
+    emulator.accel += ',dirty-ring-size=4096'
+    src = source(t, emulator=emulator)
+    src.set_capabilities('dirty-limit')
+    src.command('set-vcpu-dirty-limit', {'dirty-rate': 1000})
+    assert src.command('query-vcpu-dirty-limit')
+    disk = broken(t, ('write', LATER, errno.EIO))
+    check_error(src.try_save(f'file:{disk.mount}/image', DIRECT),
+                'Input/output error')
+    assert not src.command('query-vcpu-dirty-limit'), 'it is still there'
 
 
 @machines('images go to stock QEMU and back', 'kvm', timeout=300)
