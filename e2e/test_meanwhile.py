@@ -145,7 +145,8 @@ def test_disk_image(t):
 @test('meanwhile: a stream is cancelled while a CPU is slow to stop',
       quick=True)
 def test_slow_cpu(t):
-    """The guest runs again, with active disks.  TCG would wait for the CPU
+    """The guest runs again, unless it was stopped, and its disks are active.
+    TCG would wait for the CPU
     already when it collects dirty pages."""
     emulator = copy.copy(t.config.ours)
     emulator.accel = 'qtest'
@@ -153,15 +154,18 @@ def test_slow_cpu(t):
         '-blockdev', 'driver=null-co,node-name=d0,read-zeroes=on'))
     vm.setup(Mode(0))
     vm.set_capabilities('mapped-ram', state=False)
-    with frozen(vm.command('query-cpus-fast')[0]['thread-id']):
-        vm.start_save(f'file:{t.path("image")}')
-        vm.wait_runstate('finish-migrate')
-        vm.command('migrate_cancel')
-    assert vm.wait_migration()['status'] == 'cancelled'
-    vm.wait_runstate('running')
-    said = vm.hmp('qemu-io d0 "write 0 512"')
-    assert not said, said
-    vm.command('query-status')
+    for stop in (False, True):
+        with frozen(vm.command('query-cpus-fast')[0]['thread-id']):
+            vm.start_save(f'file:{t.path("image")}')
+            vm.wait_runstate('finish-migrate')
+            if stop:
+                vm.command('stop')
+            vm.command('migrate_cancel')
+        assert vm.wait_migration()['status'] == 'cancelled'
+        vm.wait_runstate('paused' if stop else 'running')
+        said = vm.hmp('qemu-io d0 "write 0 512"')
+        assert not said, said
+        vm.command('query-status')
 
 
 @test('meanwhile: a DIMM is ejected, and its memory deleted', quick=True)

@@ -50,8 +50,9 @@ def loop(path, sector_size=512, direct=False):
 def mounted(kind, directory, size, backing=None, sector_size=512,
             options='', mkfs=()):
     """The file system `kind`, of `size` bytes, mounted on the new directory
-    `directory`, which is removed afterwards.  File systems that need a device get a loop device over the
-    sparse file `backing`, which is created if it does not exist."""
+    `directory`, which is removed afterwards.  File systems that need a device
+    get a loop device over the sparse file `backing`, which is created if it
+    does not exist."""
     os.makedirs(directory)
     with contextlib.ExitStack() as stack:
         stack.callback(os.rmdir, directory)

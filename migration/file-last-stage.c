@@ -13,11 +13,21 @@
 #include "qapi/error.h"
 #include "trace.h"
 
+void file_last_stage_stop_guest(void)
+{
+    FileTransport *t = file_transport_get();
+
+    if (t) {
+        t->stops_guest = true;
+    }
+}
+
 void file_last_stage_guest_stopped(void)
 {
     FileTransport *t = file_transport_get();
 
     if (t) {
+        t->stops_guest = false;
         t->has_guest = true;
     }
 }
@@ -44,7 +54,7 @@ bool file_last_stage_has_guest(void)
 {
     FileTransport *t = file_transport_get();
 
-    return t && t->has_guest;
+    return t && (t->has_guest || t->stops_guest);
 }
 
 void file_last_stage_end(void)
@@ -70,9 +80,7 @@ bool file_last_stage_take_guest(void)
 
 void file_last_stage_stop(RunState state)
 {
-    FileTransport *t = file_transport_get();
-
-    if (t && t->has_guest) {
+    if (file_last_stage_has_guest()) {
         /* Only a running machine can enter this state */
         if (state == RUN_STATE_DEBUG) {
             state = RUN_STATE_PAUSED;

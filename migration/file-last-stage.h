@@ -17,10 +17,17 @@
 #include "qemu-file.h"
 
 /**
+ * file_last_stage_stop_guest: note that the migration will stop the guest now
+ *
+ * To stop it drops the BQL.  file_last_stage_guest_stopped() must follow.  Does
+ * nothing if the migration is not to a file.  BQL held.
+ */
+void file_last_stage_stop_guest(void);
+
+/**
  * file_last_stage_guest_stopped: note that the migration has stopped the guest
  *
- * Does nothing if the migration is not to a file.  Called with the BQL held
- * since before the guest was stopped.
+ * Does nothing if the migration is not to a file.  BQL held.
  */
 void file_last_stage_guest_stopped(void);
 
@@ -53,7 +60,7 @@ void file_last_stage_flush(QEMUFile *f);
 bool file_last_stage_take_guest(void);
 
 /**
- * file_last_stage_has_guest: whether a save has the guest stopped
+ * file_last_stage_has_guest: whether a save has stopped the guest, or does so
  *
  * Nobody else may start it then, as a debugger could.  BQL held.
  */
@@ -70,8 +77,8 @@ void file_last_stage_end(void);
  * file_last_stage_stop: note that the guest is to stay stopped
  * @state: why: the state that it gets if the save fails or is cancelled
  *
- * For a `stop`, or an I/O error of a disk, while the save has the guest
- * stopped.  Does nothing at other times.  BQL held.
+ * For a `stop`, or an I/O error of a disk, while file_last_stage_has_guest().
+ * Does nothing at other times.  BQL held.
  */
 void file_last_stage_stop(RunState state);
 

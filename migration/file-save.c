@@ -115,6 +115,12 @@ bool file_save_sync(MigrationState *s)
     Error *err = NULL;
 
     if (file_transport_sync(&err)) {
+        if (file_transport_active()) {
+            /* The guest may be continued, without a limit */
+            file_save_compat_lock_bql();
+            file_save_compat_end_dirty_limit();
+            file_save_compat_unlock_bql();
+        }
         return true;
     }
     migrate_set_error(s, err);

@@ -44,6 +44,8 @@ typedef struct FileTransport {
     bool locked;
     /* Whether the guest was stopped by the save; see file-last-stage.h */
     bool has_guest;
+    /* Whether the save is about to stop the guest */
+    bool stops_guest;
     /* Whether the image is valid, or about to be */
     bool committed;
 

@@ -251,6 +251,17 @@ static bool file_check_size(const FileTransport *t, int fd, Error **errp)
     return true;
 }
 
+#ifndef _WIN32
+/*
+ * A save locks the first bytes, too, since those that block devices lock are
+ * there. An image may be loaded while a disk in front of it is in use.
+ */
+static int64_t lock_start(const FileTransport *t)
+{
+    return t->outgoing ? 0 : t->offset;
+}
+#endif
+
 /*
  * Keep two processes from saving to one file, and from loading an image that
  * is still being saved. Traditional POSIX locks are not used, because they are
@@ -265,8 +276,7 @@ static bool file_lock(FileTransport *t)
     if (t->locked || !qemu_has_ofd_lock()) {
         return true;
     }
-    /* From byte 0 on: the locks of block devices are within the first bytes */
-    ret = qemu_lock_fd(t->fd, 0, 0, t->outgoing);
+    ret = qemu_lock_fd(t->fd, lock_start(t), 0, t->outgoing);
     trace_migration_file_lock(t->name, ret);
     /*
      * Other systems' fcntl() may return EACCES for EAGAIN, but Linux never
@@ -285,7 +295,7 @@ void file_transport_release_lock(FileTransport *t)
 {
 #ifndef _WIN32
     if (t->locked) {
-        qemu_unlock_fd(t->fd, 0, 0);
+        qemu_unlock_fd(t->fd, lock_start(t), 0);
         t->locked = false;
     }
 #endif

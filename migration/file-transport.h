@@ -216,8 +216,8 @@ bool file_transport_active(void);
 /**
  * file_transport_name: get the file's name for messages
  *
- * Returns: the path as the user gave it, or "fd:NAME", owned by the transport; or
- * NULL when not active
+ * Returns: the path as the user gave it, or "fd:NAME", owned by the transport;
+ * or NULL when not active
  */
 const char *file_transport_name(void);
 

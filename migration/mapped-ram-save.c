@@ -93,8 +93,8 @@ static bool check_device_size(QEMUFile *f, int64_t end, Error **errp)
     }
     if (size <= end) {
         error_setg(errp, "%s: the device has %" PRId64 " bytes, but the image "
-                   "needs more than %" PRId64 "; use a larger device", mapped_ram_stream_name(f),
-                   (int64_t)size, end);
+                   "needs more than %" PRId64 "; use a larger device",
+                   mapped_ram_stream_name(f), (int64_t)size, end);
         return false;
     }
     return true;

@@ -459,6 +459,7 @@ def main(argv):
         return 130
     except OSError as err:
         what = 'make room, or set QDIO_CACHE to a directory on a larger disk' \
-            if err.errno == errno.ENOSPC else 'check that it exists and that you may access it'
+            if err.errno == errno.ENOSPC else \
+            'check that it exists and that you may access it'
         print(f'run: {err.filename}: {err.strerror}; {what}', file=sys.stderr)
         return 2
