@@ -330,3 +330,22 @@ def test_property(t):
               vm.command('query-migrate-capabilities') if x['state']}
         assert 'mapped-ram' in on, on
         vm.kill()
+
+
+@test('features: multifd over a socket, after a direct save', quick=True)
+def test_socket_after_direct(t):
+    """What was set for the save, and libvirt leaves set, does not matter."""
+    mode = Mode(2, True)
+    src = t.source(guest={'dirty': 4})
+    src.save(f'file:{t.path("image")}', mode)
+    src.command('cont')
+    src.ticks_on()
+    dst = t.vm(incoming=True)
+    for vm in (dst, src):
+        vm.setup(mode)
+        vm.set_capabilities('mapped-ram', state=False)
+    uri = f'unix:{t.path("socket")}'
+    dst.command('migrate-incoming', {'uri': uri})
+    src.save(uri)
+    assert dst.wait_migration()['status'] == 'completed'
+    assert dst.ram_hash() == src.ram_hash(), 'RAM differs'

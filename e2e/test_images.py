@@ -188,6 +188,26 @@ def test_headers(t):
     checker.done()
 
 
+@test('images: a RAM block is in the image twice', quick=True)
+def test_twice(t):
+    path = t.path('image')
+    args = ['-m', 'slots=2,maxmem=1G']
+    for i in range(2):
+        args += ['-object', f'memory-backend-ram,id=mem{i},size=128M',
+                 '-device', f'pc-dimm,id=dimm{i},memdev=mem{i}']
+    t.saved(path, Mode(2, True), args=args)
+    one, two = (block for block in image.blocks(path)
+                if block.name.startswith(b'mem'))
+    with patched(path, (two.name_at + 1, one.name)):
+        for instant in (False, True):
+            vm = t.vm(incoming=True, args=args)
+            if instant:
+                vm.set_capabilities('mapped-ram', 'postcopy-ram')
+            error = vm.try_load(f'file:{path}', Mode(2, True))
+            assert error and 'twice' in error, error
+            vm.kill()
+
+
 def one_field(name, stock, patch):
     """Registers a test that an image with one wrong field is refused.  `patch`
     takes the image's blocks and RAM's block, and returns (offset, bytes)."""

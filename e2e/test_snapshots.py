@@ -8,6 +8,7 @@ import struct
 from lab.memory import huge_pages
 from lab.vm import Mode
 
+from .checks import check_error
 from .harness import Skip, test
 from .instant import begin, check_complete, saved
 from .snapshots import add_disk, snapshot
@@ -90,6 +91,19 @@ def test_after_save(t):
     check_loads(dst, 'saved', saved)
     dst.command('stop')
     check_loads(dst, 'restored', restored)
+
+
+@test('snapshot: loaded after a save that failed', quick=True)
+def test_after_failure(t):
+    """The error of the save is not one of the load."""
+    vm = with_disk(t, t.path('disk.qcow2'), create=True)
+    vm.command('stop')
+    want = vm.ram_hash()
+    assert snapshot(vm, 'snapshot-save', 'one') is None
+    changed(vm, want)
+    path = t.path('missing/image')
+    check_error(vm.try_save(f'file:{path}', Mode(0)), path)
+    check_loads(vm, 'one', want)
 
 
 @test('snapshot: after an instant restore into huge pages', quick=True)

@@ -13,6 +13,7 @@
 #include "file-transport-int.h"
 #include "options.h"
 #include "qapi/error.h"
+#include "qemu/lockable.h"
 #include "ram.h"
 
 static const FileSaveRam *save_ram;
@@ -140,6 +141,14 @@ void file_save_keep_error(MigrationState *s)
         migrate_set_error(s, err);
         error_free(err);
     }
+}
+
+void file_save_forget_error(void)
+{
+    MigrationState *s = migrate_get_current();
+
+    QEMU_LOCK_GUARD(&s->error_mutex);
+    g_clear_pointer(&s->error, error_free);
 }
 
 bool file_save_check_idle(Error **errp)

@@ -65,6 +65,14 @@ bool file_save_sync_early(MigrationState *s, uint64_t written,
 bool file_save_sync(MigrationState *s);
 
 /**
+ * file_save_forget_error: forget the error that query-migrate shows
+ *
+ * Otherwise the load of a snapshot takes it for its own and fails, when the
+ * disks have been reverted already.  Main thread, while nothing is saved.
+ */
+void file_save_forget_error(void);
+
+/**
  * file_save_check_idle: refuse what does not go together with a save
  * @errp: pointer to a NULL-initialized error object
  *

@@ -22,7 +22,6 @@
 #include "options.h"
 #include "qapi/error.h"
 #include "qemu/error-report.h"
-#include "qemu/lockable.h"
 #include "qemu/timer.h"
 #include "system/cpus.h"
 #include "system/runstate.h"
@@ -196,15 +195,6 @@ static bool is_cpu(uint64_t thread)
     return false;
 }
 
-/* Forgets the error that query-migrate shows. */
-static void clear_error(void)
-{
-    MigrationState *s = migrate_get_current();
-
-    QEMU_LOCK_GUARD(&s->error_mutex);
-    g_clear_pointer(&s->error, error_free);
-}
-
 /* Restarts CPUs that have stopped for an error that is gone by now. */
 static void resume_cpus(Instant *i)
 {
@@ -228,7 +218,7 @@ static void stop_guest(void *opaque)
     Error *err = mapped_ram_lazy_error(i->lazy);
 
     if (!err) {
-        clear_error();
+        file_save_forget_error();
         resume_cpus(i);
         return;
     }
@@ -261,7 +251,7 @@ static void vm_state_changed(void *opaque, bool running, RunState state)
 
     if (running) {
         i->reported = false;
-        clear_error();
+        file_save_forget_error();
         mapped_ram_lazy_retry(i->lazy);
     }
 }
@@ -306,7 +296,7 @@ static void load_ended(void *opaque)
                                  last_info.p99_us);
     instant = NULL;
     instant_free(i);
-    clear_error();
+    file_save_forget_error();
     /* If the guest does not run yet, the caller proceeds with this. */
     migrate_set_state(&mis->state, MIGRATION_STATUS_POSTCOPY_ACTIVE,
                       MIGRATION_STATUS_COMPLETED);
@@ -465,6 +455,11 @@ static bool check_block(RAMBlock *rb, bool *worth, Error **errp)
         return false;
     }
     return true;
+}
+
+bool mapped_ram_instant_has(RAMBlock *rb)
+{
+    return instant && g_ptr_array_find(instant->regions, rb->mr, NULL);
 }
 
 /* Discards the memory of @rb, so that each page faults when it is touched. */

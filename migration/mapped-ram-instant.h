@@ -37,6 +37,9 @@
 bool mapped_ram_instant_add(QEMUFile *f, RAMBlock *rb,
                             const MappedRamBlock *b);
 
+/* Returns whether mapped_ram_instant_add() has taken @rb.  Main thread. */
+bool mapped_ram_instant_has(RAMBlock *rb);
+
 /**
  * mapped_ram_instant_start:
  * @errp: pointer to a NULL-initialized error object

@@ -87,6 +87,11 @@ static bool load_block(QEMUFile *f, RAMBlock *rb, Error **errp)
         }
         file_transport_set_phase(MIGRATION_FILE_PHASE_RAM);
     }
+    if (g_hash_table_contains(m->blocks, rb) || mapped_ram_instant_has(rb)) {
+        error_setg(errp, "%s: RAM block '%s' is in the file twice: the file is "
+                   "damaged", mapped_ram_stream_name(f), rb->idstr);
+        return false;
+    }
     if (!load_layout(f, rb, &layout, &left_out, errp)) {
         return false;
     }
