@@ -8,12 +8,12 @@ need: files in one directory.
 
 A fault is a tuple (operation, which, what):
     operation   'read', 'write', 'sync' or 'truncate' (any change of a file's
-                size); 'direct read' and 'direct write' are
-                those of descriptors with O_DIRECT, counted apart, and
-                'buffered read' and 'buffered write' all others; 'large read'
-                and 'large write' those of half a MiB or more, 'small read' and
-                'small write' the others; each with 'later ' before it, those
-                after FaultFS.arm_later()
+                size); 'direct read' and 'direct write' are those of
+                descriptors with O_DIRECT, counted apart, and 'buffered read'
+                and 'buffered write' all others; 'large read' and 'large write'
+                those of half a MiB or more, 'small read' and 'small write' the
+                others; each with 'later ' before it, those after
+                FaultFS.arm_later()
     which       a range of numbers; requests of a kind count from 1
     what        an errno; 'short': write only the first half, in pages (a
                 short read would be the end of the file, to FUSE); a float:
