@@ -7,7 +7,6 @@
 #include "qemu/osdep.h"
 #include "file-early-sync.h"
 #include "file-transport.h"
-#include "options.h"
 #include "qemu/timer.h"
 #include "trace.h"
 
@@ -42,9 +41,7 @@ bool file_early_sync(FileEarlySync *e, uint64_t written, uint64_t pending,
     int64_t start = qemu_clock_get_us(QEMU_CLOCK_REALTIME);
     bool ok;
 
-    if (!migrate_file_sync() ||
-        !file_early_sync_wanted(e, written, pending, threshold,
-                                downtime_ms)) {
+    if (!file_early_sync_wanted(e, written, pending, threshold, downtime_ms)) {
         return false;
     }
     ok = file_transport_sync_early(errp);

@@ -56,8 +56,8 @@ bool file_early_sync_wanted(const FileEarlySync *e, uint64_t written,
  * @downtime_ms: the downtime limit
  * @errp: where to put errors
  *
- * Syncs the file if necessary, which may take long.  Does nothing with
- * file-sync=off.  Migration thread, without the BQL.
+ * Syncs the file if necessary, which may take long.  Migration thread, without
+ * the BQL.
  *
  * Returns: true if the last stage must not begin yet, because the guest ran on
  *          during the sync; also on errors, with @errp set

@@ -97,10 +97,13 @@ bool file_save_sync_early(MigrationState *s, uint64_t written,
                           uint64_t pending)
 {
     FileTransport *t = file_transport_get();
+    int64_t start = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
     Error *err = NULL;
     bool wait;
 
-    if (!t || !runstate_is_running()) {
+    /* A block device is synced in any case: see file_transport_sync() */
+    if (!t || !runstate_is_running() ||
+        (t->regular && !migrate_file_sync())) {
         return false;
     }
     wait = file_early_sync(&t->early, written, pending, s->threshold_size,
@@ -108,6 +111,8 @@ bool file_save_sync_early(MigrationState *s, uint64_t written,
     if (err) {
         qemu_file_set_error_obj(s->to_dst_file, -EIO, err);
     }
+    /* The time of the sync does not belong to the bandwidth */
+    s->iteration_start_time += qemu_clock_get_ms(QEMU_CLOCK_REALTIME) - start;
     return wait;
 }
 

@@ -129,11 +129,13 @@ static void fill_progress(MigrationDirectIO *info,
 {
     uint64_t bytes = (record->counts.normal + record->counts.zero) *
                      qemu_target_page_size();
+    uint64_t in_flight = mapped_ram_bytes_in_flight(&record->counts,
+                                                    &record->stats);
 
     info->has_load_total = info->has_load_done = true;
     info->load_total = ram_bytes_total();
-    info->load_done = bytes - mapped_ram_bytes_in_flight(&record->counts,
-                                                         &record->stats);
+    /* After an error, pages that were read through remain in flight */
+    info->load_done = bytes - MIN(bytes, in_flight);
     mapped_ram_instant_fill_info(info, info->load_done);
 }
 

@@ -436,10 +436,11 @@ class Image:
             field = 'number of capabilities'
             at = cursor.at
             count = cursor.number(4, field)
+            count += len(self.capabilities)
             if count > CAPABILITIES_MAX:
                 raise self.error(f'is {count}, more than {CAPABILITIES_MAX}',
                                  at, field)
-            for _ in range(count):
+            while len(self.capabilities) < count:
                 self.capabilities.append(
                     printable(cursor.name('name of a capability')))
         elif name == b'configuration/target-page-bits':

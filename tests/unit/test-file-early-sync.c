@@ -16,11 +16,6 @@
 
 /* Stubs for the code under test. */
 
-bool migrate_file_sync(void)
-{
-    return true;
-}
-
 bool file_transport_sync_early(Error **errp)
 {
     return true;

@@ -51,6 +51,7 @@ class Maker:
         self.magic = 0x5145564d
         self.machine = b'pc-test-1.0'
         self.capabilities = [b'mapped-ram']
+        self.repeated = 1               # how often these follow
         self.left_out = []              # names of blocks
         self.early = b''                # device state before RAM
         self.early_devices = ()         # ... and its devices
@@ -88,9 +89,10 @@ class Maker:
         f.write(be(4, self.magic) + be(4, 3))
         if self.machine:
             f.write(b'\x07' + be(4, len(self.machine)) + self.machine)
-            f.write(b'\x05' + named(b'configuration/capabilities') + be(4, 1)
-                    + be(4, len(self.capabilities))
-                    + b''.join(map(named, self.capabilities)))
+            for _ in range(self.repeated):
+                f.write(b'\x05' + named(b'configuration/capabilities')
+                        + be(4, 1) + be(4, len(self.capabilities))
+                        + b''.join(map(named, self.capabilities)))
         f.write(self.early)
         self.at['ram'] = f.tell()
         f.write(b'\x01' + be(4, 2) + named(b'ram') + be(4, 0) + be(4, 4))
@@ -570,8 +572,9 @@ class Damaged(Case):
         self.write()
         self.patch(9, be(4, 1 << 31))
         self.one_problem(9, 'machine type', 'more than')
-        self.write(capabilities=[b'x'] * 300)
-        self.assertRegex(self.problems()[0]['cause'], 'more than')
+        for times in 1, 300:
+            self.write(capabilities=[b'x'] * (300 // times), repeated=times)
+            self.assertRegex(self.problems()[0]['cause'], 'more than')
 
     def test_blocks_that_are_left_out(self):
         """Their header has no offsets; each block has its address instead."""
