@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import re
+import time
 
 from lab.vm import Mode
 
@@ -120,6 +121,30 @@ def test_sysctl(t):
     assert 'io_uring: not permitted (by the sysctl ' \
         'kernel.io_uring_disabled' in section['engine-reason'], section
     t.restores(f'file:{path}', vm.ram_hash(), Mode(2, True)).kill()
+
+
+@test('status: a lower limit of the bandwidth does not stop the save',
+      quick=True)
+def test_lower_limit(t):
+    """What was written before is not owed: at this limit, 200 MB would take
+    half an hour."""
+    vm = t.source(ram=512, guest={'dirty': 256})
+    vm.setup(Mode(4, True), downtime_limit=1)
+    vm.start_save(f'file:{t.path("image")}')
+    while written(vm) < 200 << 20:
+        pass
+    vm.command('migrate-set-parameters', {'max-bandwidth': 100 << 10})
+    time.sleep(3)
+    before = written(vm)
+    while written(vm) == before:
+        vm.raise_if_dead()
+        time.sleep(0.1)
+    vm.command('migrate_cancel')
+    assert vm.wait_migration()['status'] == 'cancelled'
+
+
+def written(vm):
+    return vm.migration().get('ram', {}).get('transferred', 0)
 
 
 @test('status: a new file in a directory that cannot be read', quick=True)
