@@ -137,6 +137,16 @@ class Context:
         self.stack.callback(vm.kill)
         return vm
 
+    @contextlib.contextmanager
+    def part(self, name):
+        """A test within this one, with a directory and machines of its own,
+        which go away at its end."""
+        with contextlib.ExitStack() as stack:
+            part = type(self)(self.config, self.path(name), stack,
+                              self.releases)
+            os.mkdir(part.dir)
+            yield part
+
     def source(self, ready=True, **kwargs):
         """Starts a virtual machine whose guest has filled its memory."""
         vm = self.vm(**kwargs)

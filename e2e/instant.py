@@ -47,9 +47,7 @@ def wait_hung(vm, count):
     """Waits until all background threads of a restore with FOUR hang; from
     then on, small reads are for faults.  `count()` is how many large reads are
     held: the kernel makes two requests of a read of 2 MiB."""
-    while count() < 8:
-        vm.raise_if_dead()
-        time.sleep(0.005)
+    vm.wait_until(lambda: count() >= 8)
 
 
 def wait_error(vm):

@@ -5,10 +5,8 @@ writes to it waits until the page has been saved."""
 import errno
 import os
 import socket
-import time
 
 from lab.qmp import QMPError
-from lab.vm import Mode
 
 from .checks import check_error
 from .faults import UNFLUSHABLE, broken, let_flush_fail
@@ -19,13 +17,8 @@ GUEST = {'dirty': 32}
 LAST = (RAM << 20) - 4096               # a page that is saved late
 
 
-def plain(vm):
-    vm.setup(Mode(0))
-    vm.set_capabilities('mapped-ram', state=False)
-
-
 def setup(vm):
-    plain(vm)
+    vm.setup(None)
     try:
         vm.set_capabilities('background-snapshot')
     except QMPError as err:
@@ -75,9 +68,7 @@ class Writer:
         self.send(f'read {LAST:#x} 8')
         data, = self.answer()
         self.send(f'write {LAST:#x} 8 {data.decode()}')
-        while not waits_for_page(vm.pid):
-            vm.raise_if_dead()
-            time.sleep(0.01)
+        vm.wait_until(lambda: waits_for_page(vm.pid))
 
 
 def waits_for_page(pid):
@@ -100,7 +91,7 @@ def test_snapshot(t):
     src.ticks_on(1)
     src.kill()
     dst = t.vm(incoming=True)
-    plain(dst)
+    dst.setup(None)
     dst.load(f'file:{path}')
     # The guest checks all of its memory
     dst.command('cont')
@@ -132,9 +123,7 @@ def test_failed(t):
     disk, vm = start(t, ('write', range(5, 6), 'hold, fail'),
                      ('write', range(6, 1 << 30), errno.EIO),
                      args=writer.args)
-    while not disk.held_to_fail:
-        vm.raise_if_dead()
-        time.sleep(0.01)
+    vm.wait_until(lambda: disk.held_to_fail)
     with writer:
         writer.rewrite(vm)
         disk.fail_held()
@@ -150,9 +139,7 @@ def test_failed(t):
 def test_cancelled(t):
     writer = Writer(t)
     disk, vm = start(t, ('write', range(5, 6), 'hold'), args=writer.args)
-    while not disk.held:
-        vm.raise_if_dead()
-        time.sleep(0.01)
+    vm.wait_until(lambda: disk.held)
     vm.command('migrate_cancel')
     with writer:
         writer.rewrite(vm)

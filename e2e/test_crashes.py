@@ -317,10 +317,7 @@ def test_power(t):
     for kind in ('ext4', 'xfs', 'btrfs'):
         for mode in MODES[:2]:
             found = []
-            with contextlib.ExitStack() as stack:
-                one = type(t)(t.config, t.path(f'{kind}{mode.channels}'),
-                              stack, t.releases)
-                os.mkdir(one.dir)
+            with t.part(f'{kind}{mode.channels}') as one:
                 disk, want, after = copies_of_a_save(one, kind, mode)
                 last = 5 if t.config.quick else 8
                 for number in [0, *range(1, len(after))[-last:]]:
@@ -349,9 +346,7 @@ def state(t, disk, root, want, completed):
 def test_power_without_sync(t):
     """As above, whatever else calls sync() saves the image."""
     for number in range(10):
-        with contextlib.ExitStack() as stack:
-            one = type(t)(t.config, t.path(f'try{number}'), stack, t.releases)
-            os.mkdir(one.dir)
+        with t.part(f'try{number}') as one:
             disk, want, after = copies_of_a_save(one, 'btrfs', Mode(4, True),
                                                  args=NO_SYNC)
             with disk.as_copied(len(after) - 1) as root:

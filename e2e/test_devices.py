@@ -13,7 +13,6 @@ from .faults import broken
 from .harness import Skip, test
 
 MIB = 1 << 20
-NONE = {'transferred': 0}
 
 
 @test('devices: a block device as the target',
@@ -44,17 +43,14 @@ def test_slow_device(t):
             vm = t.source(ram=64)
             vm.setup(mode, max_bandwidth=16 * MIB, file_sync=False)
             vm.start_save(f'file:{device}')
-            while vm.migration().get('ram', NONE)['transferred'] < MIB:
-                vm.raise_if_dead()
+            vm.wait_until(lambda: vm.written() >= MIB)
             disk.arm()
             if cancel:
                 vm.command('migrate_cancel')
             else:
                 vm.command('migrate-set-parameters',
                            {'max-bandwidth': 1 << 40})
-            while not disk.held:
-                vm.raise_if_dead()
-                time.sleep(0.01)
+            vm.wait_until(lambda: disk.held)
             for _ in range(30):
                 vm.command('query-status', timeout=30)
                 time.sleep(0.1)

@@ -14,7 +14,6 @@ from .faults import faulty, held_save, open_gate, wait_stall
 from .harness import Skip, test
 
 MODES = (None, Mode(0), Mode(4), Mode(1, True), Mode(4, True))
-STREAM = Mode(0)
 TABLE = 60000           # an ACPI table has less than 64 KiB
 
 
@@ -24,13 +23,6 @@ def used_length(vm, block):
                       vm.hmp('info ramblock'))
     assert found, f'there is no RAM block {block}'
     return int(found.group(1), 16)
-
-
-def setup(vm, mode):
-    """Selects `mode`, or if it is None a plain stream without mapped-ram."""
-    vm.setup(mode or STREAM)
-    if not mode:
-        vm.set_capabilities('mapped-ram', state=False)
 
 
 def tables(t, count):
@@ -56,7 +48,7 @@ def test_resizable(t):
             path = t.path('image')
             src = t.vm(guest=False, ram=64, args=tables(t, here))
             src.command('stop')
-            setup(src, mode)
+            src.setup(mode)
             src.save(f'file:{path}')
             size, want = used_length(src, block), src.ram_hash()
             src.kill()
@@ -65,7 +57,7 @@ def test_resizable(t):
                            emulator=emulator, args=tables(t, there))
                 before = used_length(dst, block)
                 assert before != size, 'both have the same size already'
-                setup(dst, mode)
+                dst.setup(mode)
                 dst.load(f'file:{path}')
                 after = used_length(dst, block)
                 assert after == size, f'{before} became {after}, not {size}'
@@ -104,7 +96,7 @@ def test_ignore_shared(t):
         for emulator in [t.config.ours] + [e for e in (t.config.other,) if e]:
             want = shared_save(t, args, mode, path)
             dst = t.vm(incoming=True, emulator=emulator, args=args)
-            setup(dst, mode)
+            dst.setup(mode)
             dst.set_capabilities('x-ignore-shared')
             dst.load(f'file:{path}')
             assert dst.ram_hash() == want, f'{mode}: restored RAM differs'
@@ -116,7 +108,7 @@ def test_ignore_shared(t):
 def shared_save(t, args, mode, path):
     """Saves a guest with shared RAM; returns the hash of its RAM."""
     src = t.source(args=args)
-    setup(src, mode)
+    src.setup(mode)
     src.set_capabilities('x-ignore-shared')
     src.save(f'file:{path}')
     want = src.ram_hash()
@@ -148,13 +140,13 @@ def test_cpr_reboot(t):
     for mode in MODES:
         path = t.path('image')
         src = t.source()
-        setup(src, mode)
+        src.setup(mode)
         src.command('migrate-set-parameters', {'mode': 'cpr-reboot'})
         src.save(f'file:{path}')
         want = src.ram_hash()
         src.kill()
         dst = t.vm(incoming=True)
-        setup(dst, mode)
+        dst.setup(mode)
         dst.command('migrate-set-parameters', {'mode': 'cpr-reboot'})
         dst.load(f'file:{path}')
         assert dst.ram_hash() == want, f'{mode}: restored RAM differs'
@@ -175,13 +167,13 @@ def test_virtio_mem(t):
     for mode in MODES:
         path = t.path('image')
         src = t.source(args=args)
-        setup(src, mode)
+        src.setup(mode)
         src.save(f'file:{path}')
         want = src.ram_hash()
         check_unpopulated(memory, 'saving')
         src.kill()
         dst = t.vm(incoming=True, args=args)
-        setup(dst, mode)
+        dst.setup(mode)
         dst.load(f'file:{path}')
         assert dst.ram_hash() == want, f'{mode}: restored RAM differs'
         check_unpopulated(memory, 'restoring')
@@ -283,15 +275,11 @@ def test_thread_list(t):
 
     wanted = {f'mapped-save_{i}' for i in range(3)}
     # A thread is listed as soon as it has run
-    while not wanted <= names():
-        vm.raise_if_dead()
-        time.sleep(0.005)
+    vm.wait_until(lambda: wanted <= names())
     open_gate(t)
     assert vm.wait_migration()['status'] == 'completed', vm.migration()
     # It ends a moment after the save
-    while wanted & names():
-        vm.raise_if_dead()
-        time.sleep(0.005)
+    vm.wait_until(lambda: not wanted & names())
 
 
 @test('features: zero-page-detection=none writes zero pages', quick=True)

@@ -78,9 +78,8 @@ def test_threads(t):
         raise Skip(f'{t.config.ours.version} has no such command')
     disk, _, _, vm, _ = restore(t, HELD)
     # A thread is listed as soon as it has run
-    while not {'mapped-fault_0', 'mapped-rest_0', 'mapped-rest_1'} <= names():
-        vm.raise_if_dead()
-        time.sleep(0.005)
+    wanted = {'mapped-fault_0', 'mapped-rest_0', 'mapped-rest_1'}
+    vm.wait_until(lambda: wanted <= names())
     disk.release()
     check_complete(t, vm)
     assert not names(), names()
@@ -232,9 +231,8 @@ def test_stuck_dma(t):
     vm.wait_guest('sweep', 2)
     disk.arm_later()
     read_by_dma(vm)
-    while not any('the guest stops' in line for line in vm.errors()):
-        vm.raise_if_dead()
-        time.sleep(0.005)
+    vm.wait_until(
+        lambda: any('the guest stops' in line for line in vm.errors()))
     for _ in range(20):
         vm.command('query-status')
         time.sleep(0.01)
@@ -244,15 +242,12 @@ def test_stuck_dma(t):
     ticks = vm.count_lines('tick')
     while vm.count_lines('tick') < ticks + 3:
         # It may stop again when the page is there and the error not yet gone
-        if vm.command('query-status')['status'] == 'io-error':
-            vm.command('cont')
+        resume(vm)
         time.sleep(0.01)
     word = int.from_bytes(data, 'little')
     while f'{word:#018x}' not in (said := vm.hmp(f'xp /1gx {TARGET:#x}')):
         assert '0x0000000000000001' in said, said
-    while 'error-desc' in vm.migration():
-        vm.raise_if_dead()
-        time.sleep(0.005)
+    vm.wait_until(lambda: 'error-desc' not in vm.migration())
     disk.release()
     check_complete(t, vm)
     vm.wait_guest('sweep')
@@ -273,10 +268,12 @@ def test_device_add(t):
     vm.ticks_on()
 
 
-def resume(t, vm):
-    if vm.command('query-status')['status'] == 'io-error':
-        t.note('the guest stopped in time')
+def resume(vm):
+    """Continues a guest that has stopped for an error; returns whether."""
+    stopped = vm.command('query-status')['status'] == 'io-error'
+    if stopped:
         vm.command('cont')
+    return stopped
 
 
 @test('instant: an error that is gone before the guest has stopped',
@@ -298,16 +295,15 @@ def test_error_gone(t):
         vm.raise_if_dead()
         time.sleep(0.005)
     vm.command('cont')
-    while figures(vm.migration())['faults'] == before:
-        vm.raise_if_dead()
-        time.sleep(0.005)
+    vm.wait_until(lambda: figures(vm.migration())['faults'] != before)
     disk.release()
     # On a busy host the background read may fail only now
     while vm.migration()['status'] != 'completed':
-        resume(t, vm)
+        resume(vm)
         time.sleep(0.005)
     check_complete(t, vm)
-    resume(t, vm)
+    if resume(vm):
+        t.note('the guest stopped in time')
     vm.ticks_on()
     vm.wait_guest('sweep')
 
@@ -320,9 +316,7 @@ def test_error_beside_held(t):
                                 ('large read', range(2, 1 << 30), errno.EIO),
                                 mode=Mode(1, True))
     wait_error(vm)
-    while not disk.held:
-        vm.raise_if_dead()
-        time.sleep(0.005)
+    vm.wait_until(lambda: disk.held)
     disk.disarm()
     while vm.count_lines('sweep') < 2:
         # A read in flight may still have failed
@@ -362,9 +356,7 @@ def end_beside_held(t):
     disk, _, _, vm, _ = restore(
         t, ('large read', range(1, 2), 'hold, fail'),
         ('large read', range(3, 5), 'hold'), mode=Mode(1, True))
-    while not (disk.held and disk.held_to_fail):
-        vm.raise_if_dead()
-        time.sleep(0.005)
+    vm.wait_until(lambda: disk.held and disk.held_to_fail)
     # The background load begins at 2 MiB, below which RAM is nearly empty
     touch(vm, 0, 2)
     touch(vm, 4, RAM)
@@ -396,14 +388,10 @@ def end_beside_held(t):
       quick=True)
 def test_late_error(t):
     disk, _, want, vm, _ = restore(t, ('large read', ALL, 'hold, fail'))
-    while not disk.held_to_fail:
-        vm.raise_if_dead()
-        time.sleep(0.005)
+    vm.wait_until(lambda: disk.held_to_fail)
     assert vm.ram_hash() == want, 'restored RAM is not what was saved'
     # Pages are counted a moment after they have been placed
-    while not all_there(vm.migration()):
-        vm.raise_if_dead()
-        time.sleep(0.005)
+    vm.wait_until(lambda: all_there(vm.migration()))
     disk.fail_held()
     check_complete(t, vm, want)
     assert 'error-desc' not in vm.migration(), vm.migration()

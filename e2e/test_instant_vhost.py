@@ -94,9 +94,7 @@ def test_device(t):
         if not connected and t.config.ours.at_least(8):
             asked = served.asked
             served.listen()
-            while served.asked == asked:
-                vm.raise_if_dead()
-                time.sleep(0.01)
+            vm.wait_until(lambda: served.asked != asked)
         vm.command('cont')
         vm.ticks_on()
         vm.wait_guest('sweep')

@@ -158,8 +158,7 @@ def test_unfinished(t):
     vm = t.source(ram=RAM, guest={'dirty': 256})
     vm.setup(Mode(2), max_bandwidth=1 * MIB)
     vm.start_save(f'file:{path}')
-    while vm.migration().get('ram', {}).get('transferred', 0) < 100000:
-        vm.raise_if_dead()
+    vm.wait_until(lambda: vm.written() >= 100000)
     vm.process.kill()
     vm.process.wait()
     code, found = image.tool('verify', path)

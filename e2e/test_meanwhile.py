@@ -10,7 +10,6 @@ import threading
 import time
 
 from lab.freeze import frozen
-from lab.vm import Mode
 
 from . import ivshmem
 from .checks import check_error, expect_error
@@ -157,14 +156,12 @@ def freeze(tid):
       quick=True)
 def test_slow_cpu(t):
     """The guest runs again, unless it was stopped, and its disks are active.
-    TCG would wait for the CPU
-    already when it collects dirty pages."""
+    TCG would wait for the CPU already when it collects dirty pages."""
     emulator = copy.copy(t.config.ours)
     emulator.accel = 'qtest'
     vm = t.vm(guest=False, ram=RAM, emulator=emulator, args=(
         '-blockdev', 'driver=null-co,node-name=d0,read-zeroes=on'))
-    vm.setup(Mode(0))
-    vm.set_capabilities('mapped-ram', state=False)
+    vm.setup(None)
     for stop in (False, True):
         with freeze(vm.command('query-cpus-fast')[0]['thread-id']):
             vm.start_save(f'file:{t.path("image")}')
@@ -207,9 +204,7 @@ def test_eject(t):
     open_gate(t)
     info = vm.wait_migration()
     assert info['status'] == 'completed', info
-    while is_mapped(vm, memory):
-        vm.raise_if_dead()
-        time.sleep(0.01)
+    vm.wait_until(lambda: not is_mapped(vm, memory))
 
 
 def is_mapped(vm, path):
@@ -236,9 +231,7 @@ def test_reset(t):
     wait_hung(vm, lambda: disk.held)
     disk.arm_later()
     vm.command('cont')
-    while not disk.held_to_fail:
-        vm.raise_if_dead()
-        time.sleep(0.01)
+    vm.wait_until(lambda: disk.held_to_fail)
     reset = threading.Thread(target=vm.command, args=('system_reset',),
                              daemon=True)
     reset.start()

@@ -24,7 +24,7 @@ OFFSET = len(HEAD)
 
 def wait_written(vm, size):
     """Waits until the save has written `size` bytes to the disk."""
-    while vm.migration().get('ram', {}).get('transferred', 0) < size:
+    while vm.written() < size:
         status = vm.migration()['status']
         assert status in ('setup', 'active'), f'the save {status}'
         time.sleep(0.01)

@@ -80,8 +80,7 @@ def test_created_twice(t):
     first = t.source(guest=DIRTY)
     first.setup(Mode(2, True), max_bandwidth=MIB)
     first.start_save(f'file:{path}')
-    while first.migration()['status'] != 'active':
-        first.raise_if_dead()
+    first.wait_until(lambda: first.migration()['status'] == 'active')
     error = held.finish(t)
     assert error and 'is locked' in error, error
     assert os.path.exists(path), 'the other image was removed'

@@ -290,10 +290,16 @@ class VM(Console):
 
     # The guest
 
-    def wait_runstate(self, wanted):
-        while self.command('query-status')['status'] != wanted:
+    def wait_until(self, condition):
+        """Waits until `condition()` holds; only the test's time limit
+        applies."""
+        while not condition():
             self.raise_if_dead()
             time.sleep(0.005)
+
+    def wait_runstate(self, wanted):
+        self.wait_until(
+            lambda: self.command('query-status')['status'] == wanted)
 
     def ticks_on(self, more=3):
         """Checks that the guest runs and that QEMU soon reports it as
@@ -325,12 +331,15 @@ class VM(Console):
             {'capability': name, 'state': state} for name in names]})
 
     def setup(self, mode, **params):
-        """Sets capabilities and parameters.  Without a limit on the bandwidth,
-        the limit on the downtime is so high that even a slow and busy disk
-        keeps up with the guest."""
+        """Sets capabilities and parameters for `mode`, or if it is None for a
+        plain stream without mapped-ram.  Without a limit on the bandwidth, the
+        limit on the downtime is so high that even a slow and busy disk keeps
+        up with the guest."""
+        mapped_ram = mode is not None
+        mode = mode or Mode(0)
         self.command('migrate-set-capabilities', {'capabilities': [
             {'capability': 'events', 'state': True},
-            {'capability': 'mapped-ram', 'state': True},
+            {'capability': 'mapped-ram', 'state': mapped_ram},
             {'capability': 'multifd', 'state': mode.channels > 0}]})
         values = {'max-bandwidth': 1 << 40, 'direct-io': mode.direct,
                   'downtime-limit': 300 if 'max_bandwidth' in params else
@@ -353,6 +362,10 @@ class VM(Console):
 
     def migration(self, timeout=60):
         return self.command('query-migrate', timeout=timeout)
+
+    def written(self):
+        """How many bytes the migration has written."""
+        return self.migration().get('ram', {}).get('transferred', 0)
 
     def wait_migration(self, timeout=120):
         """Waits for the end; returns the result of query-migrate."""
