@@ -60,18 +60,18 @@ static int file_sync_fd(int fd, bool all)
 /* Syncs the entry of a new file in its directory. */
 static int file_sync_entry(const FileTransport *t)
 {
+    if (t->dir_fd >= 0) {
+        int ret = file_sync_fd(t->dir_fd, true);
+
+        /* Some file systems cannot sync a directory */
+        return ret < 0 && errno == EINVAL ? 0 : ret;
+    }
+    /* It may be written to, but not be read */
 #ifdef CONFIG_LINUX
-    if (t->dir_fd < 0) {
-        /* It may be written to, but not be read */
-        return syncfs(t->fd);
-    }
+    return syncfs(t->fd);
+#else
+    return 0;
 #endif
-    /* EINVAL: some file systems cannot sync a directory */
-    if (t->dir_fd < 0 || file_sync_fd(t->dir_fd, true) == 0 ||
-        errno == EINVAL) {
-        return 0;
-    }
-    return -1;
 }
 
 static bool file_sync_to_storage(FileTransport *t, Error **errp)

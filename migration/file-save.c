@@ -36,12 +36,11 @@ void file_save_release_guest(MigrationState *s)
     }
 }
 
+/* Called with the BQL held, which it drops meanwhile. */
 static void release_guest_in_thread(MigrationState *s)
 {
-    file_save_compat_lock_bql();
     file_save_release_guest(s);
     file_save_compat_end_dirty_limit();
-    file_save_compat_unlock_bql();
 }
 
 void file_save_abort(MigrationState *s)
@@ -61,7 +60,9 @@ void file_save_abort(MigrationState *s)
      * image may be valid.
      */
     if (!file_transport_committed()) {
+        file_save_compat_lock_bql();
         release_guest_in_thread(s);
+        file_save_compat_unlock_bql();
     }
     /* First stop the workers, which write the file and read the dirty bitmap */
     if (save_ram) {
@@ -121,12 +122,6 @@ bool file_save_sync(MigrationState *s)
     Error *err = NULL;
 
     if (file_transport_sync(&err)) {
-        if (file_transport_active()) {
-            /* The guest may be continued, without a limit */
-            file_save_compat_lock_bql();
-            file_save_compat_end_dirty_limit();
-            file_save_compat_unlock_bql();
-        }
         return true;
     }
     migrate_set_error(s, err);
@@ -182,6 +177,8 @@ bool file_save_check_postcopy(Error **errp)
 
 void file_save_publish(MigrationState *s)
 {
+    /* The guest may be continued, without a limit; drops the BQL meanwhile */
+    file_save_compat_end_dirty_limit();
     if (s->state == MIGRATION_STATUS_CANCELLING) {
         return;
     }
@@ -201,8 +198,8 @@ void file_save_publish(MigrationState *s)
 void file_save_fail(MigrationState *s)
 {
     file_save_abort(s);
-    release_guest_in_thread(s);
     file_save_compat_lock_bql();
+    release_guest_in_thread(s);
     if (s->state != MIGRATION_STATUS_CANCELLING) {
         migrate_set_state(&s->state, s->state, MIGRATION_STATUS_FAILED);
     }

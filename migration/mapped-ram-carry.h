@@ -11,9 +11,10 @@
 
 /*
  * Workers write whole extents, of at least 64 pages, so a period may exceed its
- * limit, and the following ones make up for it.  But not for what was written
- * under a higher limit: at most for what may be written within a second, or for
- * one extent.  @max: the limit of a period of 0.1 s, in bytes.
+ * limit, and the following ones make up for it: but at most for what may be
+ * written within a second, or for one extent.  Otherwise nothing would be
+ * written for minutes after the limit has been lowered, to make up for what was
+ * written before.  @max: the limit of a period of 0.1 s, in bytes.
  */
 #define MAPPED_RAM_CARRY_MAX(max) MAX(10 * (max), 256 * KiB)
 
