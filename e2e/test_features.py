@@ -282,6 +282,19 @@ def test_thread_list(t):
     vm.wait_until(lambda: not wanted & names())
 
 
+@test('features: there are as many workers as CPUs that QEMU may use',
+      quick=True)
+def test_workers(t):
+    cpus = sorted(os.sched_getaffinity(0))
+    for usable in cpus, cpus[:1]:
+        vm = t.vm(guest=False, ram=64, wrapper=(
+            'taskset', '--cpu-list', ','.join(map(str, usable))))
+        vm.setup(Mode(1, True))
+        save = vm.save(f'file:{t.path("image")}')
+        assert save['direct-io']['channels'] == min(len(usable), 8), save
+        vm.kill()
+
+
 @test('features: zero-page-detection=none writes zero pages', quick=True)
 def test_keep_zeros(t):
     if not t.config.ours.at_least(9):

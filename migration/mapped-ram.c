@@ -18,6 +18,7 @@
 #include "migration.h"
 #include "options.h"
 #include "qapi/error.h"
+#include "qemu/bitmap.h"
 #include "qemu/lockable.h"
 #include "qemu/main-loop.h"
 #include "ram.h"
@@ -77,6 +78,20 @@ static void block_free(void *opaque)
     g_free(b);
 }
 
+/* Returns how many CPUs this thread, and so the workers, may run on. */
+static unsigned usable_cpus(void)
+{
+    g_autofree unsigned long *cpus = NULL;
+    unsigned long nbits;
+    QemuThread self;
+
+    qemu_thread_get_self(&self);
+    if (qemu_thread_get_affinity(&self, &cpus, &nbits)) {
+        return g_get_num_processors();
+    }
+    return MAX(bitmap_count_one(cpus, nbits), 1);
+}
+
 /* More workers do not make memory faster. */
 #define WORKERS_MAX 8
 
@@ -89,7 +104,7 @@ static void block_free(void *opaque)
  */
 unsigned mapped_ram_workers(void)
 {
-    unsigned cpus = MIN(g_get_num_processors(), WORKERS_MAX);
+    unsigned cpus = MIN(usable_cpus(), WORKERS_MAX);
 
     return migrate_multifd() ? MAX(migrate_multifd_channels(), cpus) : 1;
 }
