@@ -127,19 +127,22 @@ def test_disk_image(t):
     vm.kill()
     fs, vm = hung(t, ('sync', range(1, 3), 'hold'), args=(
         '-blockdev', f'qcow2,node-name=disk,file.driver=file,'
-        f'file.filename={disk}'))
-    for command, more in (
-            ('blockdev-snapshot-delete-internal-sync',
-             {'device': 'disk', 'name': 'one'}),
-            ('block_resize', {'node-name': 'disk', 'size': 1 << 20})):
+        f'file.filename={disk},backing.driver=null-co'))
+    commands = (
+        ('blockdev-snapshot-delete-internal-sync',
+         {'device': 'disk', 'name': 'one'}),
+        ('change-backing-file', {'device': 'disk', 'image-node-name': 'disk',
+                                 'backing-file': 'null-co://'}),
+        ('block_resize', {'node-name': 'disk', 'size': 1 << 20}))
+    for command, more in commands:
         with expect_error(f'{command} was accepted', 'inactive'):
             vm.command(command, more)
     fs.release()
     assert vm.wait_migration()['status'] == 'completed'
     vm.command('cont')
     vm.ticks_on()
-    vm.command('blockdev-snapshot-delete-internal-sync',
-               {'device': 'disk', 'name': 'one'})
+    for command, more in commands:
+        vm.command(command, more)
 
 
 @contextlib.contextmanager
