@@ -64,7 +64,10 @@ static bool uring_has_operations(struct io_uring *ring, Error **errp)
     bool ok = probe && io_uring_opcode_supported(probe, IORING_OP_READ) &&
               io_uring_opcode_supported(probe, IORING_OP_WRITE);
 
-    free(probe);
+    if (probe) {
+        /* Not free(): liburing may have an allocator of its own. */
+        io_uring_free_probe(probe);
+    }
     if (!ok) {
         error_setg(errp, "this kernel's io_uring cannot read and write; that "
                    "needs Linux 5.6 or later");

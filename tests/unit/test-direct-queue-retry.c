@@ -85,6 +85,45 @@ int io_uring_submit(struct io_uring *ring)
 }
 #endif
 
+#ifdef CONFIG_LINUX_IO_URING
+/*
+ * liburing may have an allocator of its own, and then free() aborts the program
+ * if it is called for a probe.  That is so for these, too.
+ */
+#define PROBE_SIZE (sizeof(struct io_uring_probe) + \
+                    256 * sizeof(struct io_uring_probe_op))
+#define PROBE_AT 16
+
+static unsigned probes_made, probes_freed;
+
+struct io_uring_probe *io_uring_get_probe_ring(struct io_uring *ring)
+{
+    struct io_uring_probe *probe = g_malloc0(PROBE_AT + PROBE_SIZE) + PROBE_AT;
+
+    g_assert_cmpint(io_uring_register_probe(ring, probe, 256), ==, 0);
+    probes_made++;
+    return probe;
+}
+
+void io_uring_free_probe(struct io_uring_probe *probe)
+{
+    g_free((char *)probe - PROBE_AT);
+    probes_freed++;
+}
+
+static void test_probe(gconstpointer data)
+{
+    QueueFixture f;
+
+    probes_made = probes_freed = 0;
+    if (fixture_open(&f, data, O_RDWR, 4, 64 * KiB)) {
+        fixture_close(&f);
+        g_assert_cmpuint(probes_made, >, 0);
+        g_assert_cmpuint(probes_freed, ==, probes_made);
+    }
+}
+#endif
+
 #ifdef CONFIG_LINUX_AIO
 int io_submit(io_context_t context, long n, struct iocb **list)
 {
@@ -308,6 +347,11 @@ static void add_dir(const TestPlace *place)
     if (place->engine != DIRECT_IO_ENGINE_SYNC) {
         add_case(place, "refused", test_refused);
     }
+#ifdef CONFIG_LINUX_IO_URING
+    if (place->engine == DIRECT_IO_ENGINE_IO_URING) {
+        add_case(place, "probe", test_probe);
+    }
+#endif
 }
 
 int main(int argc, char **argv)
