@@ -24,16 +24,27 @@ typedef struct Search {
     GString *others;
 } Search;
 
+static const char *access_name(int flags)
+{
+    switch (flags < 0 ? -1 : flags & O_ACCMODE) {
+    case -1:
+        return "closed";
+    case O_RDONLY:
+        return "read-only";
+    case O_WRONLY:
+        return "write-only";
+    case O_RDWR:
+        return "read-write";
+    default:
+        return "unusable";
+    }
+}
+
 static void note_other(Search *search, int fd, int flags)
 {
-    static const char *const access[] = {
-        [O_RDONLY] = "read-only", [O_WRONLY] = "write-only",
-        [O_RDWR] = "read-write", [O_ACCMODE] = "unusable",
-    };
-
     g_string_append_printf(search->others, "%s%s %s O_DIRECT",
                            search->others->len ? ", " : "",
-                           flags < 0 ? "closed" : access[flags & O_ACCMODE],
+                           access_name(flags),
                            direct_io_enabled(fd) ? "with" : "without");
 }
 

@@ -166,7 +166,8 @@ static AskResult ask_statx(int fd, const char *name, uint64_t *mem_align,
 static bool guess_align(int fd, const char *name, const struct stat *st,
                         uint64_t *align, Error **errp)
 {
-    *align = DIRECT_IO_ALIGN_DEFAULT;
+    /* OpenZFS and Lustre require multiples of the host's page size. */
+    *align = MAX(DIRECT_IO_ALIGN_DEFAULT, qemu_real_host_page_size());
 
 #ifdef CONFIG_LINUX
     if (S_ISBLK(st->st_mode)) {
@@ -284,6 +285,37 @@ static void reopen_error(int fd, const char *name, int err, Error **errp)
     }
 }
 
+static int open_direct(const char *path, int flags)
+{
+    int fd;
+
+    do {
+        fd = open(path, flags | O_DIRECT | O_CLOEXEC);
+    } while (fd < 0 && errno == EINTR);
+    return fd;
+}
+
+/* Opens @path if it is the file behind @fd; sets errno on failure. */
+static int open_direct_if_same(const char *path, int fd, int flags)
+{
+    struct stat st;
+    int new_fd;
+
+    /* Opening a FIFO would wait for its other end. */
+    if (stat(path, &st) < 0 ||
+        (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))) {
+        errno = ENOENT;
+        return -1;
+    }
+    new_fd = open_direct(path, flags);
+    if (new_fd >= 0 && !direct_io_same_file(fd, new_fd, path, NULL)) {
+        close(new_fd);
+        errno = ENOENT;
+        return -1;
+    }
+    return new_fd;
+}
+
 int direct_io_reopen(int fd, const char *name, int flags, Error **errp)
 {
     g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", fd);
@@ -306,9 +338,10 @@ int direct_io_reopen(int fd, const char *name, int flags, Error **errp)
         return -1;
     }
 
-    do {
-        new_fd = open(path, flags | O_DIRECT | O_CLOEXEC);
-    } while (new_fd < 0 && errno == EINTR);
+    new_fd = open_direct(path, flags);
+    if (new_fd < 0 && (errno == ENOENT || errno == ENOTDIR)) {
+        new_fd = open_direct_if_same(name, fd, flags);
+    }
     if (new_fd < 0) {
         reopen_error(fd, name, errno, errp);
         return -1;

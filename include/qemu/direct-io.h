@@ -73,8 +73,9 @@ void direct_io_limits_buffered(DirectIOLimits *limits);
  *
  * Find out the alignment that direct transfers on @fd need.  The kernel is
  * asked first (statx with STATX_DIOALIGN).  If it does not report alignment, a
- * block device is asked for its logical block size; other files get 4096, or
- * their file system's block size if that is known to be the rule.
+ * block device is asked for its logical block size; other files get 4096 or the
+ * host's page size, or their file system's block size if that is known to be
+ * the rule, whichever is the largest.
  *
  * Fails when the kernel says that this file cannot do direct I/O (as for a
  * file that is encrypted or journals its data), when @fd is neither a regular
@@ -93,20 +94,21 @@ bool direct_io_probe(int fd, const char *name, DirectIOLimits *limits,
 /**
  * direct_io_reopen:
  * @fd: an open descriptor of a regular file or a block device
- * @name: the file's name for messages; never opened
+ * @name: the file's name for messages, which is opened if there is no /proc
  * @flags: O_RDONLY, O_WRONLY or O_RDWR, nothing else
  * @errp: pointer to a NULL-initialized error object
  *
  * Get a second descriptor of the file behind @fd, with O_DIRECT.  It is
  * opened through /proc/self/fd, so it is the same file even if it was renamed
  * or unlinked since, but has its own file position and flags: setting O_DIRECT
- * on a dup()ed descriptor would change the first one too.  The new descriptor
- * is close-on-exec.  The permissions of the file are checked again, for
- * @flags.
+ * on a dup()ed descriptor would change the first one too.  Where /proc is not
+ * mounted, as in a chroot, @name is opened instead, and must be the same file.
+ * The new descriptor is close-on-exec.  The permissions of the file are checked
+ * again, for @flags.
  *
  * Fails when the file system has no O_DIRECT (the message names it and says
- * what to do), when /proc is not mounted, and when the file may not be
- * opened with @flags.
+ * what to do), when /proc is not mounted and @name is not the file, and when
+ * the file may not be opened with @flags.
  *
  * Returns: the descriptor, to be closed by the caller; -1 on failure
  */

@@ -16,6 +16,11 @@
 #include "migration-file-status.h"
 #include "qobject/qlist.h"
 
+/* For C libraries that are older than io_uring */
+#ifndef __NR_io_uring_setup
+#define __NR_io_uring_setup 425
+#endif
+
 #define NO_DIRECT "no O_DIRECT here; set QDIO_TEST_DIR to try elsewhere"
 
 /* Bytes per second; one tenth is more than the headers and less than RAM */

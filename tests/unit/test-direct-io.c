@@ -177,6 +177,7 @@ static void test_limits_guessed(gconstpointer data)
         assert_sane(&limits);
         assert_sufficient(fd, &limits);
         g_assert_cmpuint(limits.offset_align, >=, DIRECT_IO_ALIGN_DEFAULT);
+        g_assert_cmpuint(limits.offset_align, >=, qemu_real_host_page_size());
         g_assert_cmpuint(limits.mem_align, ==, limits.offset_align);
     }
     close(fd);
@@ -416,19 +417,35 @@ static void test_reopen_busy(void)
     close(fd);
 }
 
-/* Reopens @fd in a process without /proc.  Exits with 2 if that can't be. */
-static void reopen_without_proc(int fd)
+/*
+ * Reopens @fd, the file at @path, in a process without /proc.  Exits with 2 if
+ * that can't be.
+ */
+static void reopen_without_proc(int fd, const char *path)
 {
     Error *err = NULL;
+    int second;
 
-    if (unshare(CLONE_NEWNS) < 0 ||
+    second = direct_io_reopen(fd, path, O_RDONLY, NULL);
+    if (second < 0 || unshare(CLONE_NEWNS) < 0 ||
         /* The root of a chroot is not a mount point, but /proc is one */
         mount(NULL, "/proc", NULL, MS_PRIVATE, NULL) < 0 ||
         mount("tmpfs", "/proc", "tmpfs", 0, NULL) < 0) {
         _exit(2);
     }
+    close(second);
     g_assert_cmpint(direct_io_reopen(fd, "the-name", O_RDONLY, &err), ==, -1);
     assert_error(err, "the-name: * /proc/self/fd is missing; *");
+    /* Its path is as good, until another file takes it. */
+    second = direct_io_reopen(fd, path, O_RDONLY, &error_abort);
+    g_assert(direct_io_same_file(fd, second, path, &error_abort));
+    g_assert(direct_io_enabled(second));
+    close(second);
+    unlink(path);
+    second = open(path, O_CREAT | O_RDWR, 0600);
+    g_assert_cmpint(direct_io_reopen(fd, path, O_RDONLY, &err), ==, -1);
+    assert_error(err, "* /proc/self/fd is missing; *");
+    close(second);
     /* Sanitizers need /proc. */
     g_assert_cmpint(umount("/proc"), ==, 0);
     _exit(0);
@@ -436,18 +453,20 @@ static void reopen_without_proc(int fd)
 
 static void test_reopen_no_proc(void)
 {
-    int fd = direct_io_test_file(g_get_tmp_dir(), 0, NULL);
+    g_autofree char *path = NULL;
+    int fd = direct_io_test_file(g_get_tmp_dir(), 0, &path);
     pid_t pid = fork();
     int status;
 
     g_assert_cmpint(pid, >=, 0);
     if (pid == 0) {
-        reopen_without_proc(fd);
+        reopen_without_proc(fd, path);
     }
     g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
+    unlink(path);
     close(fd);
     if (WIFEXITED(status) && WEXITSTATUS(status) == 2) {
-        g_test_skip("hiding /proc needs privileges");
+        g_test_skip("hiding /proc needs privileges, or there is no O_DIRECT");
     } else {
         g_assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
     }

@@ -17,6 +17,13 @@
 #include "../../io/direct-queue-int.h"
 #include "direct-queue-helpers.h"
 
+/* For C libraries that are older than io_uring */
+#ifndef SYS_io_uring_setup
+#define SYS_io_uring_setup 425
+#define SYS_io_uring_enter 426
+#define SYS_io_uring_register 427
+#endif
+
 static unsigned count_descriptors(void)
 {
     g_autoptr(GDir) dir = g_dir_open("/proc/self/fd", 0, NULL);

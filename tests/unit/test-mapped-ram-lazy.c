@@ -62,8 +62,13 @@ static bool usable(void)
 {
     g_autofree char *why = NULL;
     Error *err = NULL;
-    int fd = mapped_ram_uffd_open(&err);
+    int fd;
 
+    if (qemu_real_host_page_size() != PAGE) {
+        g_test_skip("the test is for hosts with pages of 4 KiB");
+        return false;
+    }
+    fd = mapped_ram_uffd_open(&err);
     if (fd < 0) {
         why = g_strdup(error_get_pretty(err));
         error_free(err);

@@ -452,8 +452,10 @@ static void test_untouched(const void *opaque)
     mapped_ram_memory_open(&memory);
     fixture_init(&f, UNTOUCHED_PAGES);
     old = f.block.host;
-    if (memory.map < 0 || !map_backing(&f, backing, &fd)) {
-        g_test_skip("no such memory here, or the kernel tells nothing of it");
+    if (memory.map < 0 || qemu_real_host_page_size() != PAGE ||
+        !map_backing(&f, backing, &fd)) {
+        g_test_skip("no such memory here, or the kernel tells nothing of it, "
+                    "or its pages are not of 4 KiB");
         goto out;
     }
     madvise(f.block.host, UNTOUCHED_PAGES * PAGE, MADV_NOHUGEPAGE);
