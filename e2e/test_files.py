@@ -126,6 +126,27 @@ def test_renamed(t):
                 os.unlink(other)
 
 
+@test('files: direct I/O in a chroot without /proc', quick=True)
+def test_chroot(t):
+    t.need_root()
+    root = t.path('root')
+    os.mkdir(root)
+    option = '-run-with', f'chroot={root}'
+    if not t.config.ours.at_least(9):
+        option = '-chroot', root
+    mode = Mode(2, True)
+    src = t.source(args=option)
+    info = src.save('file:/image', mode)
+    assert info['direct-io']['direct-bytes'], info
+    src.kill()
+    t.restores(f'file:{root}/image', None, mode)
+    dst = t.vm(incoming=True, args=option)
+    dst.load('file:/image', mode)
+    dst.command('cont')
+    dst.ticks_on()
+    dst.wait_guest('sweep')
+
+
 @test('files: the disk of a virtual machine is not overwritten', quick=True)
 def test_disk_of_guest(t):
     """Behind an offset, too."""

@@ -18,21 +18,11 @@ from .harness import Skip, test
 from .instant import ALL, FOUR, HELD, begin, check_complete, figures, \
     restore, saved, wait_hung
 from .last_stage import DIRECT, GUEST, RAM, hung
+from .ports import SOFT_OFF, SUSPEND, power
 from .snapshots import add_disk
 
-# Ports of ACPI of a q35 machine
-PM_BASE, MEMORY_HOTPLUG = 0x600, 0xa00
-SOFT_OFF, SUSPEND = 0x2000, 0x2400
-
-
-def power(vm, how):
-    """Writes `how` to the register for sleep states, as a guest would."""
-    for port, size, value in (
-            (0xcf8, 'w', 0x8000f840), (0xcfc, 'w', PM_BASE | 1),
-            (0xcf8, 'w', 0x8000f844), (0xcfc, 'b', 0x80),
-            (PM_BASE + 4, 'h', how)):
-        said = vm.hmp(f'o /{size} {port:#x} {value:#x}')
-        assert not said, said
+# Port of ACPI of a q35 machine
+MEMORY_HOTPLUG = 0xa00
 
 
 def power_at_end(t, how, cancel=True, **kwargs):

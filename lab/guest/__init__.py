@@ -36,14 +36,16 @@ def build_aarch64(directory):
 
 
 def configure_checker(rom, target, dirty=0, check=256, pause=0,
-                      pages=0x7fffffff):
+                      pages=0x7fffffff, second=0):
     """Writes a guest to the file `target`.  In each round the guest rewrites
     `dirty` pages, checks `check` pages, and idles for `pause` loops.  It uses
-    at most `pages` pages."""
+    at most `pages` pages.  With `second` a second CPU runs instructions for
+    which TCG stops all others."""
     with open(rom, 'rb') as f:
         image = bytearray(f.read())
     where = image.index(MAGIC) + len(MAGIC)
-    struct.pack_into('<IIII', image, where, dirty, check, pause, pages)
+    struct.pack_into('<IIIII', image, where, dirty, check, pause, pages,
+                     second)
     with open(target, 'wb') as f:
         f.write(image)
     return target

@@ -29,6 +29,8 @@
         .set    GENS, 0x100000          /* generation of each page, u8 */
         .set    FIRST, 0x200            /* number of the first page we use */
         .set    HOT, 0x5000             /* ticks; number of a page */
+        .set    SECOND, 0x7000          /* code of the second CPU */
+        .set    APIC_COMMAND, 0xfee00300
 
 /* dr0: ticks; dr1: sweeps; dr2: next page to check; dr3: random number.
    %ebp: number of the first page behind the last */
@@ -101,6 +103,8 @@ c_pause:                                /* idle loops at a round's end */
         .long   0
 c_pages:                                /* pages to use, at most */
         .long   0x7fffffff
+c_second:                               /* whether the second CPU runs, too */
+        .long   0
 
 real_mode:
         cli
@@ -175,6 +179,16 @@ protected_mode:
         leal    -FIRST(%ebp), %eax
         TELL    s_ready, %eax
         NEWLINE
+
+        /*
+         * The second CPU increments a word that is not aligned.  To emulate
+         * that, TCG stops all other CPUs.
+         */
+        cmpl    $0, c_second
+        je      main_loop
+        movl    $0x0106fff0, SECOND     /* 1: lock incw 0xe01 */
+        movl    $0x00f9eb0e, SECOND + 4 /* jmp 1b */
+        movl    $0xc4600 | SECOND >> 12, APIC_COMMAND
 
 main_loop:
         movl    c_dirty, %esi

@@ -436,6 +436,7 @@ static void reopen_without_proc(int fd, const char *path)
     close(second);
     g_assert_cmpint(direct_io_reopen(fd, "the-name", O_RDONLY, &err), ==, -1);
     assert_error(err, "the-name: * /proc/self/fd is missing; *");
+    err = NULL;
     /* Its path is as good, until another file takes it. */
     second = direct_io_reopen(fd, path, O_RDONLY, &error_abort);
     g_assert(direct_io_same_file(fd, second, path, &error_abort));
