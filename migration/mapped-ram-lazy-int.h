@@ -126,6 +126,8 @@ struct MappedRamLazy {
     LazyThread *thread;
     /* how many reads, and thus threads, each worker has */
     unsigned reads;
+    /* number of ranges of all blocks; for the thread that adds them */
+    unsigned ranges;
     /* taken by background threads to use a CPU; as many as there are workers */
     QemuSemaphore turns;
 

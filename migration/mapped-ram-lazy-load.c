@@ -67,6 +67,8 @@ static bool alloc_buf(LazySlot *slot, Error **errp)
         return false;
     }
     qemu_madvise(slot->buf, MAPPED_RAM_LAZY_EXTENT, QEMU_MADV_DONTFORK);
+    /* It has guest memory, which may have to stay out of core dumps. */
+    qemu_madvise(slot->buf, MAPPED_RAM_LAZY_EXTENT, QEMU_MADV_DONTDUMP);
     if (!slot->fault) {
         qemu_madvise(slot->buf, MAPPED_RAM_LAZY_EXTENT, QEMU_MADV_HUGEPAGE);
         /* The read would populate it, too, but here that can be measured. */
@@ -559,6 +561,9 @@ bool lazy_serve_fault(MappedRamLazy *l, LazySlot *slot,
         return place_zeros(l, slot, b, page, b->unit, errp);
     }
     if (!load_window(l, slot, b, page, &placed, errp)) {
+        WITH_QEMU_LOCK_GUARD(&l->lock) {
+            l->fault_pages += placed;
+        }
         lazy_slot_destroy(l, slot);
         return false;
     }

@@ -21,6 +21,8 @@
  * until there are no more than this.
  */
 #define RANGES_MAX 2048
+/* Likewise for all blocks together, apart from one range for each */
+#define RANGES_TOTAL 16384
 
 static void unregister(MappedRamLazy *l, LazyBlock *b, unsigned ranges)
 {
@@ -117,6 +119,10 @@ bool mapped_ram_lazy_others_wait(MappedRamLazy *l,
                                  bool (*leave_out)(uint64_t thread))
 {
     QEMU_LOCK_GUARD(&l->lock);
+    /* All fault threads may be waiting for the disk. */
+    if (mapped_ram_uffd_pending(l->uffd)) {
+        return true;
+    }
     for (unsigned i = 0; i < FAULT_THREADS; i++) {
         LazyThread *t = &l->thread[i];
 
@@ -239,12 +245,17 @@ static bool next_fault(LazyThread *t, MappedRamFault *fault, bool *again)
 
     QEMU_LOCK_GUARD(&l->fault_lock);
     while (!should_stop(l)) {
-        *again = take_parked(l, fault, &timeout);
-        if (*again) {
-            return true;
-        }
+        /*
+         * New faults first: their pages may be readable, and when reads take
+         * longer to fail than RETRY_US, a parked fault is always due.
+         */
+        *again = false;
         if (receive_fault(t)) {
             *fault = t->fault;
+            return true;
+        }
+        *again = take_parked(l, fault, &timeout);
+        if (*again) {
             return true;
         }
         /* At the end no thread waits again, so one event wakes them all. */
@@ -386,21 +397,28 @@ static bool wait_for_retry(MappedRamLazy *l, LazySlot *slot, Error *err)
     return !l->stop;
 }
 
+static bool try_extent(MappedRamLazy *l, LazySlot *slot, Error **errp)
+{
+    uint64_t placed = 0;
+    bool ok = lazy_slot_begin(l, slot, errp) &&
+              lazy_slot_finish(l, slot, ULONG_MAX, &placed, errp);
+
+    QEMU_LOCK_GUARD(&l->lock);
+    l->background_pages += placed;
+    return ok;
+}
+
 /* Loads the slot's pages, retrying as often as necessary. */
 static void load_extent(MappedRamLazy *l, LazySlot *slot)
 {
-    uint64_t placed = 0;
     Error *err = NULL;
 
-    while (!lazy_slot_begin(l, slot, &err) ||
-           !lazy_slot_finish(l, slot, ULONG_MAX, &placed, &err)) {
+    while (!try_extent(l, slot, &err)) {
         if (!wait_for_retry(l, slot, err)) {
             return;
         }
         err = NULL;
     }
-    QEMU_LOCK_GUARD(&l->lock);
-    l->background_pages += placed;
 }
 
 static void load_rest(LazyThread *t)
@@ -490,11 +508,23 @@ static void lazy_block_free(void *opaque)
     g_free(b);
 }
 
+/* Finds the ranges of @b, of which there may be so many in all. */
+static void limit_ranges(LazyBlock *b, unsigned used)
+{
+    unsigned limit = MIN(RANGES_MAX, RANGES_TOTAL - MIN(used, RANGES_TOTAL));
+    unsigned long gap = 0;
+
+    b->ranges = g_array_new(false, false, sizeof(LazyRange));
+    do {
+        find_ranges(b, gap);
+        gap = gap * 2 + 1;
+    } while (b->ranges->len > MAX(limit, 1));
+}
+
 static LazyBlock *lazy_block_new(const MappedRamBlock *block, size_t page_size)
 {
     LazyBlock *b = g_new0(LazyBlock, 1);
     unsigned long pages = mapped_ram_layout_pages(&block->layout);
-    unsigned long gap = 0;
 
     b->name = g_strdup(block->name);
     b->host = block->host;
@@ -518,11 +548,6 @@ static LazyBlock *lazy_block_new(const MappedRamBlock *block, size_t page_size)
             set_bit(i, b->claimed);
         }
     }
-    b->ranges = g_array_new(false, false, sizeof(LazyRange));
-    do {
-        find_ranges(b, gap);
-        gap = gap * 2 + 1;
-    } while (b->ranges->len > RANGES_MAX);
     return b;
 }
 
@@ -544,6 +569,23 @@ static bool check_page_size(const MappedRamBlock *block, size_t page_size,
     return true;
 }
 
+bool mapped_ram_lazy_check(MappedRamLazy *l, const MappedRamBlock *block,
+                           size_t page_size, Error **errp)
+{
+    bool can_zero;
+
+    if (!check_page_size(block, page_size, errp)) {
+        return false;
+    }
+    if (!mapped_ram_uffd_register(l->uffd, block->host, page_size, &can_zero,
+                                  errp)) {
+        error_prepend(errp, "RAM block '%s': ", block->name);
+        return false;
+    }
+    mapped_ram_uffd_unregister(l->uffd, block->host, page_size);
+    return true;
+}
+
 bool mapped_ram_lazy_add(MappedRamLazy *l, const MappedRamBlock *block,
                          size_t page_size, Error **errp)
 {
@@ -554,6 +596,8 @@ bool mapped_ram_lazy_add(MappedRamLazy *l, const MappedRamBlock *block,
         return false;
     }
     b = lazy_block_new(block, page_size);
+    limit_ranges(b, l->ranges);
+    l->ranges += b->ranges->len;
     count = bitmap_count_one(b->present,
                              mapped_ram_layout_pages(&b->layout));
     /* Add the block first, so that a fault finds it. */

@@ -203,10 +203,29 @@ bool mapped_ram_uffd_read(int fd, MappedRamFault *fault)
     return false;
 }
 
+/* Before Linux 6.4, a thread of vhost belongs to the kernel. */
+static bool is_vhost(uint64_t thread)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%" PRIu64 "/comm", thread);
+    g_autofree char *name = NULL;
+
+    return g_file_get_contents(path, &name, NULL, NULL) &&
+           g_str_has_prefix(name, "vhost-");
+}
+
 bool mapped_ram_uffd_own_thread(uint64_t thread)
 {
     /* Sends no signal, but checks whether there is such a thread. */
-    return thread && syscall(__NR_tgkill, getpid(), (pid_t)thread, 0) == 0;
+    return thread &&
+           (syscall(__NR_tgkill, getpid(), (pid_t)thread, 0) == 0 ||
+            is_vhost(thread));
+}
+
+bool mapped_ram_uffd_pending(int fd)
+{
+    struct pollfd pending = { .fd = fd, .events = POLLIN };
+
+    return poll(&pending, 1, 0) > 0;
 }
 
 void mapped_ram_uffd_wait(int fd, EventNotifier *notifier, int timeout)
@@ -272,6 +291,11 @@ bool mapped_ram_uffd_read(int fd, MappedRamFault *fault)
 }
 
 bool mapped_ram_uffd_own_thread(uint64_t thread)
+{
+    g_assert_not_reached();
+}
+
+bool mapped_ram_uffd_pending(int fd)
 {
     g_assert_not_reached();
 }

@@ -136,11 +136,20 @@ bool mapped_ram_uffd_read(int fd, MappedRamFault *fault);
  * @thread: as in MappedRamFault
  *
  * Returns: whether it is a thread of this process, which includes those that
- *          the kernel runs for io_uring and (since Linux 6.4) for vhost.  Not a
- *          thread of the process is one that loads a page for a CPU which KVM
- *          has put to sleep, or lets run, until the page is there.
+ *          the kernel runs for io_uring and for vhost (before Linux 6.4, found
+ *          by their name).  Not a thread of the process is one that loads a
+ *          page for a CPU which KVM has put to sleep, or lets run, until the
+ *          page is there.
  */
 bool mapped_ram_uffd_own_thread(uint64_t thread);
+
+/**
+ * mapped_ram_uffd_pending:
+ * @fd: from mapped_ram_uffd_open()
+ *
+ * Returns: whether mapped_ram_uffd_read() would find a fault
+ */
+bool mapped_ram_uffd_pending(int fd);
 
 /**
  * mapped_ram_uffd_wait:

@@ -11,6 +11,8 @@
  *
  *     l = mapped_ram_lazy_new(&config, errp);
  *     for each block:
+ *         mapped_ram_lazy_check(l, block, page_size, errp)
+ *         empty its memory
  *         mapped_ram_lazy_add(l, block, page_size, errp)
  *                                           faults are served from here on
  *     mapped_ram_lazy_start(l, errp)        the background load begins
@@ -121,6 +123,21 @@ typedef struct MappedRamLazyInfo {
  */
 MappedRamLazy *mapped_ram_lazy_new(const MappedRamLazyConfig *config,
                                    Error **errp);
+
+/**
+ * mapped_ram_lazy_check:
+ * @l: the object
+ * @block: a block; what its memory has does not matter
+ * @page_size: size of the pages of this memory, in bytes
+ * @errp: pointer to a NULL-initialized error object
+ *
+ * To be called before the memory is emptied for mapped_ram_lazy_add().
+ *
+ * Returns: true; or false with @errp set if this kind of memory does not
+ *          support it
+ */
+bool mapped_ram_lazy_check(MappedRamLazy *l, const MappedRamBlock *block,
+                           size_t page_size, Error **errp);
 
 /**
  * mapped_ram_lazy_add:

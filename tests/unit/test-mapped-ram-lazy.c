@@ -650,12 +650,80 @@ static void test_waits(void)
     finish_cut_block(&f, &w);
 }
 
-/* A thread of another process, like one of the kernel, does not count. */
+static void *touch_first(void *opaque)
+{
+    Fixture *f = opaque;
+
+    return GUINT_TO_POINTER(qatomic_read(f->block.host));
+}
+
+/* So is one whose fault nobody has received, as all fault threads are busy. */
+static void test_not_received(void)
+{
+    QemuThread thread;
+    Fixture f;
+
+    if (!usable() || !fixture_init(&f, ANONYMOUS, 2048)) {
+        return;
+    }
+    new_lazy(&f, DIRECT_IO_ENGINE_SYNC, PAGE);
+    add_block(&f);
+    WITH_QEMU_LOCK_GUARD(&f.lazy->lock) {
+        f.lazy->stop = true;
+    }
+    event_notifier_set(&f.lazy->notifier);
+    qemu_sem_wait(&f.ended);
+    left_out = 0;
+    g_assert_false(mapped_ram_lazy_others_wait(f.lazy, leave_out));
+
+    qemu_thread_create(&thread, "toucher", touch_first, &f,
+                       QEMU_THREAD_JOINABLE);
+    while (!mapped_ram_uffd_pending(f.lazy->uffd)) {
+        g_usleep(1000);
+    }
+    g_assert_true(mapped_ram_lazy_others_wait(f.lazy, leave_out));
+    g_clear_pointer(&f.lazy, mapped_ram_lazy_free);
+    qemu_thread_join(&thread);
+    fixture_destroy(&f);
+}
+
+/* Returns whether a thread with this name that is not ours counts. */
+static bool counts(const char *name)
+{
+    int named[2];
+    char byte;
+    bool own;
+    pid_t pid;
+
+    g_assert_cmpint(pipe(named), ==, 0);
+    pid = fork();
+    g_assert_cmpint(pid, >=, 0);
+    if (pid == 0) {
+        prctl(PR_SET_NAME, name);
+        while (write(named[1], "", 1) == 1) {
+            pause();
+        }
+    }
+    g_assert_cmpint(read(named[0], &byte, 1), ==, 1);
+    own = mapped_ram_uffd_own_thread(pid);
+    kill(pid, SIGKILL);
+    g_assert_cmpint(waitpid(pid, NULL, 0), ==, pid);
+    close(named[0]);
+    close(named[1]);
+    return own;
+}
+
+/*
+ * A thread of another process, like one of the kernel, does not count, unless
+ * it is one of vhost.
+ */
 static void test_own_thread(void)
 {
     g_assert_true(mapped_ram_uffd_own_thread(qemu_get_thread_id()));
     g_assert_false(mapped_ram_uffd_own_thread(getppid()));
     g_assert_false(mapped_ram_uffd_own_thread(0));
+    g_assert_true(counts("vhost-1234"));
+    g_assert_false(counts("kworker/0:1"));
 }
 
 static void no_op(int signal)
@@ -1157,6 +1225,7 @@ int main(int argc, char **argv)
     g_test_add_func("/mapped-ram-lazy/writers", test_writers);
     g_test_add_func("/mapped-ram-lazy/retry", test_retry);
     g_test_add_func("/mapped-ram-lazy/waits", test_waits);
+    g_test_add_func("/mapped-ram-lazy/not-received", test_not_received);
     g_test_add_func("/mapped-ram-lazy/own-thread", test_own_thread);
     g_test_add_func("/mapped-ram-lazy/signal", test_signal);
     g_test_add_func("/mapped-ram-lazy/fail-early", test_fail_early);
