@@ -60,6 +60,14 @@ def wait_error(vm):
         time.sleep(0.005)
 
 
+def resume(vm):
+    """Continues a guest that has stopped for an error; returns whether."""
+    stopped = vm.command('query-status')['status'] == 'io-error'
+    if stopped:
+        vm.command('cont')
+    return stopped
+
+
 Restore = collections.namedtuple('Restore', 'disk path want vm info')
 
 

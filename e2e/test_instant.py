@@ -13,8 +13,8 @@ from .checks import case, expect_error, file_hash
 from .faults import check_engine, each_engine, faulty, with_engine
 from .harness import Skip, test
 from .instant import ALL, DIRECT, FOUR, HELD, LATER, RAM, begin, \
-    check_complete, figures, follows, instant, restore, saved, wait_error, \
-    wait_hung
+    check_complete, figures, follows, instant, restore, resume, saved, \
+    wait_error, wait_hung
 
 MODES = [Mode(0), Mode(1, True), Mode(4, True), Mode(2)]
 DIRTY = {'dirty': 32}
@@ -181,78 +181,6 @@ def test_stuck(t):
     vm.kill()
 
 
-# Where test_stuck_dma() has the page for the disk's data, and its descriptor
-TARGET, DESCRIPTOR = 32 << 20, 48 << 20
-# The IDE controller's slot, and where its registers for DMA are
-SLOT, BMDMA = 0x10, 0xc000
-
-
-def read_by_dma(vm):
-    """Has an IDE disk read 4 KiB into the page TARGET."""
-    def out(size, port, value):
-        said = vm.hmp(f'o/{size} {port:#x} {value:#x}')
-        assert not said, said
-
-    for register, value in ((0x20, BMDMA), (0x04, 5)):
-        out('w', 0xcf8, 1 << 31 | SLOT << 11 | register)
-        out('w', 0xcfc, value)
-    for port, value in ((0x1f6, 0xe0), (0x1f2, 8), (0x1f3, 0), (0x1f4, 0),
-                        (0x1f5, 0)):
-        out('b', port, value)
-    out('w', BMDMA + 4, DESCRIPTOR)
-    out('b', BMDMA, 8)
-    out('b', 0x1f7, 0xc8)
-    out('b', BMDMA, 9)
-
-
-@test('instant: QMP answers while a disk waits for a page that cannot be read',
-      quick=True)
-def test_stuck_dma(t):
-    """A thread of the block layer waits for the page.  To stop the machine,
-    QEMU would wait for that thread."""
-    data = os.urandom(8)
-    with open(t.path('disk'), 'wb') as f:
-        f.write(data * 512)
-    last = 1 << 31              # of the descriptor
-    args = ['-device', f'piix3-ide,id=legacy,addr={SLOT:#x}',
-            '-drive', f'if=none,id=d0,format=raw,file={t.path("disk")}',
-            '-device', 'ide-hd,drive=d0,bus=legacy.0']
-    for addr, word in ((TARGET, 1),
-                       (DESCRIPTOR, TARGET | (last | 4096) << 32)):
-        args += ['-device', f'loader,addr={addr:#x},data={word:#x},data-len=8']
-    disk, _, _, vm, _ = restore(t, HELD, ('later small read', ALL, errno.EIO),
-                                guest={'pages': 6144}, args=tuple(args),
-                                **FOUR)
-    # The background threads load neither of the two pages
-    wait_hung(vm, lambda: disk.held)
-    vm.hmp(f'xp /2wx {DESCRIPTOR:#x}')
-    vm.command('cont')
-    # From now on the guest has all pages that it needs
-    vm.wait_guest('sweep', 2)
-    disk.arm_later()
-    read_by_dma(vm)
-    vm.wait_until(
-        lambda: any('the guest stops' in line for line in vm.errors()))
-    for _ in range(20):
-        vm.command('query-status')
-        time.sleep(0.01)
-    assert 'Input/output error' in wait_error(vm)
-    vm.command('cont')
-    disk.disarm()
-    ticks = vm.count_lines('tick')
-    while vm.count_lines('tick') < ticks + 3:
-        # It may stop again when the page is there and the error not yet gone
-        resume(vm)
-        time.sleep(0.01)
-    word = int.from_bytes(data, 'little')
-    while f'{word:#018x}' not in (said := vm.hmp(f'xp /1gx {TARGET:#x}')):
-        assert '0x0000000000000001' in said, said
-    vm.wait_until(lambda: 'error-desc' not in vm.migration())
-    disk.release()
-    check_complete(t, vm)
-    vm.wait_guest('sweep')
-
-
 @test('instant: no device is added meanwhile', quick=True)
 def test_device_add(t):
     """It might access RAM by the descriptor, which userfaultfd does not see."""
@@ -266,14 +194,6 @@ def test_device_add(t):
     vm.command('device_add', device)
     vm.command('cont')
     vm.ticks_on()
-
-
-def resume(vm):
-    """Continues a guest that has stopped for an error; returns whether."""
-    stopped = vm.command('query-status')['status'] == 'io-error'
-    if stopped:
-        vm.command('cont')
-    return stopped
 
 
 @test('instant: an error that is gone before the guest has stopped',
@@ -649,6 +569,38 @@ def test_memory(t):
         with case(kind):
             follows(t, f'file:{path}', DIRECT, want,
                     args=backend(kind, *options))
+
+
+@test('instant: a file that cannot be loaded this way keeps its blocks',
+      quick=True)
+def test_file(t):
+    """It may be an NVDIMM, whose content is needed if the restore fails."""
+    ram = os.path.join(t.filesystem('ext4', 4 * RAM << 20), 'ram')
+    with open(ram, 'wb') as f:
+        os.posix_fallocate(f.fileno(), 0, RAM << 20)
+    path = t.path('image')
+    check_eager(t, path, saved(t, path), 'does not work on this kind',
+                args=backend('file', f'mem-path={ram}', 'share=on'))
+    assert os.stat(ram).st_blocks * 512 >= RAM << 20
+
+
+@test('instant: shared memory gets no huge pages meanwhile', quick=True)
+def test_no_huge_pages(t):
+    """The kernel might fill missing pages with zeros to make one."""
+    def flags():
+        with open(f'/proc/{vm.pid}/smaps') as f:
+            parts = f.read().split('VmFlags:')
+        found = [after.split('\n')[0].split()
+                 for before, after in zip(parts, parts[1:])
+                 if '/memfd:' in before.split('\n', 1)[1]]
+        assert found, 'RAM is no memfd'
+        return found
+
+    disk, _, want, vm, _ = restore(t, HELD, args=backend('memfd', 'share=on'))
+    assert all('nh' in x for x in flags()), flags()
+    disk.release()
+    check_complete(t, vm, want)
+    assert not any('nh' in x for x in flags()), flags()
 
 
 @test('instant: not for a source, and not with shared RAM left out',

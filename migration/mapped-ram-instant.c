@@ -22,7 +22,10 @@
 #include "options.h"
 #include "qapi/error.h"
 #include "qemu/error-report.h"
+#include "qemu/madvise.h"
 #include "qemu/timer.h"
+#include "system/block-backend.h"
+#include "system/cpu-timers.h"
 #include "system/cpus.h"
 #include "system/runstate.h"
 #include "system/tcg.h"
@@ -53,6 +56,10 @@ typedef struct Instant {
     bool reported;
     /* CPUs have been asked to stop, but the machine has not stopped yet */
     bool stopping;
+    /* whether it shall stop for another reason than the loader's error */
+    bool stop_wanted;
+    RunState stop_state;
+    Notifier wakeup;
 } Instant;
 
 static Instant *instant;
@@ -142,6 +149,31 @@ static void lazy_ended(void *opaque)
     qemu_bh_schedule(i->ended_bh);
 }
 
+static bool waits(CPUState *cpu)
+{
+    return mapped_ram_lazy_waits(instant->lazy, cpu->thread_id);
+}
+
+/*
+ * Whether @cpu is, or soon will be, waiting for another CPU that waits for a
+ * page: TCG runs some instructions, and work that is "safe", only when no other
+ * CPU is within an instruction.
+ */
+static bool waits_for_other(CPUState *cpu)
+{
+    CPUState *other;
+
+    if (qatomic_read(&cpu->running)) {
+        return false;
+    }
+    CPU_FOREACH(other) {
+        if (other != cpu && qatomic_read(&other->has_waiter) && waits(other)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /*
  * A CPU that waits within KVM does not count, since to stop the machine asks
  * KVM for its state.  On x86 and since Linux 6.2 KVM returns from such a wait
@@ -152,11 +184,10 @@ static void lazy_ended(void *opaque)
  */
 bool mapped_ram_instant_stuck(CPUState *cpu)
 {
-    return instant && tcg_enabled() &&
-           mapped_ram_lazy_waits(instant->lazy, cpu->thread_id);
+    return instant && tcg_enabled() && (waits(cpu) || waits_for_other(cpu));
 }
 
-bool mapped_ram_instant_any_stuck(void)
+static bool any_stuck(void)
 {
     CPUState *cpu;
 
@@ -195,23 +226,109 @@ static bool is_cpu(uint64_t thread)
     return false;
 }
 
+bool mapped_ram_instant_cpus_stopped(void)
+{
+    CPUState *cpu;
+
+    if (instant) {
+        CPU_FOREACH(cpu) {
+            if (!cpu->stopped) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
 /* Restarts CPUs that have stopped for an error that is gone by now. */
 static void resume_cpus(Instant *i)
 {
-    if (i->stopping) {
-        i->stopping = false;
+    if (i->stopping && runstate_is_running()) {
+        cpu_enable_ticks();
         resume_all_vcpus();
     }
+    i->stopping = false;
+}
+
+static bool others_wait(Instant *i)
+{
+    return mapped_ram_lazy_others_wait(i->lazy, is_cpu);
+}
+
+static bool has_error(Instant *i)
+{
+    Error *err = mapped_ram_lazy_error(i->lazy);
+
+    error_free(err);
+    return err;
+}
+
+bool mapped_ram_instant_can_reset(void)
+{
+    return !instant ||
+           (!any_stuck() && !(has_error(instant) && others_wait(instant)));
+}
+
+/* Whether a device has requests whose buffers may be missing pages */
+static bool devices_busy(void)
+{
+    BlockBackend *blk = NULL;
+
+    while ((blk = blk_all_next(blk))) {
+        if (blk_get_attached_dev(blk) && blk_has_in_flight(blk)) {
+            return true;
+        }
+    }
+    return false;
 }
 
 /*
- * Stops the guest, whose RAM cannot be read.  A CPU that waits for a page is
- * stuck within an instruction, so this cannot simply wait for all CPUs.
+ * Stops the machine as soon as that does not wait for a page, which might be
+ * one that cannot be read.  A CPU that waits for a page is stuck within an
+ * instruction, so this cannot simply wait for all CPUs.
  *
  * Nor can it wait for other threads: vm_stop() waits for the requests of block
  * devices, and for vhost, with the BQL held.  While one of their threads waits
- * for a page, only the CPUs are stopped.
+ * for a page, only the CPUs are stopped, and likewise while a request is in
+ * flight, whose thread may touch guest memory only when the disk has answered.
  */
+static void try_stop(Instant *i)
+{
+    RunState state = i->stop_wanted ? i->stop_state : RUN_STATE_IO_ERROR;
+    bool stopped;
+
+    if (!runstate_is_running()) {
+        i->stopping = i->stop_wanted = false;
+        return;
+    }
+    i->stopping = true;
+    stopped = stop_cpus();
+    if (stopped) {
+        /* As vm_stop() does: lest a watchdog expires, also afterwards */
+        cpu_disable_ticks();
+        qemu_clock_enable(QEMU_CLOCK_VIRTUAL, false);
+    }
+    if (!stopped || others_wait(i) || devices_busy()) {
+        timer_mod(i->stop_timer,
+                  qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + STOP_MS);
+        return;
+    }
+    i->stopping = i->stop_wanted = false;
+    vm_stop(state);
+}
+
+bool mapped_ram_instant_stop(RunState state)
+{
+    if (!instant || !runstate_is_running()) {
+        return false;
+    }
+    instant->stop_wanted = true;
+    instant->stop_state = state;
+    try_stop(instant);
+    return true;
+}
+
+/* Stops the guest if its RAM cannot be read. */
 static void stop_guest(void *opaque)
 {
     Instant *i = opaque;
@@ -219,7 +336,11 @@ static void stop_guest(void *opaque)
 
     if (!err) {
         file_save_forget_error();
-        resume_cpus(i);
+        if (i->stop_wanted) {
+            try_stop(i);
+        } else {
+            resume_cpus(i);
+        }
         return;
     }
     migrate_set_error(migrate_get_current(), err);
@@ -230,39 +351,65 @@ static void stop_guest(void *opaque)
     } else {
         error_free(err);
     }
-    if (!runstate_is_running()) {
-        i->stopping = false;
-        return;
-    }
-    i->stopping = true;
-    if (!stop_cpus() || mapped_ram_lazy_others_wait(i->lazy, is_cpu)) {
-        timer_mod(i->stop_timer,
-                  qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + STOP_MS);
-        return;
-    }
-    i->stopping = false;
-    vm_stop(RUN_STATE_IO_ERROR);
+    try_stop(i);
 }
 
 /* The guest runs again, so try again to load what could not be read. */
+static void try_again(Instant *i)
+{
+    i->reported = false;
+    file_save_forget_error();
+    mapped_ram_lazy_retry(i->lazy);
+}
+
 static void vm_state_changed(void *opaque, bool running, RunState state)
 {
-    Instant *i = opaque;
-
     if (running) {
-        i->reported = false;
-        file_save_forget_error();
-        mapped_ram_lazy_retry(i->lazy);
+        try_again(opaque);
+    }
+}
+
+/* When a suspended guest wakes up, its state changes without notification. */
+static void guest_woke_up(Notifier *notifier, void *reason)
+{
+    try_again(container_of(notifier, Instant, wakeup));
+}
+
+/*
+ * Whether shared memory may be backed by huge pages.  Before Linux 6.4, and
+ * with huge pages of more than MAPPED_RAM_LAZY_EXTENT, the kernel would fill
+ * missing pages with zeros to make one, although they are registered.
+ */
+static void allow_huge_pages(RAMBlock *rb, bool allow)
+{
+    if (qemu_ram_is_shared(rb)) {
+        qemu_madvise(rb->host, rb->max_length, allow ? QEMU_MADV_HUGEPAGE :
+                                                       QEMU_MADV_NOHUGEPAGE);
+    }
+}
+
+static void end_stop(Instant *i)
+{
+    resume_cpus(i);
+    if (i->stop_wanted) {
+        qemu_system_vmstop_request_prepare();
+        qemu_system_vmstop_request(i->stop_state);
     }
 }
 
 static void instant_free(Instant *i)
 {
     mapped_ram_lazy_free(i->lazy);
-    resume_cpus(i);
+    end_stop(i);
     if (i->started) {
         mapped_ram_compat_unblock(&i->blocker);
         qemu_del_vm_change_state_handler(i->vm_state);
+        notifier_remove(&i->wakeup);
+    }
+    for (unsigned n = 0; n < i->regions->len; n++) {
+        MemoryRegion *mr = g_ptr_array_index(i->regions, n);
+
+        allow_huge_pages(mr->ram_block, true);
     }
 #ifndef _WIN32
     if (i->locked) {
@@ -475,6 +622,21 @@ static bool empty_block(RAMBlock *rb, Error **errp)
     return ret >= 0;
 }
 
+/* Checks first: what is discarded from a file of the user's may be needed. */
+static bool take_block(RAMBlock *rb, const MappedRamBlock *b, Error **errp)
+{
+    if (!mapped_ram_lazy_check(instant->lazy, b, rb->page_size, errp)) {
+        return false;
+    }
+    allow_huge_pages(rb, false);
+    if (!empty_block(rb, errp) ||
+        !mapped_ram_lazy_add(instant->lazy, b, rb->page_size, errp)) {
+        allow_huge_pages(rb, true);
+        return false;
+    }
+    return true;
+}
+
 bool mapped_ram_instant_add(QEMUFile *f, RAMBlock *rb, const MappedRamBlock *b)
 {
     Error *err = NULL;
@@ -493,8 +655,7 @@ bool mapped_ram_instant_add(QEMUFile *f, RAMBlock *rb, const MappedRamBlock *b)
         /* If this has failed once for the machine, it fails again, silently. */
         instant = instant_new(f, &err);
     }
-    if (!instant || !empty_block(rb, &err) ||
-        !mapped_ram_lazy_add(instant->lazy, b, rb->page_size, &err)) {
+    if (!instant || !take_block(rb, b, &err)) {
         note_reason(err);
         return false;
     }
@@ -515,6 +676,8 @@ bool mapped_ram_instant_start(Error **errp)
         return false;
     }
     i->vm_state = qemu_add_vm_change_state_handler(vm_state_changed, i);
+    i->wakeup.notify = guest_woke_up;
+    qemu_register_wakeup_notifier(&i->wakeup);
     i->started = true;
     qatomic_set(&active, true);
     i->locked = file_transport_take_lock();

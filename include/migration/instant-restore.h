@@ -14,6 +14,8 @@
 #ifndef MIGRATION_INSTANT_RESTORE_H
 #define MIGRATION_INSTANT_RESTORE_H
 
+#include "qapi/qapi-types-run-state.h"
+
 /*
  * Returns: whether RAM is still being loaded while the guest may run.  While it
  * is, the status of the migration is postcopy-active; it then becomes
@@ -65,12 +67,34 @@ void mapped_ram_instant_remove_sharer(void);
  * @cpu: a CPU
  *
  * Returns: whether @cpu waits, in the middle of an instruction, for RAM that
- *          could not be read.  It can be treated as stopped, but cannot be
- *          reset.
+ *          could not be read, or for another CPU that does.  It can be treated
+ *          as stopped, but cannot be reset.
  */
 bool mapped_ram_instant_stuck(CPUState *cpu);
 
-/* Returns: whether any CPU is stuck, see mapped_ram_instant_stuck() */
-bool mapped_ram_instant_any_stuck(void);
+/*
+ * Returns: whether the machine can be reset now.  It cannot while a CPU is
+ * stuck, see mapped_ram_instant_stuck(), or while a device waits for RAM that
+ * could not be read, as its reset would wait for that, too.
+ */
+bool mapped_ram_instant_can_reset(void);
+
+/*
+ * Returns: whether each CPU has really stopped after pause_all_vcpus(), which
+ * does not wait for stuck ones.
+ */
+bool mapped_ram_instant_cpus_stopped(void);
+
+/**
+ * mapped_ram_instant_stop:
+ * @state: the state to stop in
+ *
+ * Instead of vm_stop(), for the main loop: stops the machine as soon as that
+ * does not have to wait for RAM that cannot be read.
+ *
+ * Returns: false if no RAM is being loaded or the guest does not run; then call
+ *          vm_stop()
+ */
+bool mapped_ram_instant_stop(RunState state);
 
 #endif /* MIGRATION_INSTANT_RESTORE_H */
