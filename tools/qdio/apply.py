@@ -8,12 +8,13 @@ gives the same commit ids, which also show whether there is anything to do."""
 
 import os
 import re
+import shutil
 import tempfile
 
 from .config import ROOT
 from .git import Git, GitError
 from .say import Fault, note
-from .series import Series
+from .series import Series, copy_series
 
 TRAILER = re.compile(r'^Series-Id:[ \t]*(\S+)[ \t]*\n?', re.M)
 APPLIED = 'refs/qdio/applied'
@@ -94,7 +95,7 @@ def _stage_slug(git, series, slug, base):
             raise Fault(f'series/{slug.name}/hooks-{base}.patch does not '
                         f'apply to QEMU {version}: {said}; take a later point '
                         'release of the base, or correct the patch by hand '
-                        'and refresh') \
+                        'and apply again') \
                 from None
 
 
@@ -137,8 +138,19 @@ def apply(series, base, tree, edits='refuse'):
         git('checkout', '--quiet', '--force', '-B', 'series', tip)
         if found:
             git('clean', '-fdq')
-    git('update-ref', APPLIED, tip)
+    set_applied(series.root, tree)
     return commits
+
+
+def set_applied(root, tree):
+    """Record that the tree's commits are the series in the repository `root`,
+    which refresh compares them with."""
+    Git(tree.src)('update-ref', APPLIED, 'HEAD')
+    new = tree.record + '.new'
+    for path in (new, tree.record):
+        shutil.rmtree(path, ignore_errors=True)
+    copy_series(root, new)
+    os.rename(new, tree.record)
 
 
 def applied_tree(tree):

@@ -4,7 +4,8 @@
 A tree is in the cache as trees/BASE/src, with the build next to it.  Thus its
 path relative to the build is the same everywhere, and ccache finds objects
 compiled in another checkout or an earlier tree.  Its branch `base` is
-the pristine source; its branch `series` has the applied series."""
+the pristine source; its branch `series` has the applied series, of which
+trees/BASE/applied is a copy in the repository's layout."""
 
 import contextlib
 import fcntl
@@ -34,6 +35,7 @@ class Tree:
         self.name = name
         self.src = os.path.join(self.directory, 'src')
         self.build = os.path.join(self.directory, 'build')
+        self.record = os.path.join(self.directory, 'applied')
 
     def base_commit(self):
         return Git(self.src).commit_id('refs/heads/base')

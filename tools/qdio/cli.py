@@ -181,25 +181,21 @@ def cmd_apply(args):
 
 
 def cmd_refresh(args):
-    from .refresh import refresh
-    base = _base_of(args)
-    directory = args.tree
-    if not directory:
-        tree = _tree_of(args)
-        if not tree.exists():
-            raise Fault(f'there is no applied tree; "./run apply {base.name}" '
-                        'makes one')
-        directory = tree.src
-    elif not os.path.isdir(directory):
-        raise Fault(f'--tree {directory}: there is no such directory')
-    changed = refresh(config.ROOT, base.name, directory, args.rev)
+    from .refresh import refresh, refresh_applied
+    tree = _tree_of(args)
+    base = tree.base.name
+    if args.tree and not os.path.isdir(args.tree):
+        raise Fault(f'--tree {args.tree}: there is no such directory')
+    if not args.tree and not tree.exists():
+        raise Fault(f'there is no applied tree; "./run apply {base}" makes '
+                    'one')
+    if args.tree or args.rev:
+        changed = refresh(config.ROOT, base, args.tree or tree.src, args.rev)
+    else:
+        with tree.locked():
+            changed = refresh_applied(config.ROOT, tree)
     for path in changed:
         print(path)
-    if not args.tree and not args.rev:
-        from .apply import APPLIED
-        from .git import Git
-        git = Git(directory)
-        git('update-ref', APPLIED, 'HEAD')
     note(f'{len(changed)} files changed' if changed else 'nothing changed')
 
 

@@ -2,12 +2,13 @@
 """Import commits back into the repository: `./run refresh`."""
 
 import os
+import shutil
 import tempfile
 
-from .apply import slug_of, without_trailer
+from .apply import set_applied, slug_of, without_trailer
 from .git import Git, GitError, sections, stable_diff
 from .say import Fault
-from .series import HOUSE, Series
+from .series import HOUSE, Series, copy_series
 
 _TESTS = (('tests/unit/test-', 'unit'), ('tests/qtest/', 'qtest'))
 
@@ -117,9 +118,76 @@ class Writer:
             self.changed.append(path)
 
 
+def refresh_applied(root, tree):
+    """Import what the commits of an applied tree changed in it, and nothing
+    else: the repository may have newer content, such as edits made there or
+    refreshed from another base.  Returns the paths in the repository that
+    changed."""
+    base = tree.base.name
+    # A new base that does not take the series yet has no record
+    old = tree.record if os.path.isdir(tree.record) else root
+    with tempfile.TemporaryDirectory(dir=tree.directory) as new:
+        copy_series(old, new)
+        _take_order(root, new, tree)
+        changed = [path for path in refresh(new, base, tree.src)
+                   if _content(root, path) != _content(new, path)]
+        for path in changed:
+            _check_unchanged(root, old, path, tree)
+        writer = Writer(root)
+        for path in changed:
+            found = _content(new, path)
+            if found:
+                writer.write(path, *found)
+            else:
+                writer.remove(path)
+        set_applied(new, tree)
+    return writer.changed
+
+
+def _take_order(root, new, tree):
+    """Use the repository's series/order if it names the tree's slugs and the
+    copy's does not: a slug was dropped, or marked for the base, in both."""
+    base = tree.base.name
+    names = {commit.name for commit in read_commits(Git(tree.src), base)}
+
+    def same(where):
+        return names == {slug.name for slug in Series(where).of(base)}
+
+    if same(root) and not same(new):
+        shutil.copyfile(os.path.join(root, 'series', 'order'),
+                        os.path.join(new, 'series', 'order'))
+
+
+def _content(root, path):
+    """(bytes, mode) of a file, or None."""
+    full = os.path.join(root, path)
+    if not os.path.isfile(full):
+        return None
+    with open(full, 'rb') as f:
+        return f.read(), '100755' if os.access(full, os.X_OK) else '100644'
+
+
+def _check_unchanged(root, old, path, tree):
+    """Refuse to overwrite newer content of the repository, or hooks that
+    depend on newer ones of another base."""
+    base = tree.base.name
+    paths = [path]
+    where, name = os.path.split(path)
+    if name == f'hooks-{base}.patch':
+        paths += [f'{where}/hooks-{other}.patch'
+                  for other in Series(root).lineage(base)[1:]]
+    for one in paths:
+        if _content(root, one) != _content(old, one):
+            raise Fault(f"'{one}' has changed in the repository since "
+                        f'"./run apply {base}", in conflict with the commits '
+                        f'in {tree.src}; keep them there with "git branch '
+                        f'mine", run "./run apply {base} --discard", redo '
+                        'them with "git cherry-pick", and refresh again')
+
+
 def refresh(root, base, directory, rev=None):
-    """Import the commits of the tree in `directory`.  Returns the paths in the
-    repository that changed."""
+    """Import the commits of the tree in `directory`, all that they contain.
+    Returns the paths in the repository that changed."""
     git = Git(directory)
     if not git.commit_id('HEAD'):
         raise Fault(f'{directory} is no git tree with commits')

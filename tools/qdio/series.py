@@ -24,6 +24,7 @@ refresh refuses such an edit."""
 
 import os
 import re
+import shutil
 
 from .config import lineage
 from .git import sections
@@ -193,3 +194,17 @@ class Series:
         mode = '100755' if os.access(full, os.X_OK) else '100644'
         with open(full, 'rb') as f:
             return mode, f.read()
+
+
+def copy_series(root, where):
+    """Copy the part of a repository that apply and refresh work on."""
+    for name in ('series', 'bases'):
+        if os.path.isdir(os.path.join(root, name)):
+            shutil.copytree(os.path.join(root, name),
+                            os.path.join(where, name))
+    for slug in Series(root).slugs:
+        for path in slug.files():
+            target = os.path.join(where, path)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            if os.path.exists(os.path.join(root, path)):
+                shutil.copy2(os.path.join(root, path), target)

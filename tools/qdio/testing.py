@@ -23,7 +23,7 @@ from .lint import Lint
 from .refresh import refresh
 from .report import Report
 from .say import Failure, Fault, side_by_side, step, tail
-from .series import Series
+from .series import Series, copy_series
 from .suites import IOTEST_PROGRAMS, SKIPPED, run_iotests, run_program, \
     run_qtest, run_suite, run_unit_tests, targets_of
 from .walk import walk_patches
@@ -171,7 +171,7 @@ class Tests:
             self.report.skip(name, 'no slugs')
             return
         with tempfile.TemporaryDirectory(dir=cache()) as copy:
-            _copy_series(self.series, copy)
+            copy_series(ROOT, copy)
             changed = refresh(copy, base, tree.src,
                               f'{tree.base_commit()}..{commits[-1]}')
             changed = [p for p in changed if not _only_moved(copy, p)]
@@ -437,19 +437,6 @@ class Tests:
             return
         self.report(code == 0, 'canary', log=log,
                     remarks=tail(log, 100).splitlines())
-
-
-def _copy_series(series, where):
-    """Copy the part of the repository that refresh writes."""
-    shutil.copytree(os.path.join(ROOT, 'series'),
-                    os.path.join(where, 'series'))
-    shutil.copytree(os.path.join(ROOT, 'bases'),
-                    os.path.join(where, 'bases'))
-    for slug in series.slugs:
-        for path in slug.files():
-            target = os.path.join(where, path)
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            shutil.copy2(os.path.join(ROOT, path), target)
 
 
 def _only_moved(copy, path):

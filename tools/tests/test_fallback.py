@@ -69,6 +69,29 @@ class Fallback(MadeUp):
         self.assertEqual(self.read('io/channel.c', self.tree()),
                          numbered(-34, 40))
 
+    def test_newer_hook_of_the_other_base(self):
+        """A hook that 2.0 has changed since 3.0 was applied does not become
+        one of 3.0's own."""
+        def refresh():
+            return self.run_it('refresh', '3.0', '--source',
+                               self.source('3.0'))[0].split()
+
+        self.applied()
+        newer = self.hook('io/channel.c', 20, 'use it well', '2.0')
+        self.write('series/last/hooks-2.0.patch', newer)
+        self.assertEqual(refresh(), [])
+        self.amend('io/meson.build', 'more\n')
+        self.refused('refresh', '3.0', '--source', self.source('3.0'),
+                     says="'series/last/hooks-2.0.patch' has changed in the "
+                     'repository since')
+        self.assertFalse(os.path.exists(
+            self.path('series/last/hooks-3.0.patch')))
+        self.assertEqual(self.read('series/last/hooks-2.0.patch'), newer)
+        self.run_it('apply', '3.0', '--discard', '--source',
+                    self.source('3.0'))
+        self.amend('io/meson.build', 'more\n')
+        self.assertEqual(refresh(), ['series/last/hooks-3.0.patch'])
+
     def test_no_fuzz(self):
         """A hook of 2.0 is refused if 3.0 does not have its context."""
         self.write('io/channel.c', numbered(-34, 40).replace('line 22', 'x'),

@@ -73,8 +73,8 @@ class Apply(MadeUp):
                    self.hook('io/channel.c', 20, 'x', '1.0').replace(
                        ' line 20', ' line twenty'))
         self.refused('apply', '1.0', '--source', self.source('1.0'),
-                     says='series/last/hooks-1.0.patch does not apply to QEMU 1.0.5: .*'
-                     'io/channel.c')
+                     says='series/last/hooks-1.0.patch does not apply to QEMU '
+                     '1.0.5: .*io/channel.c.*by hand and apply again')
 
     def test_new_version_of_the_base(self):
         tree = self.applied()
@@ -124,6 +124,110 @@ class Refresh(MadeUp):
         self.assertTrue(os.access(self.path('io/queue.c'), os.X_OK))
         self.applied()
         self.assertEqual(self.refreshed(), [])
+
+    def amend_first(self, tree, path, content):
+        """Change a file in the commit of the slug 'first'."""
+        later = self.git('rev-list', '--reverse', 'base..HEAD',
+                         where=tree).split()
+        self.git('checkout', '-q', '--detach', later[0], where=tree)
+        self.write(path, content, tree)
+        self.git('commit', '-qa', '--amend', '--no-edit', where=tree)
+        self.git('cherry-pick', *later[1:], where=tree)
+
+    def test_refreshed_from_another_base_is_kept(self):
+        """The tree of 2.0 still has the old io/queue.c."""
+        one, two = self.applied(), self.applied('2.0')
+        self.amend_first(one, 'io/queue.c', 'of 1.0\n')
+        self.assertEqual(self.refreshed(), ['io/queue.c'])
+        self.amend_first(two, 'include/io/queue.h', 'of 2.0\n')
+        for changed in (['include/io/queue.h'], []):
+            self.assertEqual(self.refreshed('2.0'), changed)
+            self.assertEqual(self.read('io/queue.c'), 'of 1.0\n')
+        self.amend_first(two, 'include/io/queue.h', 'of 2.0 again\n')
+        self.assertEqual(self.refreshed('2.0'), ['include/io/queue.h'])
+        self.assertEqual(self.read('io/queue.c'), 'of 1.0\n')
+
+    def test_edits_in_the_repository_are_kept(self):
+        edits = {'io/queue.c': 'mine\n',
+                 'series/only-one/message': 'io: mine\n\nWhy.\n',
+                 'series/last/hooks-1.0.patch':
+                     self.hook('io/channel.c', 20, 'mine', '1.0')}
+        tree = self.applied()
+        for path, content in edits.items():
+            self.write(path, content)
+        self.amend_first(tree, 'include/io/queue.h', 'of the tree\n')
+        self.assertEqual(self.refreshed(), ['include/io/queue.h'])
+        for path, content in edits.items():
+            self.assertEqual(self.read(path), content)
+
+    def test_corrected_hook_is_kept(self):
+        tree = self.applied()
+        self.write('io/channel.c', numbered(1, 20) + 'new\n'
+                   + numbered(21, 40), self.source('1.0'))
+        self.refused('apply', '1.0', '--source', self.source('1.0'),
+                     says='does not apply')
+        by_hand = self.read('series/last/hooks-1.0.patch').replace(
+            ' line 21\n', ' new\n line 21\n').replace('6 +18,7', '7 +18,8')
+        self.write('series/last/hooks-1.0.patch', by_hand)
+        self.assertEqual(self.refreshed(), [])
+        self.assertEqual(self.read('series/last/hooks-1.0.patch'), by_hand)
+        self.applied()
+        self.assertIn('line 20\nuse it\nnew\n',
+                      self.read('io/channel.c', tree))
+
+    def test_conflict(self):
+        """Nothing is written if the repository and the tree both changed a
+        file, unless they agree."""
+        tree = self.applied()
+        self.amend_first(tree, 'include/io/queue.h', 'of the tree\n')
+        self.amend_first(tree, 'io/queue.c', 'of the tree\n')
+        self.write('io/queue.c', 'mine\n')
+        before = self.changes()
+        self.refused('refresh', '1.0', '--source', self.source('1.0'),
+                     says="'io/queue.c' has changed in the repository since "
+                     '"./run apply 1.0".*git branch.*"./run apply 1.0 '
+                     '--discard".*cherry-pick')
+        self.assertEqual(self.changes(), before)
+        self.assertEqual(self.read('io/queue.c'), 'mine\n')
+        self.write('io/queue.c', 'of the tree\n')
+        self.assertEqual(self.refreshed(), ['include/io/queue.h'])
+
+    def test_new_slug_in_the_repository_is_kept(self):
+        self.applied()
+        self.write('series/order', text('first', 'only-one 1.0', 'last',
+                                        'late'))
+        self.write('series/late/message', 'io: late\n\nWhy.\n\n' + SIGNED)
+        self.write('series/late/files', 'io/later.c\n')
+        self.write('io/later.c', 'later\n')
+        self.assertEqual(self.refreshed(), [])
+        self.assertEqual(self.read('io/later.c'), 'later\n')
+
+    def test_hook_with_other_context(self):
+        """A hook that was written by hand gets git's usual context."""
+        path = 'series/last/hooks-1.0.patch'
+        usual = self.read(path)
+        self.write(path, usual.replace(' line 23\n', '').replace(
+            '6 +18,7', '5 +18,6'))
+        self.applied()
+        self.assertEqual(self.refreshed(), [path])
+        self.assertIn(' line 23\n', self.read(path))
+        self.assertEqual(self.refreshed(), [])
+
+    def test_never_applied(self):
+        """A series that was brought to a new base by hand is taken over as
+        it is; see bases/README.md."""
+        one = self.applied()
+        tree = self.run_it('base', '2.0', '--source',
+                           self.source('2.0'))[0].strip()
+        shutil.rmtree(self.path('series/last'))
+        self.write('series/order', 'first\n')
+        for argv in (['fetch', '-q', one, 'series:other'],
+                     ['checkout', '-q', '-B', 'series', 'base'],
+                     ['cherry-pick', 'other~2', 'other']):
+            self.git(*argv, where=tree)
+        self.assertEqual(self.refreshed('2.0'),
+                         ['series/last/message',
+                          'series/last/hooks-2.0.patch', 'series/order'])
 
     def test_message_flows_back(self):
         tree = self.applied()
@@ -254,6 +358,27 @@ class Refresh(MadeUp):
         self.git('reset', '-q', '--hard', 'HEAD~1', where=tree)
         self.refused('refresh', '1.0', '--source', self.source('1.0'),
                      says="no commit for the slug 'last'; to drop it")
+
+    def test_slug_that_was_dropped(self):
+        """In the repository, as the message asks for, and in the tree."""
+        tree = self.applied()
+        self.git('reset', '-q', '--hard', 'HEAD~1', where=tree)
+        self.write('series/order', 'first\nonly-one 1.0\n')
+        shutil.rmtree(self.path('series/last'))
+        self.assertEqual(self.refreshed(), [])
+        self.assertEqual(self.read('series/order'), 'first\nonly-one 1.0\n')
+
+    def test_slug_of_another_base(self):
+        tree = self.applied('2.0')
+        self.write('io/channel.c', 'mine\n', tree)
+        self.git('commit', '-qam', self.read('series/only-one/message')
+                 + 'Series-Id: only-one', where=tree)
+        self.refused('refresh', '2.0', '--source', self.source('2.0'),
+                     says="'only-one', which series/order marks for other "
+                     'bases than 2.0; add 2.0 to its line there')
+        self.write('series/order', 'first\nlast\nonly-one 1.0 2.0\n')
+        self.assertEqual(self.refreshed('2.0'),
+                         ['series/only-one/hooks-2.0.patch'])
 
     def test_no_tree(self):
         self.refused('refresh', '1.0', says='no applied tree; "./run apply')
