@@ -10,6 +10,8 @@ from .git import Git, GitError, sections, stable_diff
 from .say import Fault
 from .series import HOUSE, Series, copy_series
 
+# How to change a commit of an applied tree
+FIXUP = '"git commit --fixup=COMMIT" and "git rebase -i --autosquash base"'
 _TESTS = (('tests/unit/test-', 'unit'), ('tests/qtest/', 'qtest'))
 
 
@@ -26,30 +28,48 @@ class Commit:
         self.hooked = []        # paths of the base
 
 
-def read_commits(git, base, rev=None):
-    """The series in a tree: the commits up to `rev`'s end that name a slug,
-    oldest first."""
+def _commit_ids(git, rev):
+    """The series in a tree, oldest first: the commits of the range `rev` or,
+    by default, all that follow the pristine source.  If neither is known, the
+    last commits that name a slug."""
+    if not rev and _in_history(git, 'refs/heads/base'):
+        rev = 'refs/heads/base..HEAD'
     if rev and '..' in rev:
-        ids = git('rev-list', '--reverse', '--first-parent', rev).split()
-    else:
-        ids = []
-        for one in git('rev-list', '--first-parent', rev or 'HEAD').split():
-            if not slug_of(git('log', '-1', '--format=%B', one)):
-                break
-            ids.insert(0, one)
+        return git('rev-list', '--reverse', '--first-parent', rev).split()
+    ids = []
+    for one in git('rev-list', '--first-parent', rev or 'HEAD').split():
+        if not slug_of(git('log', '-1', '--format=%B', one)):
+            break
+        ids.insert(0, one)
+    return ids
+
+
+def _in_history(git, name):
+    try:
+        git('merge-base', '--is-ancestor', name, 'HEAD')
+        return True
+    except GitError:
+        return False
+
+
+def read_commits(git, base, rev=None):
+    """The series in a tree, see _commit_ids(), as a list of Commit."""
     commits = []
-    for one in ids:
+    for one in _commit_ids(git, rev):
         message = git('log', '-1', '--format=%B', one) + '\n'
         name = slug_of(message)
         if not name:
-            raise Fault(f"commit {one[:12]} names no slug; add a line "
-                        f"'Series-Id: SLUG' at the end of its message")
+            raise Fault(f'commit {one[:12]} ({message.splitlines()[0]}) names '
+                        'no slug; for a new slug, add a line "Series-Id: '
+                        'SLUG" at the end of its message; for a change to '
+                        f'another commit, use {FIXUP}')
         if commits and commits[-1].name == name:
             commits[-1].new = one
             continue
         if any(c.name == name for c in commits):
             raise Fault(f"two commits name the slug '{name}' with others in "
-                        'between; reorder them with "git rebase -i"')
+                        'between; to change the first one, do not name its '
+                        f'slug again, but use {FIXUP}')
         parent = git.commit_id(one + '^')
         if not parent:
             raise Fault(f'commit {one[:12]} has nothing below it: the tree '
@@ -195,9 +215,8 @@ def refresh(root, base, directory, rev=None):
         dirty = git.dirty()
         if dirty:
             raise Fault(f"{directory} has changes that are not committed, "
-                        f"such as '{dirty[0]}'; commit them (with "
-                        '"git commit --amend", "git rebase -i" or a commit '
-                        'with the same Series-Id) or take them back first')
+                        f"such as '{dirty[0]}'; commit them, for example "
+                        f'with {FIXUP}, or take them back first')
     series = Series(root)
     commits = read_commits(git, base, rev)
     sort_changes(git, commits)

@@ -346,12 +346,36 @@ class Refresh(MadeUp):
 
     def test_commit_without_slug(self):
         self.refuses_commit(lambda t: self.write('io/channel.c', 'x', t),
-                            'no commit with a line "Series-Id', message='x')
+                            r'commit [0-9a-f]{12} \(a fix\) names no slug.*'
+                            '"Series-Id: SLUG" at the end of its message',
+                            message='a fix')
+
+    def test_tree_without_the_series(self):
+        tree = self.applied()
+        self.git('reset', '-q', '--hard', 'base', where=tree)
+        self.refused('refresh', '1.0', '--source', self.source('1.0'),
+                     says='no commit with a line "Series-Id: SLUG".*apply')
 
     def test_slug_twice(self):
         self.refuses_commit(lambda t: self.write('io/channel.c', 'x', t),
-                            "two commits name the slug 'first'",
+                            "two commits name the slug 'first'.*"
+                            '"git commit --fixup=COMMIT".*'
+                            '"git rebase -i --autosquash base"',
                             message='x\n\nSeries-Id: first')
+
+    def test_fixup(self):
+        """The commands that the messages and CONTRIBUTING.md name."""
+        says = '"git commit --fixup=COMMIT" and "git rebase -i --autosquash ' \
+               'base"'
+        tree = self.applied()
+        self.write('io/queue.c', 'fixed\n', tree)
+        refresh = 'refresh', '1.0', '--source', self.source('1.0')
+        self.refused(*refresh, says=says)
+        self.git('commit', '-qa', '--fixup=HEAD~2', where=tree)
+        self.refused(*refresh, says='names no slug.*' + says)
+        self.git('-c', 'sequence.editor=true', 'rebase', '-q', '-i',
+                 '--autosquash', 'base', where=tree)
+        self.assertEqual(self.refreshed(), ['io/queue.c'])
 
     def test_lost_slug(self):
         tree = self.applied()
