@@ -205,8 +205,10 @@ def cmd_emit(args):
     signoff = check_signoff(args.signoff) if args.signoff else own_signoff()
     with tree.locked():
         tree = _prepared(args)
-        directory = args.output or os.path.join(config.cache(), 'emit',
-                                                tree.name)
+        directory = os.path.abspath(args.output or os.path.join(
+            config.cache(), 'emit', tree.name))
+        if not args.output:
+            shutil.rmtree(directory, ignore_errors=True)
         patches = emit(_series(), tree.base.name, tree, directory, signoff)
     for path in patches:
         print(path)

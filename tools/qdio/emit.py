@@ -12,6 +12,8 @@ from .config import ROOT
 from .git import Git
 from .say import Fault
 
+COVER = 'cover-letter.txt'
+
 
 def own_signoff():
     """'NAME <ADDRESS>' of the configured git user; there is no default."""
@@ -44,35 +46,62 @@ def emit(series, base, tree, directory, signoff=None):
     if not commits:
         raise Fault(f'the series has no slugs for {base}; nothing to emit')
     os.makedirs(directory, exist_ok=True)
-    strangers = [n for n in os.listdir(directory)
-                 if not re.match(r'\d{4}-.*\.patch\Z|cover-letter\.txt\Z', n)]
-    if strangers:
-        raise Fault(f"{directory} has other files, such as '{strangers[0]}'; "
-                    'name an empty or a new directory with --output')
-    for name in os.listdir(directory):
-        os.unlink(os.path.join(directory, name))
+    _empty(series, directory)
     git = Git(tree.src)
     git('format-patch', '--quiet', '--cover-letter', '--no-signature',
         '--zero-commit', '--no-renames', '--subject-prefix',
         f'PATCH {base}', '-o', os.path.abspath(directory),
         f'{tree.base_commit()}..{commits[-1][1]}')
     patches = sorted(glob.glob(os.path.join(directory, '*.patch')))
-    _cover(series, patches[0], os.path.join(directory, 'cover-letter.txt'))
+    _cover(series, patches[0], os.path.join(directory, COVER))
     return patches[1:]
+
+
+def _empty(series, directory):
+    """Remove an earlier series of ours, but nothing else."""
+    names = os.listdir(directory)
+    strangers = [n for n in names if n != COVER and
+                 not re.match(r'\d{4}-.*\.patch\Z', n)]
+    if strangers:
+        raise Fault(f"{directory} has other files, such as '{strangers[0]}'; "
+                    'name an empty or a new directory with --output')
+    if names and not _is_ours(series, os.path.join(directory, COVER)):
+        raise Fault(f"{directory} has patches of another series, such as "
+                    f"'{names[0]}'; name an empty or a new directory with "
+                    '--output')
+    for name in names:
+        os.unlink(os.path.join(directory, name))
+
+
+def _is_ours(series, path):
+    """Whether a cover letter is the series' own, for any base."""
+    try:
+        with open(path, encoding='utf-8', errors='replace') as f:
+            found = re.search(r'^Subject: \[PATCH \S+ 0+/\d+\] (.*)$',
+                              f.read(), re.M)
+    except FileNotFoundError:
+        return False
+    return bool(found) and found.group(1) == _cover_text(series)[0]
+
+
+def _cover_text(series):
+    """(subject, blurb) from series/cover."""
+    try:
+        with open(os.path.join(series.root, 'series', 'cover'),
+                  encoding='utf-8') as f:
+            subject, _, blurb = f.read().partition('\n')
+    except FileNotFoundError:
+        return 'Series', ''
+    return subject, blurb.strip()
 
 
 def _cover(series, draft, path):
     """Fill in the blanks that git leaves, from series/cover."""
     with open(draft, encoding='utf-8') as f:
         text = f.read()
-    try:
-        with open(os.path.join(series.root, 'series', 'cover'),
-                  encoding='utf-8') as f:
-            subject, _, blurb = f.read().partition('\n')
-    except FileNotFoundError:
-        subject, blurb = 'Series', ''
+    subject, blurb = _cover_text(series)
     text = text.replace('*** SUBJECT HERE ***', subject)
-    text = text.replace('*** BLURB HERE ***', blurb.strip())
+    text = text.replace('*** BLURB HERE ***', blurb)
     with open(path, 'w', encoding='utf-8') as f:
         f.write(text)
     os.unlink(draft)

@@ -442,6 +442,34 @@ class Emit(MadeUp):
                      '--output', os.path.join(self.top, 'out'),
                      says="has other files, such as 'important'")
 
+    def test_directory_with_other_patches(self):
+        """Only a directory with the series' cover letter is overwritten."""
+        out = os.path.join(self.top, 'out')
+        names = ['0001-important.patch']
+        self.write(names[0], 'x', out)
+        for cover in (None, 'Subject: [PATCH 0/1] Something else\n'):
+            if cover:
+                self.write('cover-letter.txt', cover, out)
+                names.append('cover-letter.txt')
+            self.refused('emit', '1.0', '--source', self.source('1.0'),
+                         '--output', out, says='has patches of another '
+                         'series.*name an empty or a new directory')
+            self.assertEqual(sorted(os.listdir(out)), names)
+
+    def test_relative_directory(self):
+        """The printed paths can be used from any directory."""
+        out, err = self.on('emit', '1.0', '--output', 'out')
+        where = os.path.join(self.top, 'out')
+        self.assertEqual({os.path.dirname(x) for x in out.split()}, {where})
+        self.assertIn(f'git am {where}/*.patch', err)
+
+    def test_default_directory_is_made_anew(self):
+        self.on('emit')
+        self.write('series/cover', text('Another subject', 'What it is.'))
+        out, _ = self.on('emit')
+        self.assertIn('0/3] Another subject', self.read(
+            'cover-letter.txt', os.path.dirname(out.split()[0])))
+
     def test_walk(self):
         out, _ = self.on('walk', '1.0', '--no-build')
         self.assertIn('ok - emit 1.0: git am takes 3 patches', out)
