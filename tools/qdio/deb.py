@@ -17,9 +17,10 @@ from .emit import emit
 from .git import AUTHOR, Git
 from .say import Failure, Fault, step
 
-# Added to the version.  It sorts after Debian's version and before Debian's
-# next update, so that an update from Debian is offered.
-SUFFIX = '+directio1'
+# Added to the version.  An update from Debian must be offered, so it sorts
+# before +deb12u1 and +nmu1; but a rebuild without changes must not replace
+# ours, so it sorts after +b1.
+SUFFIX = '+custom.directio1'
 PATCHES = 'direct-io'           # below debian/patches
 
 

@@ -5,9 +5,13 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import unittest
 
-from madeup import MadeUp, text
+from madeup import TOOLS, MadeUp, text
+
+sys.path.insert(0, TOOLS)
+from qdio.deb import SUFFIX                             # noqa: E402
 
 CONTROL = text('Source: madeup', 'Maintainer: T <t@example.org>',
                'Build-Depends: nothing', '', 'Package: madeup',
@@ -56,8 +60,8 @@ class Deb(MadeUp):
         output = os.path.join(self.top, 'out')
         dsc = self.deb(output)[0].strip()
         self.assertEqual(os.path.basename(dsc),
-                         'madeup_1.0.5+ds-3+directio1.dsc')
-        self.assertIn('Version: 2:1.0.5+ds-3+directio1\n', self.read(dsc))
+                         f'madeup_1.0.5+ds-3{SUFFIX}.dsc')
+        self.assertIn(f'Version: 2:1.0.5+ds-3{SUFFIX}\n', self.read(dsc))
         where = self.unpack(dsc)
         self.assertEqual(self.read('debian/patches/series', where).split(), [
             'debians.diff', 'direct-io/0001-io-the-first-change.patch',
@@ -70,7 +74,8 @@ class Deb(MadeUp):
         self.assertEqual(self.read('io/queue.c', where),
                          self.read('io/queue.c'))
         self.assertRegex(self.read('debian/changelog', where),
-                         r'\Amadeup \(2:1\.0\.5\+ds-3\+directio1\) none; ')
+                         rf'\Amadeup \(2:1\.0\.5\+ds-3{re.escape(SUFFIX)}'
+                         r'\) none; ')
         patch = self.read('debian/patches/direct-io/'
                           '0002-io-the-only-one-change.patch', where)
         header = patch.partition('\n\n')[0]
@@ -80,6 +85,24 @@ class Deb(MadeUp):
             self.assertRegex(header, f'(?m)^{field}')
         # The unpacked copy can be built again
         self.build(os.path.join(output, 'madeup-1.0.5+ds'))
+
+    def test_order_of_versions(self):
+        """Ours replaces Debian's package and a rebuild of it, and each update
+        of Debian's source replaces ours."""
+        for debians in ('1:7.2+dfsg-7', '1:7.2+dfsg-7+deb12u9'):
+            ours = debians + SUFFIX
+            for older in ('', '+b1', '~bpo12+1'):
+                self.assert_older(debians + older, ours)
+        for old, new in (('-7', '-7+deb12u1'), ('-7', '-7+deb12u1~bpo11+1'),
+                         ('-7', '-7.1'), ('-7', '-7+nmu1'), ('-7', '-8'),
+                         ('-7', '-8~bpo12+1'),
+                         ('-7+deb12u1', '-7+deb12u2'),
+                         ('-7+deb12u9', '-7+deb12u10')):
+            self.assert_older(f'1:7.2+dfsg{old}{SUFFIX}', f'1:7.2+dfsg{new}')
+
+    def assert_older(self, old, new):
+        done = subprocess.run(['dpkg', '--compare-versions', old, 'lt', new])
+        self.assertEqual(done.returncode, 0, f'{old} is not older than {new}')
 
     def test_date(self):
         dsc = self.deb(os.path.join(self.top, 'out'),
