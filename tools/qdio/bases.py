@@ -8,7 +8,6 @@ the pristine source; its branch `series` has the applied series, of which
 trees/BASE/applied is a copy in the repository's layout."""
 
 import contextlib
-import fcntl
 import glob
 import os
 import shutil
@@ -16,10 +15,11 @@ import subprocess
 import tempfile
 
 from .apt import Apt, fetch_family
-from .config import cache, check_space, log_path, short_hash, usable_cache
+from .config import cache, check_space, locked, log_path, short_hash, \
+    usable_cache
 from .git import Git
 from .host import this_host
-from .say import Fault, note, step
+from .say import Fault, step
 
 
 class Tree:
@@ -49,12 +49,7 @@ class Tree:
         """Lock the tree, so that only one `./run` at a time works on it."""
         usable_cache()
         os.makedirs(self.directory, exist_ok=True)
-        with open(os.path.join(self.directory, 'lock'), 'w') as f:
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                note(f'waiting: another run works on {self.directory}')
-                fcntl.flock(f, fcntl.LOCK_EX)
+        with locked(os.path.join(self.directory, 'lock'), self.directory):
             yield
 
     def ensure(self, update=False):

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Locations: the repository, the cache, and the bases' descriptions."""
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shlex
 import shutil
 
-from .say import Fault
+from .say import Fault, note
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__))))
@@ -38,6 +40,19 @@ def usable_cache():
     except OSError as err:
         raise Fault(f'cannot use {path}: {err.strerror}; set QDIO_CACHE to a '
                     'directory that can be written') from None
+
+
+@contextlib.contextmanager
+def locked(path, what):
+    """Hold the lock file `path`, so that only one `./run` at a time works on
+    `what`."""
+    with open(path, 'w') as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            note(f'waiting: another run works on {what}')
+            fcntl.flock(f, fcntl.LOCK_EX)
+        yield
 
 
 def check_space():

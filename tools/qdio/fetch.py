@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 
 from .apt import Apt
-from .config import cache, check_space, log_path
+from .config import cache, check_space, locked, log_path
 from .host import this_host
 from .say import Failure
 
@@ -33,21 +33,38 @@ def _unpacked(name, get, only=(), without=()):
     if os.path.exists(stamp):
         return where
     check_space()
-    shutil.rmtree(where, ignore_errors=True)
-    os.makedirs(where)
-    with tempfile.TemporaryDirectory(dir=cache()) as debs:
-        # apt's sandbox user must be able to write there
-        os.chmod(debs, 0o755)
-        never = this_host().system
-        get(Apt(), debs)
-        found = sorted(glob.glob(os.path.join(debs, '*.deb')))
-        for deb in found:
-            package = os.path.basename(deb).partition('_')[0]
-            if package not in never and not package.startswith(without):
-                _extract(deb, where, only)
-    with open(stamp, 'w', encoding='utf-8') as f:
-        f.write(''.join(os.path.basename(d) + '\n' for d in found))
+    with locked(where + '.lock', where):
+        if not os.path.exists(stamp):
+            with tempfile.TemporaryDirectory(dir=cache()) as top:
+                # apt's sandbox user must be able to write there
+                os.chmod(top, 0o755)
+                new = _unpack(top, get, only, without)
+                shutil.rmtree(where, ignore_errors=True)
+                os.rename(new, where)
     return where
+
+
+def _unpack(top, get, only, without):
+    """Download and unpack in `top`.  Returns the unpacked directory, which has
+    the list of packages in .complete."""
+    debs, new = os.path.join(top, 'debs'), os.path.join(top, 'unpacked')
+    os.mkdir(debs)
+    os.mkdir(new)
+    never = this_host().system
+    get(Apt(), debs)
+    found = sorted(glob.glob(os.path.join(debs, '*.deb')))
+    for deb in found:
+        package = os.path.basename(deb).partition('_')[0]
+        if package not in never and not package.startswith(without):
+            _extract(deb, new, only)
+    with open(os.path.join(new, '.complete'), 'w', encoding='utf-8') as f:
+        f.writelines(os.path.basename(d) + '\n' for d in found)
+    return new
+
+
+# What tar says if a package lacks some of the files that are wanted
+_LACKING = (': Not found in archive',
+            'Exiting with failure status due to previous errors')
 
 
 def _extract(deb, where, only):
@@ -56,10 +73,14 @@ def _extract(deb, where, only):
         argv = ['tar', '-x', '--no-same-owner', '-f', '-', '-C', where]
         if only:
             argv += ['--wildcards', *only]
-        done = subprocess.run(argv, stdin=tarfile.stdout, capture_output=True)
-    if tarfile.returncode not in (0, None) or (done.returncode and not only):
+        done = subprocess.run(argv, stdin=tarfile.stdout, capture_output=True,
+                              env=dict(os.environ, LC_ALL='C'))
+    said = [line for line in done.stderr.decode(errors='replace').splitlines()
+            if not line.endswith(_LACKING)]
+    if tarfile.returncode or done.returncode not in (0, 2) or \
+            (done.returncode and said):
         raise Failure(f'cannot unpack {os.path.basename(deb)}: '
-                      f'{done.stderr.decode(errors="replace").strip()}')
+                      + (' | '.join(said) or f'exit code {done.returncode}'))
 
 
 def _download(apt, directory, names, what):
