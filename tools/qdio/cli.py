@@ -2,6 +2,7 @@
 """The command line of `./run`."""
 
 import argparse
+import contextlib
 import errno
 import os
 import shutil
@@ -11,7 +12,7 @@ import sys
 
 from . import config
 from .host import NO_INSTALL
-from .say import Failure, Fault, note
+from .say import Failure, Fault, end_steps, note
 
 HELP = """\
 usage: ./run COMMAND [OPTION...]
@@ -419,33 +420,62 @@ def help_text():
                        cache=config.cache())
 
 
+def _command(argv):
+    """Run a command.  Returns the exit code."""
+    if not argv or argv[0] in ('help', '-h', '--help'):
+        print(help_text(), end='')
+        return 0 if argv else 2
+    if 'cmd_' + argv[0] not in globals():
+        raise Fault(f"there is no command '{argv[0]}'; './run help' lists "
+                    'them')
+    if '--no-install' in argv:
+        argv = [x for x in argv if x != '--no-install']
+        os.environ[NO_INSTALL] = '1'
+    if argv[0] == 'bench':
+        return cmd_bench(argv[1:])
+    args = _parser().parse_args(argv)
+    if args.help:
+        print(help_text(), end='')
+        return 0
+    if args.source and not os.path.exists(args.source):
+        raise Fault(f'--source {args.source}: there is no such file or '
+                    'directory')
+    return globals()['cmd_' + args.command](args) or 0
+
+
 def main(argv):
-    # If a pipe such as "| head" closes early, this is not an error
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     # On a signal, steps must terminate the processes that they started, even
     # in the background, where shells start programs with SIGINT ignored
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        if not argv or argv[0] in ('help', '-h', '--help'):
-            print(help_text(), end='')
-            return 0 if argv else 2
-        if 'cmd_' + argv[0] not in globals():
-            raise Fault(f"there is no command '{argv[0]}'; './run help' lists "
-                        'them')
-        if '--no-install' in argv:
-            argv = [x for x in argv if x != '--no-install']
-            os.environ[NO_INSTALL] = '1'
-        if argv[0] == 'bench':
-            return cmd_bench(argv[1:])
-        args = _parser().parse_args(argv)
-        if args.help:
-            print(help_text(), end='')
-            return 0
-        if args.source and not os.path.exists(args.source):
-            raise Fault(f'--source {args.source}: there is no such file or '
-                        'directory')
-        return globals()['cmd_' + args.command](args) or 0
+        code = _explained(argv)
+        # Find out now, not at Python's exit, whether somebody reads it
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        end_steps()
+        return _unread()
+
+
+def _unread():
+    """Drop the output that nobody reads, for example after "| head".  Returns
+    the exit code that a shell shows for SIGPIPE."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):
+            stream.flush()
+        os.dup2(null, stream.fileno())
+    return 128 + signal.SIGPIPE
+
+
+def _explained(argv):
+    """Run a command, and print what is wrong in one line.  Returns the exit
+    code."""
+    try:
+        return _command(argv)
+    except BrokenPipeError:
+        raise
     except Fault as err:
         print(f'run: {err}', file=sys.stderr)
         return 2

@@ -318,6 +318,10 @@ def demo(args):
             show = Demo(*emulator, directory,
                         os.path.join(where, 'guest.img'), args.verbose)
             show.run()
+        except BrokenPipeError:
+            # Nobody reads what the demo prints; a lost QMP connection is one
+            # of `errors`
+            raise
         except (AssertionError, OSError, *errors) as err:
             raise Failure('demo: ' + ' '.join(str(err).split())) from None
         finally:

@@ -46,6 +46,11 @@ class _Steps:
 _steps = _Steps()
 
 
+def end_steps():
+    """End the steps of all threads."""
+    _steps.end()
+
+
 class Fault(Exception):
     """An error that the user must correct: one clear line that says what is
     wrong and what to do.  Ends the program with exit code 2."""
