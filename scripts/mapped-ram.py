@@ -16,8 +16,8 @@ import tempfile
 from xml.sax.saxutils import escape, quoteattr
 
 from mapped_ram_image import (GROUP_PAGES, NO_PAGES, NOT_ZERO,
-                              Image, ImageError, count_bits, count_range,
-                              printable, runs)
+                              Image, ImageError, ReadError, count_bits,
+                              count_range, printable, runs)
 
 EXIT_GOOD, EXIT_DIFFERENT, EXIT_ERROR, EXIT_UNFINISHED = 0, 1, 2, 3
 
@@ -144,6 +144,8 @@ def command_verify(args):
         try:
             blocks = verify_bitmaps(image)
             image.check_devices()
+        except ReadError:
+            raise
         except ImageError as err:
             image.problems.append(err)
         found = dict(describe(image), blocks=blocks, problems=[

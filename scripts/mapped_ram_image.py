@@ -99,6 +99,15 @@ class ImageError(Exception):
                 'field': self.field, 'cause': self.cause}
 
 
+class ReadError(ImageError):
+    """The system could not read the file, which says nothing about what is
+    in it."""
+
+
+class TruncatedError(ImageError):
+    """The file ends where the image should go on."""
+
+
 def printable(text):
     """Something from a file or command line that is safe on a terminal."""
     if isinstance(text, bytes):
@@ -145,15 +154,15 @@ class Input:
     def read(self, offset, size, field):
         """Exactly `size` bytes; the caller sees to it that these are few."""
         if not 0 <= offset <= self.size - size:
-            raise ImageError(self.path, f'the file ends at {self.size}, '
-                             f'before the {size} bytes that belong here',
-                             offset, field)
+            raise TruncatedError(self.path, f'the file ends at {self.size}, '
+                                 f'before the {size} bytes that belong here',
+                                 offset, field)
         parts, at = [], offset
         while at < offset + size:
             try:
                 part = os.pread(self.fd, offset + size - at, at)
             except OSError as err:
-                raise ImageError(self.path, err.strerror, at, field) from None
+                raise ReadError(self.path, err.strerror, at, field) from None
             if not part:
                 raise ImageError(self.path, 'the file has become shorter '
                                  'while it was read', at, field)
@@ -290,7 +299,7 @@ class Image:
         try:
             self._parse()
         except ImageError as err:
-            if not collect:
+            if not collect or isinstance(err, ReadError):
                 self.close()
                 raise
             self.problems.append(err)
@@ -340,11 +349,19 @@ class Image:
         except ImageError as err:
             # RAM is complete so far as the stream tells
             self.state_at = self.state_at or cursor.at
-            if not self.unfinished:
-                if self.collect:
-                    raise
-                self.unfinished = 'what follows RAM is incomplete: ' \
-                    f'offset {err.offset}: {err.field}: {err.cause}'
+            self._wrong_behind_ram(err)
+
+    def _wrong_behind_ram(self, err):
+        """If what follows RAM is not written yet, or truncated, RAM can
+        nevertheless be looked at."""
+        if isinstance(err, ReadError):
+            raise err
+        if self.unfinished:
+            return
+        if self.collect or not isinstance(err, TruncatedError):
+            raise err
+        self.unfinished = 'what follows RAM is incomplete: ' \
+            f'offset {err.offset}: {err.field}: {err.cause}'
 
     def _libvirt_header(self):
         at = self.offset
@@ -659,9 +676,10 @@ class Image:
             self.notes.append('the stream has no description of the device '
                               'state')
         else:
-            raise self.error('is incomplete, or something follows it: the '
-                             'file is truncated, or was never completely '
-                             'written', self.state_at, 'device state')
+            raise TruncatedError(
+                self.path, 'is incomplete, or something follows it: the file '
+                'is truncated, or was never completely written',
+                self.state_at, 'device state')
 
     def check_devices(self):
         """Each device of the description must have a section, in the same

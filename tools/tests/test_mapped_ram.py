@@ -16,6 +16,7 @@ import struct
 import sys
 import tempfile
 import unittest
+from unittest import mock
 
 SCRIPTS = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__)))), 'scripts')
@@ -181,6 +182,15 @@ class Case(unittest.TestCase):
             except SystemExit as end:
                 code = end.code
         return code, out.getvalue(), err.getvalue()
+
+    def unreadable(self, byte):
+        """Make reads of a byte fail as on a failing disk."""
+        def pread(fd, size, at):
+            if at <= byte < at + size:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(fd, size, at)
+        real = os.pread
+        return mock.patch.object(os, 'pread', pread)
 
     def result(self, *args, code=0):
         """Check the exit code and return the output of --json."""
@@ -591,13 +601,26 @@ class Damaged(Case):
         self.assertTrue(self.problems())
 
     def test_marks_and_footers(self):
+        """An image with a wrong one is damaged, not unfinished."""
         self.write()
         end = self.maker.at['end']
         self.patch(end + 8, be(8, 8))
-        self.assertEqual(self.problems()[0]['offset'], end + 8)
+        self.one_problem(end + 8, 'mark', 'is 0x8')
         self.write()
         self.patch(end + 17, be(4, 3))
-        self.assertEqual(self.problems()[0]['offset'], end + 16)
+        self.one_problem(end + 16, 'footer', 'is 0x7e 3, not 0x7e 2')
+
+    def test_truncated_behind_ram(self):
+        """RAM is complete, so it can be looked at."""
+        self.write()
+        for size in self.maker.at['devices'] + 99, self.maker.at['end'] + 9:
+            with self.subTest(size):
+                os.truncate(self.image, size)
+                self.assertEqual(len(self.problems()), 1)
+                found = self.result('info', self.image, code=3)
+                self.assertIn('what follows RAM is incomplete',
+                              found['unfinished-because'])
+                self.result('compare', self.image, self.image, '--unfinished')
 
     def test_device_state(self):
         self.write()
@@ -701,6 +724,24 @@ class Damaged(Case):
                 code, out, err = self.run_tool('info', path)
                 self.assertEqual((code, out), (2, ''))
                 self.assertRegex(err, r'^mapped-ram: [^\n]+\n\Z')
+
+    def test_failing_disk(self):
+        """It says nothing about the image, so no command goes on."""
+        extract = ('extract', 'pc.ram', '-o', self.path('raw'))
+        commands = (('info',), ('verify',), ('map',), extract,
+                    (*extract, '--unfinished'), ('compare', self.image),
+                    ('compare', self.image, '--unfinished'))
+        for magic in Maker().magic, 0:
+            self.write(magic=magic)
+            at = self.maker.at
+            for where in 'header', 'bitmap', 'end', 'devices':
+                for name, *rest in commands:
+                    with self.subTest(f'{magic} {where} {name} {rest}'), \
+                            self.unreadable(at[where]):
+                        found = self.result(name, self.image, *rest, code=2)
+                        self.assertEqual(found['error']['cause'],
+                                         os.strerror(errno.EIO))
+        self.assertEqual(os.listdir(self.top), ['image'])
 
     def test_plain_stream(self):
         """In an image saved without mapped-ram, the next block is at the
