@@ -138,6 +138,23 @@ def verify_bitmaps(image):
     return blocks
 
 
+def print_verdict(image, blocks, unfinished, damaged):
+    path = printable(image.path)
+    for problem in image.problems:
+        print(problem)
+    for note in image.notes:
+        print(f'{path}: note: {note}')
+    if unfinished:
+        print(f"{path}: not finished: "
+              f"{image.unfinished or 'there is no image'}")
+    if damaged or not unfinished:
+        count = len(image.problems)
+        result = f"{count or 'no'} problem{'s' if count > 1 else ''}"
+        pages = sum(b['pages-present'] for b in blocks)
+        print(f'{path}: {result} ({len(blocks)} RAM blocks, {pages} pages '
+              f'present, {len(image.devices)} devices)')
+
+
 def command_verify(args):
     with args.image(args.IMAGE, collect=True) as image:
         blocks = []
@@ -150,26 +167,16 @@ def command_verify(args):
             image.problems.append(err)
         found = dict(describe(image), blocks=blocks, problems=[
             p.as_dict() for p in image.problems])
-    unfinished = image.unfinished or any(p.unfinished for p in image.problems)
+    # What QEMU has not written yet is no damage; libvirt's mark hides none
+    missing = image.interrupted or any(p.unfinished for p in image.problems)
+    unfinished = image.unfinished or missing
+    damaged = image.problems and not missing
     found['finished'] = not unfinished
     if not args.json:
-        for problem in image.problems:
-            print(problem)
-        for note in image.notes:
-            print(f'{printable(image.path)}: note: {note}')
-        if unfinished:
-            print(f'{printable(image.path)}: not finished: '
-                  f"{image.unfinished or 'there is no image'}")
-        else:
-            result = f'{len(image.problems)} problems' if image.problems \
-                else 'no problem'
-            pages = sum(b['pages-present'] for b in blocks)
-            print(f'{printable(image.path)}: {result} ({len(blocks)} RAM '
-                  f'blocks, {pages} pages present, '
-                  f"{len(found['devices'])} devices)")
-    if unfinished:
-        return EXIT_UNFINISHED, found
-    return EXIT_DIFFERENT if image.problems else EXIT_GOOD, found
+        print_verdict(image, blocks, unfinished, damaged)
+    if damaged:
+        return EXIT_DIFFERENT, found
+    return EXIT_UNFINISHED if unfinished else EXIT_GOOD, found
 
 
 def finished(image, args):

@@ -285,6 +285,7 @@ class Image:
         self.collect, self.big_endian, self.word = collect, big_endian, word
         self.problems, self.notes = [], []
         self.libvirt = self.unfinished = None
+        self.interrupted = False        # QEMU did not write all of it
         self.machine = self.page_bits = self.uuid = None
         self.capabilities = []
         self.blocks = []
@@ -356,11 +357,12 @@ class Image:
         nevertheless be looked at."""
         if isinstance(err, ReadError):
             raise err
-        if self.unfinished:
+        if self.interrupted:
             return
         if self.collect or not isinstance(err, TruncatedError):
             raise err
-        self.unfinished = 'what follows RAM is incomplete: ' \
+        before = f'{self.unfinished}; ' if self.unfinished else ''
+        self.unfinished = f'{before}what follows RAM is incomplete: ' \
             f'offset {err.offset}: {err.field}: {err.cause}'
 
     def _libvirt_header(self):
@@ -415,6 +417,7 @@ class Image:
                              'here, or the save failed or was cancelled', at,
                              'magic number', unfinished=True)
         if magic == 0:
+            self.interrupted = True
             self.unfinished = 'its magic number is zero, which is written ' \
                 'last: the save runs, or it ended with QEMU or the host'
         elif magic != MAGIC:

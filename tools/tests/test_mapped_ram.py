@@ -578,6 +578,23 @@ class Damaged(Case):
                 self.patch(at, be(size, value))
                 self.assertTrue(self.problems())
 
+    def test_damage_in_what_libvirt_marked_as_incomplete(self):
+        """... must not pass for an image that only needs the mark."""
+        self.write(libvirt=(b'LibvirtQemudPart', 6, '<'))
+        self.assertEqual(self.problems(code=3), [])
+        os.truncate(self.image, self.maker.at['devices'] + 99)
+        found = self.problems(says=r'(?s)truncated.*not finished: libvirt has '
+                              r'marked .*: 1 problem')
+        self.assertEqual(found[0]['field'], 'device state')
+        info = self.result('info', self.image, code=3)
+        self.assertRegex(info['unfinished-because'],
+                         '^libvirt .* incomplete; what follows RAM is ')
+        self.result('compare', self.image, self.image, '--unfinished')
+        # Until QEMU has written its magic number, nothing else is expected
+        self.write(magic=0)
+        os.truncate(self.image, self.maker.at['devices'] + 99)
+        self.assertEqual(self.problems(code=3), [])
+
     def test_configuration(self):
         self.write()
         self.patch(9, be(4, 1 << 31))
