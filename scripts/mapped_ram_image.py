@@ -517,6 +517,10 @@ class Image:
                     self._of(block, 'pages'))
             left -= block.length
             cursor.at = block.end
+        # Their page size is that of the blocks that are in the image
+        for block in self.left_out:
+            self._check_version_and_page_size(block,
+                                              self.blocks or self.left_out)
 
     @staticmethod
     def _of(block, field):
@@ -547,28 +551,32 @@ class Image:
         block.left_out = self.ignores_shared and \
             block.bitmap_offset == block.pages_offset == 0
         if not block.left_out:
-            self._check_header(block)
+            self._check_version_and_page_size(block, self.blocks)
+            self._check_offsets(block)
         return block
 
-    def _check_header(self, block):
-        """Version 1 leaves no choice in any field.  What is wrong is put
-        right, to be able to go on."""
-        def check(name, right, text=None):
-            have = getattr(block, name)
-            if have != right:
-                self._bad(f'is {have}, not {text or right}',
-                          block.header_at + FIELDS[name][0],
-                          self._of(block, name.replace('_', ' ')))
-                setattr(block, name, right)
+    def _check(self, block, name, right, text=None):
+        """Version 1 leaves no choice in any field of a header.  What is wrong
+        is put right, to be able to go on."""
+        have = getattr(block, name)
+        if have != right:
+            self._bad(f'is {have}, not {text or right}',
+                      block.header_at + FIELDS[name][0],
+                      self._of(block, name.replace('_', ' ')))
+            setattr(block, name, right)
 
-        check('version', HEADER_VERSION)
-        if self.blocks:
-            check('page_size', self.blocks[0].page_size)
+    def _check_version_and_page_size(self, block, known):
+        """The page size is that of the blocks that are known already."""
+        self._check(block, 'version', HEADER_VERSION)
+        if known and known[0] is not block:
+            self._check(block, 'page_size', known[0].page_size)
         elif self.page_bits is not None and 1 << min(self.page_bits, 64) \
                 in PAGE_SIZES:
-            check('page_size', 1 << self.page_bits)
+            self._check(block, 'page_size', 1 << self.page_bits)
         elif block.page_size not in PAGE_SIZES:
-            check('page_size', 4096, 'a page size of any target')
+            self._check(block, 'page_size', 4096, 'a page size of any target')
+
+    def _check_offsets(self, block):
         if block.length % block.page_size:
             raise self.error(f'is {block.length}, not a whole number of pages '
                              f'of {block.page_size} bytes', block.length_at,
@@ -583,8 +591,8 @@ class Image:
                              f'end at {pages_offset + block.length}, and no '
                              'file is that large', block.length_at,
                              self._of(block, 'length'))
-        check('bitmap_offset', bitmap_offset)
-        check('pages_offset', pages_offset)
+        self._check(block, 'bitmap_offset', bitmap_offset)
+        self._check(block, 'pages_offset', pages_offset)
 
     def _ram_rest(self, cursor):
         """What the section "ram" has behind the blocks, which with mapped-ram
@@ -669,15 +677,17 @@ class Image:
     def _check_end(self):
         if self.description_at is not None:
             return
-        end = self.file.size
         if not self.file.regular:
             self.notes.append('no description of the device state was found')
-        elif end - self.state_at >= 6 and (
-                not self.footers or
-                self.file.read(end - 6, 6, 'end of the stream')[::5] ==
-                bytes((FOOTER, EOF))):
-            self.notes.append('the stream has no description of the device '
-                              'state')
+            return
+        size = min(6, self.file.size - self.state_at)
+        tail = self.file.read(self.file.size - size, size, 'end of the stream')
+        if size == 6 and tail[-1] == EOF and (
+                not self.footers or tail[0] == FOOTER):
+            self.notes.append(
+                'the stream has no description of the device state' +
+                ('' if self.footers else ' and no footers of sections, so it '
+                 "can't be checked whether it is complete"))
         else:
             raise TruncatedError(
                 self.path, 'is incomplete, or something follows it: the file '

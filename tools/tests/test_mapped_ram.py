@@ -613,6 +613,15 @@ class Damaged(Case):
         self.assertEqual([b['name'] for b in found['blocks']],
                          ['pc.ram', 'tail'])
         self.assertEqual(self.problems(code=0), [])
+        # QEMU compares version and page size, too
+        with open(self.image, 'rb') as f:
+            header = f.read().index(be(4, 1) + be(8, PAGE) + bytes(16))
+        for at, size, value, field in ((header, 4, 99, 'version'),
+                                       (header + 4, 8, 8192, 'page size')):
+            self.write()
+            self.patch(at, be(size, value))
+            self.one_problem(at, f"RAM block 'pc.rom': {field}",
+                             f'is {value}, not ')
         # Without the capability no block may be left out
         self.write(left_out=[b'pc.rom'], capabilities=[b'mapped-ram'])
         self.assertTrue(self.problems())
@@ -656,6 +665,14 @@ class Damaged(Case):
         """An image that ends after a footer and a 0 is complete."""
         self.write(description=False)
         self.problems(code=0, says='note: the stream has no description')
+        os.truncate(self.image, self.maker.at['size'] - 1)
+        self.assertRegex(self.problems()[0]['cause'], 'incomplete')
+
+    def test_ends_without_description_and_footers(self):
+        """Then only the last byte is known."""
+        self.write(description=False, footers=False)
+        self.problems(code=0, says='note: .* no description .* can.t be '
+                      'checked whether it is complete')
         os.truncate(self.image, self.maker.at['size'] - 1)
         self.assertRegex(self.problems()[0]['cause'], 'incomplete')
 
