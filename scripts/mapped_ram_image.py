@@ -20,6 +20,7 @@ that tells what is wrong where.
 
 import array
 import errno
+import itertools
 import json
 import os
 import re
@@ -33,7 +34,7 @@ MAGIC, STREAM_VERSION = 0x5145564d, 3
 EOF, START, PART, END, FULL, SUBSECTION, DESCRIPTION, CONFIGURATION = range(8)
 FOOTER = 0x7e
 RAM_START = re.compile(rb'\x01.{4}\x03ram\0\0\0\0\0\0\0\x04', re.S)
-DESCRIPTION_START = re.compile(rb'\0\x06(.{4})\{"', re.S)
+DESCRIPTION_START = re.compile(rb'\x06(.{4})\{"', re.S)
 DEVICES_START = re.compile(rb'"page_size": (\d{1,8}), "devices": \[')
 DEVICE = re.compile(rb'\{"name": ("(?:[^"\\]|\\.){1,1000}"), '
                     rb'"instance_id": (-?\d{1,12}), '
@@ -64,7 +65,8 @@ NAME_MAX = 4096
 CAPABILITIES_MAX = 256
 SEARCH_MAX = MIB                # for RAM behind the configuration
 DESCRIPTION_MAX = 64 * MIB
-DEVICE_STATE_MAX = GIB          # on block devices, which have no end of file
+DESCRIPTIONS_MAX = 4            # texts that look like one
+DEVICE_STATE_MAX = GIB          # where the description is looked for
 
 MATCH_MAX = 2 * KIB             # of what is searched for
 DEVICES_MAX = 65536
@@ -636,41 +638,71 @@ class Image:
     # Device state
 
     def _find_description(self):
-        """The description is the last thing of a stream; in a regular file
-        it ends where the file ends."""
-        start, end = self.state_at, self.file.size
-        if self.file.regular:
-            start = max(start, end - DESCRIPTION_MAX)
-        else:
-            end = min(end, start + DEVICE_STATE_MAX)
-        for at, match in self.file.search(DESCRIPTION_START, start, end):
-            stop = at + 6 + int.from_bytes(match.group(1), 'big')
-            if (stop == end if self.file.regular else stop <= end) and \
-                    self.file.read(stop - 1, 1, 'description') == b'}':
-                self.description_at = at
-                self._read_description(at + 6, stop)
-                return
+        """The description is the last thing of a stream, and usually of the
+        file.  But anything may follow it on a block device, and in a file
+        that was passed by fd: or contains several images, and device state
+        may look like one.  So one that does not end with the file must match
+        the device state."""
+        size, problem = self.file.size, None
+        for at, end in itertools.islice(self._descriptions(),
+                                        DESCRIPTIONS_MAX):
+            usual = self.file.regular and end == size and not problem
+            try:
+                self._read_description(at, end)
+                if not usual:
+                    self._check_sections()
+            except ReadError:
+                raise
+            except ImageError as err:
+                problem = problem or err
+                self.description_at, self.devices = None, []
+                continue
+            if self.file.regular and end < size:
+                self.notes.append(f'{size - end} bytes follow the image')
+            return
+        if problem:
+            raise problem
+
+    def _descriptions(self):
+        """(start, end) of what may be the description.  A regular file may
+        have any amount of device state, if the description is at its end."""
+        start, size = self.state_at + 1, self.file.size
+        limit = min(size, start + DEVICE_STATE_MAX)
+        places = [(start, limit)]
+        if self.file.regular and limit < size:
+            places.append((max(limit - MATCH_MAX, size - DESCRIPTION_MAX),
+                           size))
+        for first, last in places:
+            for at, match in self.file.search(DESCRIPTION_START, first, last):
+                length = int.from_bytes(match.group(1), 'big')
+                end = at + 5 + length
+                if length <= DESCRIPTION_MAX and (
+                        end <= limit or end == size) and \
+                        self.file.read(end - 1, 1, 'description') == b'}':
+                    yield at, end
 
     def _read_description(self, at, end):
         """Takes the names of the devices out of the text, which is as QEMU
         writes it, without parsing all of it."""
+        mark = self.file.read(at - 1, 1, 'end mark')[0]
+        if mark != EOF:
+            raise self.error(f'is {mark:#x}, not {EOF}', at - 1, 'end mark')
+        self.description_at = at - 1
         found = next(self.file.search(DEVICES_START, at, end), None)
         if not found:
-            self._bad('has no list of devices', at, 'description')
-            return
+            raise self.error('has no list of devices', at, 'description')
         at, match = found
         self.description_page_size = int(match.group(1))
         for at, match in self.file.search(DEVICE, at, end):
             if len(self.devices) == DEVICES_MAX:
-                self._bad(f'has more than {DEVICES_MAX} devices', at,
-                          'description')
-                return
+                raise self.error(f'has more than {DEVICES_MAX} devices', at,
+                                 'description')
             name, instance, version = match.groups()
             try:
                 name = json.loads(name)
             except ValueError:
-                self._bad('has a name that is no JSON', at, 'description')
-                return
+                raise self.error('has a name that is no JSON', at,
+                                 'description') from None
             self.devices.append((name, int(instance) % (1 << 32),
                                  version and int(version)))
 
@@ -695,8 +727,7 @@ class Image:
                 self.state_at, 'device state')
 
     def check_devices(self):
-        """Each device of the description must have a section, in the same
-        order, and each section must end where the next one begins."""
+        """Compares the description with the stream."""
         if self.description_at is None:
             return
         size = self.description_page_size
@@ -704,28 +735,32 @@ class Image:
             self._bad(f'has page size {size}, but RAM has '
                       f'{self.blocks[0].page_size}', self.description_at,
                       'description')
+        self._check_sections()
+
+    def _check_sections(self):
+        """Each device of the description must have a section, in the same
+        order, and each section must end where the next one begins."""
         at, before = self.configuration_end, None
         for name, instance, version in self.devices:
             found = self._section(name, instance, version, at)
             if not found:
-                self._bad(f"has no section for '{printable(name)}', instance "
-                          f'{instance}, version {version}',
-                          max(at, self.state_at), 'device state')
-                return
+                raise self.error(
+                    f"has no section for '{printable(name)}', instance "
+                    f'{instance}, version {version}', max(at, self.state_at),
+                    'device state')
             at, match = found
             if before is not None and self.footers and \
                     match.group(1) != bytes((FOOTER,)) + before:
-                self._bad('is not where the section before it ends', at + 5,
-                          f"section of '{printable(name)}'")
-                return
+                raise self.error('is not where the section before it ends',
+                                 at + 5, f"section of '{printable(name)}'")
             before = match.group(2) if at + 5 >= self.state_at else None
             at += 5
         end = self.description_at
-        if before is not None and self.footers and \
-                self.file.read(end - 5, 5, 'device state') != \
-                bytes((FOOTER,)) + before:
-            self._bad('does not end with the footer of its last section',
-                      end - 5, 'device state')
+        if self.footers:
+            last = self.file.read(end - 5, 5, 'device state')
+            if last[0] != FOOTER or before not in (None, last[1:]):
+                raise self.error('does not end with the footer of its last '
+                                 'section', end - 5, 'device state')
 
     def _section(self, name, instance, version, at):
         """The first beginning of a section at or behind `at`, preceded by 5

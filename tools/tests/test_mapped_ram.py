@@ -192,6 +192,15 @@ class Case(unittest.TestCase):
         real = os.pread
         return mock.patch.object(os, 'pread', pread)
 
+    def on_a_device(self):
+        """Make files pass for block devices."""
+        return mock.patch.multiple('stat', S_ISREG=lambda mode: False,
+                                   S_ISBLK=lambda mode: True)
+
+    def append(self, data):
+        with open(self.image, 'ab') as f:
+            f.write(data)
+
     def result(self, *args, code=0):
         """Check the exit code and return the output of --json."""
         got, out, err = self.run_tool(*args, '--json')
@@ -677,10 +686,80 @@ class Damaged(Case):
         self.assertRegex(self.problems()[0]['cause'], 'incomplete')
 
     def test_something_behind(self):
+        """A file that was passed by fd: is not truncated."""
+        other = Maker()
+        other.devices = DEVICES[:2]
+        with open(other.write(self.path('other')), 'rb') as f:
+            old = f.read()
+        for behind in b'x', bytes(9999), old[-99:], old[-999:], old:
+            with self.subTest(behind[:9]):
+                self.write()
+                self.append(behind)
+                self.problems(code=0, says=f'note: {len(behind)} bytes follow '
+                              'the image')
+                found = self.result('info', self.image)
+                self.assertEqual(found['description-offset'],
+                                 self.maker.at['description'] - 1)
+                self.assertEqual(len(found['devices']), len(DEVICES))
+                with self.on_a_device():
+                    self.assertEqual(self.result('verify', self.image), dict(
+                        self.result('verify', self.image), notes=[]))
+
+    def test_something_behind_a_truncated_image(self):
+        """... does not make it a good one."""
         self.write()
-        with open(self.image, 'ab') as f:
-            f.write(b'x')
-        self.assertRegex(self.problems()[0]['cause'], 'something follows')
+        with open(self.image, 'rb') as f:
+            data = f.read()
+        at = self.maker.at
+        last = data.index(named(DEVICES[-1][0].encode())) - 5
+        description = at['description'] - 1
+        for size in at['devices'] + 20, last - 9, last, last + 40:
+            for behind in (b'x', bytes(9999), data[last:], data[description:],
+                           data[description:] + b'x', data[-99:]):
+                # The length of a section is not told, so what completes the
+                # last one looks good
+                if size < last or behind != data[last:]:
+                    with self.subTest(f'{size} {behind[:9]}'):
+                        os.truncate(self.image, size)
+                        self.append(behind)
+                        self.assertTrue(self.problems())
+                        if not behind.endswith(b'}'):
+                            self.assertIn(self.run_tool('info', self.image)[0],
+                                          (2, 3))
+                self.patch(0, data)
+
+    def test_search_is_bounded(self):
+        """Much device state is passed over if the image ends with the file."""
+        def limit(name, value):
+            return mock.patch.object(sys.modules['mapped_ram_image'], name,
+                                     value)
+        self.write()
+        with limit('DEVICE_STATE_MAX', 100):
+            self.assertEqual(len(self.result('verify', self.image)['devices']),
+                             len(DEVICES))
+        with limit('DESCRIPTION_MAX', 100):
+            self.assertTrue(self.problems())
+        self.append(b'x')
+        with limit('DEVICE_STATE_MAX', 100):
+            self.assertTrue(self.problems())
+        self.assertEqual(self.problems(code=0), [])
+
+    def test_text_in_device_state(self):
+        """The guest may have made it look like a description."""
+        self.write()
+        self.patch(self.maker.at['devices'] + 25, b'\0\6' + be(4, 3) + b'{"}')
+        for behind in b'', b'x':
+            self.append(behind)
+            self.assertEqual(self.problems(code=0), [])
+            found = self.result('info', self.image)
+            self.assertEqual(found['description-offset'],
+                             self.maker.at['description'] - 1)
+
+    def test_end_mark(self):
+        self.write()
+        at = self.maker.at['description'] - 1
+        self.patch(at, b'\x08')
+        self.one_problem(at, 'end mark', 'is 0x8, not 0')
 
     def test_pages_that_are_holes(self):
         self.maker.blocks[0][2].clear()
