@@ -370,6 +370,10 @@ def command_extract(args):
         for problem in image.problems:
             print(f'mapped-ram: going on in spite of this: {problem}',
                   file=sys.stderr)
+        if args.ignore_bitmap and not image.file.regular:
+            print(f'mapped-ram: warning: {printable(image.path)}: is a block '
+                  'device, so pages that were not saved have the data that '
+                  'was on it before', file=sys.stderr)
         with new_file(args.output, args.force) as f:
             written = write_block(image, block, f, args.ignore_bitmap)
     found = {'file': printable(image.path), 'block': block.label,

@@ -798,6 +798,23 @@ class Damaged(Case):
         self.result('extract', self.image, 'tail', '-o', out, '--force',
                     '--unfinished', code=2)
 
+    def test_ignoring_the_bitmap_on_a_block_device(self):
+        """... takes data of before the save for memory."""
+        self.write(magic=0)
+        def warnings(*options):
+            code, _, err = self.run_tool(
+                'extract', self.image, 'pc.ram', '--unfinished', '-o',
+                self.path('raw'), *options)
+            self.assertEqual(code, 0)
+            os.unlink(self.path('raw'))
+            return err
+
+        self.assertEqual(warnings('--ignore-bitmap'), '')
+        with self.on_a_device():
+            self.assertEqual(warnings(), '')
+            self.assertRegex(warnings('--ignore-bitmap'), '^mapped-ram: '
+                             f'warning: {self.image}: is a block device')
+
     def test_too_many_blocks(self):
         count = tool.Image.__init__.__globals__['BLOCKS_MAX'] + 1
         self.maker.blocks = [(b'%d' % i, 1, {}) for i in range(count)]
