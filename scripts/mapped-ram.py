@@ -27,7 +27,7 @@ NAME,offset=N (N may end in k, M, G or T) says where the image begins.
 libvirt's header is skipped automatically.
 
 exit codes:
-  0  all is well; with compare: guest RAM is the same
+  0  all is well; with compare: guest RAM in the images is the same
   1  verify: the image is damaged; compare: guest RAM differs
   2  it can't be done: wrong usage, no image, a damaged image, a failing disk
   3  the image is one that was never finished
@@ -209,24 +209,37 @@ class Comparison:
         self.a, self.b, self.limit = a, b, limit
         self.pages = 0
         self.differences, self.of_blocks = [], []
+        self.left_out = []              # of both images
 
     def run(self):
-        theirs = {block.name: block for block in self.b.blocks}
-        for block in self.a.blocks:
+        theirs = {block.name: block
+                  for block in self.b.blocks + self.b.left_out}
+        for block in self.a.blocks + self.a.left_out:
             other = theirs.pop(block.name, None)
             if other is None:
                 self._differ(block, 'is only in the first image')
-            elif other.page_size != block.page_size:
-                self._differ(block, f'has pages of {block.page_size} and of '
-                             f'{other.page_size} bytes')
             else:
-                if other.length != block.length:
-                    self._differ(block, f'has {block.length} and '
-                                 f'{other.length} bytes')
-                self._block(block, other)
+                self._pair(block, other)
         for block in theirs.values():
             self._differ(block, 'is only in the second image')
         return bool(self.pages or self.of_blocks)
+
+    def _pair(self, block, other):
+        if block.left_out != other.left_out:
+            which = 'first' if block.left_out else 'second'
+            self._differ(block, f'is not in the {which} image: it was shared '
+                         'memory (x-ignore-shared)')
+        elif other.page_size != block.page_size:
+            self._differ(block, f'has pages of {block.page_size} and of '
+                         f'{other.page_size} bytes')
+        else:
+            if other.length != block.length:
+                self._differ(block, f'has {block.length} and {other.length} '
+                             'bytes')
+            if not block.left_out:
+                self._block(block, other)
+            elif other.length == block.length:
+                self.left_out.append(block.label)
 
     def _differ(self, block, how):
         self.of_blocks.append({'block': block.label, 'how': how})
@@ -261,6 +274,32 @@ class Comparison:
                     'values': [p[byte], q[byte]]})
 
 
+def print_comparison(comparison, different):
+    for d in comparison.of_blocks:
+        print(f"RAM block '{d['block']}' {d['how']}")
+    for d in comparison.differences:
+        print(f"RAM block '{d['block']}', page {d['page']}: differs from "
+              f"byte {d['byte']} on, address {d['address']:#x}: "
+              f"{d['values'][0]:#04x} and {d['values'][1]:#04x}")
+    if comparison.pages > len(comparison.differences):
+        print('... and {} more pages'.format(
+            comparison.pages - len(comparison.differences)))
+    count = len(comparison.left_out)
+    if count:
+        print(f"{count} RAM {'blocks are' if count > 1 else 'block is'} not "
+              f"in the images and {'were' if count > 1 else 'was'} not "
+              'compared')
+    if different:
+        print(f'guest RAM differs, in {comparison.pages} pages' +
+              (f' and {len(comparison.of_blocks)} blocks'
+               if comparison.of_blocks else ''))
+    elif count:
+        print('guest RAM in the images is the same' if comparison.a.blocks
+              else 'there is no guest RAM in the images')
+    else:
+        print('guest RAM is the same')
+
+
 def command_compare(args):
     with args.image(args.A) as a, args.image(args.B) as b:
         comparison = Comparison(finished(a, args), finished(b, args),
@@ -268,22 +307,11 @@ def command_compare(args):
         different = comparison.run()
         found = {'files': [printable(a.path), printable(b.path)],
                  'same': not different, 'blocks': comparison.of_blocks,
+                 'not-compared': comparison.left_out,
                  'pages-different': comparison.pages,
                  'differences': comparison.differences}
     if not args.json:
-        for d in comparison.of_blocks:
-            print(f"RAM block '{d['block']}' {d['how']}")
-        for d in comparison.differences:
-            print(f"RAM block '{d['block']}', page {d['page']}: differs from "
-                  f"byte {d['byte']} on, address {d['address']:#x}: "
-                  f"{d['values'][0]:#04x} and {d['values'][1]:#04x}")
-        if comparison.pages > len(comparison.differences):
-            print('... and {} more pages'.format(
-                comparison.pages - len(comparison.differences)))
-        print('guest RAM is the same' if not different else
-              f'guest RAM differs, in {comparison.pages} pages'
-              + (f' and {len(comparison.of_blocks)} blocks'
-                 if comparison.of_blocks else ''))
+        print_comparison(comparison, different)
     return EXIT_DIFFERENT if different else EXIT_GOOD, found
 
 

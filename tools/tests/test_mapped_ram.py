@@ -468,6 +468,47 @@ class Compare(Case):
         self.assertEqual(found['pages-different'], 0)
 
 
+    def leave_out(self, *names):
+        """Leave RAM blocks out of both images."""
+        for maker in self.maker, self.theirs:
+            maker.capabilities = [b'mapped-ram', b'x-ignore-shared']
+            maker.left_out = list(names)
+        self.write()
+        self.again()
+
+    def test_blocks_that_are_left_out(self):
+        """Nothing is said about their contents."""
+        self.leave_out(b'pc.rom', b'tail')
+        found = self.compare(0)
+        self.assertEqual((found['same'], found['not-compared']),
+                         (True, ['pc.rom', 'tail']))
+        out = self.run_tool('compare', self.image, self.other)[1]
+        self.assertEqual(out, '2 RAM blocks are not in the images and were '
+                         'not compared\nguest RAM in the images is the same\n')
+        self.leave_out(*(block[0] for block in self.maker.blocks))
+        out = self.run_tool('compare', self.image, self.other)[1]
+        self.assertEqual(out, '3 RAM blocks are not in the images and were '
+                         'not compared\nthere is no guest RAM in the images\n')
+
+    def test_blocks_that_are_left_out_and_differ(self):
+        self.theirs.blocks[1:] = [(b'pc.rom', 6, {}), (b'new', 1, {})]
+        self.leave_out(b'pc.rom', b'tail', b'new')
+        self.assertEqual(
+            [(d['block'], d['how']) for d in self.compare(1)['blocks']],
+            [('pc.rom', f'has {5 * PAGE} and {6 * PAGE} bytes'),
+             ('tail', 'is only in the first image'),
+             ('new', 'is only in the second image')])
+        self.theirs.blocks = self.maker.blocks
+        self.leave_out(b'tail')
+        self.write(left_out=[b'pc.rom'])
+        found = self.compare(1)
+        for d, name, which in zip(found['blocks'], ('tail', 'pc.rom'),
+                                  ('second', 'first')):
+            self.assertEqual(d['block'], name)
+            self.assertRegex(d['how'], f'^is not in the {which} image: ')
+        self.assertEqual(found['not-compared'], [])
+
+
 class Damaged(Case):
     def one_problem(self, at, field, says, code=1):
         """Check that this is the first problem found, and that the other
