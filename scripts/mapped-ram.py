@@ -336,10 +336,14 @@ def publish(part, path):
 
 
 @contextlib.contextmanager
-def new_file(path, force, binary=True):
+def new_file(path, image, force, binary=True):
     """A file that appears under its name when it is complete.  What has that
-    name already is kept, or with `force` replaced if it is a plain file."""
+    name already is kept, or with `force` replaced if it is a plain file, but
+    not the image itself."""
     if os.path.lexists(path):
+        if os.path.exists(path) and os.path.samestat(os.stat(path),
+                                                     image.file.stat):
+            raise ImageError(path, 'is the image itself; name another file')
         if not force:
             raise ImageError(path, 'exists; --force replaces it')
         if os.path.islink(path) or not os.path.isfile(path):
@@ -354,6 +358,9 @@ def new_file(path, force, binary=True):
         with open(fd, 'wb' if binary else 'w',
                   encoding=None if binary else 'utf-8') as f:
             yield f
+            # Else a crash of the host could leave neither old nor new data
+            f.flush()
+            os.fsync(f.fileno())
         if force:
             os.replace(part, path)
         else:
@@ -402,7 +409,7 @@ def command_extract(args):
             print(f'mapped-ram: warning: {printable(image.path)}: is a block '
                   'device, so pages that were not saved have the data that '
                   'was on it before', file=sys.stderr)
-        with new_file(args.output, args.force) as f:
+        with new_file(args.output, image, args.force) as f:
             written = write_block(image, block, f, args.ignore_bitmap)
     found = {'file': printable(image.path), 'block': block.label,
              'output': printable(args.output), 'length': block.length,
@@ -522,7 +529,7 @@ def command_map(args):
         found = {'file': printable(image.path), 'blocks': maps,
                  'finished': not image.unfinished}
     if args.output:
-        with new_file(args.output, args.force, binary=False) as f:
+        with new_file(args.output, image, args.force, binary=False) as f:
             f.write(svg_of(printable(image.path), maps, args.width))
     if not args.json:
         if args.output:

@@ -135,7 +135,8 @@ class Input:
             raise ImageError(path, getattr(err, 'strerror', None)
                              or str(err)) from None
         try:
-            mode = os.fstat(self.fd).st_mode
+            self.stat = os.fstat(self.fd)
+            mode = self.stat.st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
                 raise ImageError(path, 'is no regular file and no block '
                                  'device')

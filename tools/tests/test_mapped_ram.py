@@ -388,6 +388,37 @@ class Good(Case):
                     code=2)
         self.assertEqual(os.listdir(self.top), ['image'])
 
+    def test_output_is_the_image(self):
+        """--force does not replace what is being read."""
+        self.write()
+        with open(self.image, 'rb') as f:
+            data = f.read()
+        os.link(self.image, self.path('link'))
+        for output in self.image, self.path('link'), \
+                os.path.join(self.top, '.', 'image'):
+            for args in ('extract', self.image, 'pc.ram'), ('map', self.image):
+                found = self.result(*args, '-o', output, '--force', code=2)
+                self.assertIn('is the image', found['error']['cause'])
+        with open(self.image, 'rb') as f:
+            self.assertEqual(f.read(), data)
+        self.assertEqual(sorted(os.listdir(self.top)), ['image', 'link'])
+
+    def test_output_is_synced(self):
+        """... before it gets its name."""
+        self.write()
+        out, real, sizes = self.path('raw'), os.fsync, []
+
+        def fsync(fd):
+            sizes.append((os.fstat(fd).st_size, os.path.getsize(out)))
+            real(fd)
+        with open(out, 'w') as f:
+            f.write('old')
+        with mock.patch.object(os, 'fsync', fsync):
+            self.result('extract', self.image, 'pc.ram', '-o', out, '--force')
+            self.assertEqual(sizes, [(len(self.maker.memory()), 3)])
+            self.result('map', self.image, '-o', out, '--force')
+            self.assertEqual(sizes[1:], [(os.path.getsize(out), sizes[0][0])])
+
     def test_map(self):
         self.write()
         _, out, _ = self.run_tool('map', self.image, '--width', '10')
