@@ -11,8 +11,10 @@ import contextlib
 import errno
 import json
 import os
+import signal
 import sys
 import tempfile
+import traceback
 from xml.sax.saxutils import escape, quoteattr
 
 from mapped_ram_image import (GROUP_PAGES, NO_PAGES, NOT_ZERO,
@@ -29,8 +31,10 @@ libvirt's header is skipped automatically.
 exit codes:
   0  all is well; with compare: guest RAM in the images is the same
   1  verify: the image is damaged; compare: guest RAM differs
-  2  it can't be done: wrong usage, no image, a damaged image, a failing disk
+  2  it can't be done: wrong usage, no image, a damaged image, a failing disk,
+     output that can't be written
   3  the image is one that was never finished
+  128 + N  stopped by signal N
 '''
 
 
@@ -627,16 +631,64 @@ def main(argv=None):
         found = {'error': err.as_dict()}
         print(f'mapped-ram: {err}', file=sys.stderr)
     if args.json:
-        json.dump(found, sys.stdout, indent=2)
-        print()
+        print(json.dumps(found, indent=2))
+    return code
+
+
+def catch_signals():
+    """Lets a signal end the tool as ^C does, so that it removes the file that
+    it was writing."""
+    signals = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+
+    def stop(number, _):
+        for other in signals:
+            signal.signal(other, signal.SIG_IGN)    # removing takes a while
+        raise KeyboardInterrupt(number)
+
+    for number in signals:
+        if signal.getsignal(number) != signal.SIG_IGN:      # as by nohup
+            signal.signal(number, stop)
+
+
+def complain(err):
+    """Reports an error that no ImageError describes."""
+    if isinstance(err, BrokenPipeError):
+        return                          # whoever reads it wants no more
+    where = f'{printable(err.filename)}: ' if err.filename else \
+        'cannot write the output: '
+    with contextlib.suppress(OSError):
+        print(f'mapped-ram: {where}{err.strerror or err}', file=sys.stderr)
+
+
+def run():
+    """main() as a process: whatever happens, the exit code is right."""
+    for stream in sys.stdout, sys.stderr:
+        if stream:
+            # Names in images may have characters that its encoding has not
+            stream.reconfigure(errors='backslashreplace')
+    catch_signals()
+    try:
+        try:
+            code = main()
+        except SystemExit as end:       # of argparse
+            code = end.code
+        if sys.stdout:
+            sys.stdout.flush()
+        return code
+    except KeyboardInterrupt as err:
+        code = 128 + err.args[0]
+    except OSError as err:
+        complain(err)
+        code = EXIT_ERROR
+    except Exception:
+        traceback.print_exc()
+        code = EXIT_ERROR
+    # Python flushes its output when it exits; that must not fail again
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
     return code
 
 
 if __name__ == '__main__':
-    try:
-        sys.exit(main())
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(EXIT_ERROR)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(run())

@@ -12,7 +12,9 @@ import os
 import random
 import re
 import shutil
+import signal
 import struct
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -20,9 +22,9 @@ from unittest import mock
 
 SCRIPTS = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__)))), 'scripts')
+TOOL = os.path.join(SCRIPTS, 'mapped-ram.py')
 sys.path.append(SCRIPTS)
-_spec = importlib.util.spec_from_file_location(
-    'mapped_ram', os.path.join(SCRIPTS, 'mapped-ram.py'))
+_spec = importlib.util.spec_from_file_location('mapped_ram', TOOL)
 tool = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tool)
 
@@ -962,6 +964,120 @@ class Damaged(Case):
         self.assertEqual(code, 0)
         for number in range(4):
             self.assertRegex(out, rf'(?m)^  {number}  ')
+
+
+class Process(Case):
+    """What only a process has: streams, signals and an exit status."""
+
+    COMMANDS = (('info',), ('verify',), ('map',), ('compare',),
+                ('extract', 'pc.ram'))
+    # Runs the tool, but stops when it has read the first pages
+    PAUSED = ('import runpy, sys, time\n'
+              'sys.path.insert(0, sys.argv[1])\n'
+              'sys.argv[:2] = []\n'
+              'import mapped_ram_image\n'
+              'def runs(bits):\n'
+              '    print("ready", flush=True)\n'
+              '    while True:\n'
+              '        time.sleep(0.01)\n'
+              'mapped_ram_image.runs = runs\n'
+              'runpy.run_path(sys.argv[0], run_name="__main__")\n')
+
+    def arguments(self, number):
+        command, *rest = self.COMMANDS[number]
+        if command == 'extract':
+            rest += ['-o', self.path('raw'), '--force']
+        elif command == 'compare':
+            rest += [self.image]
+        return [command, self.image, *rest]
+
+    def process(self, *args, stdout=subprocess.PIPE, **environment):
+        """Return exit code, stdout, stderr."""
+        done = subprocess.run([sys.executable, TOOL, *args], stdout=stdout,
+                              stderr=subprocess.PIPE,
+                              env=dict(os.environ, **environment))
+        return done.returncode, done.stdout, done.stderr.decode()
+
+    def test_output_that_fails(self):
+        """The exit code is no verdict, and there is no traceback."""
+        self.write()
+        with open('/dev/full', 'w') as full:
+            for unbuffered in '', '1':
+                for number in range(len(self.COMMANDS)):
+                    for more in [], ['--json']:
+                        args = self.arguments(number) + more
+                        with self.subTest(f'{unbuffered} {args}'):
+                            code, _, err = self.process(
+                                *args, stdout=full,
+                                PYTHONUNBUFFERED=unbuffered)
+                            self.assertEqual((code, err), (
+                                2, 'mapped-ram: cannot write the output: '
+                                f'{os.strerror(errno.ENOSPC)}\n'))
+
+    def test_nobody_reads_the_output(self):
+        self.write()
+        for unbuffered in '', '1':
+            reader, writer = os.pipe()
+            os.close(reader)
+            with open(writer, 'w') as pipe:
+                self.assertEqual(
+                    self.process('info', self.image, stdout=pipe,
+                                 PYTHONUNBUFFERED=unbuffered),
+                    (2, None, ''))
+
+    def test_names_that_cannot_be_printed(self):
+        name = '\u4e2d\u00e4'
+        self.maker.blocks[0] = (name.encode(), *self.maker.blocks[0][1:])
+        self.COMMANDS = (*self.COMMANDS[:-1], ('extract', name))
+        self.write()
+        for encoding, there in (('latin-1', b'\\u4e2d\xe4'),
+                                ('utf-8', name.encode())):
+            for number in range(len(self.COMMANDS)):
+                args = self.arguments(number)
+                with self.subTest(f'{encoding} {args}'):
+                    code, out, err = self.process(*args,
+                                                  PYTHONIOENCODING=encoding)
+                    self.assertEqual((code, err), (0, ''))
+                    if args[0] in ('info', 'map', 'extract'):
+                        self.assertIn(there, out)
+
+    def test_a_bug(self):
+        """... is no verdict about the image, either."""
+        self.write()
+        code = self.PAUSED.replace('time.sleep(0.01)', 'raise RuntimeError')
+        done = subprocess.run([sys.executable, '-c', code, SCRIPTS, TOOL,
+                               *self.arguments(4)], capture_output=True)
+        self.assertEqual(done.returncode, 2)
+        self.assertIn(b'Traceback', done.stderr)
+
+    def stopped(self, *signals, ignored=()):
+        """Send signals while the output is being written; return the exit
+        status and what is in the directory afterwards."""
+        def ignore():
+            for number in ignored:
+                signal.signal(number, signal.SIG_IGN)
+        with subprocess.Popen(
+                [sys.executable, '-c', self.PAUSED, SCRIPTS, TOOL,
+                 *self.arguments(4)], stdout=subprocess.PIPE,
+                preexec_fn=ignore) as process:
+            self.addCleanup(process.kill)
+            self.assertEqual(process.stdout.readline(), b'ready\n')
+            before = len(os.listdir(self.top))
+            for number in signals:
+                process.send_signal(number)
+        self.assertEqual(before, 2)
+        return process.returncode, os.listdir(self.top)
+
+    def test_stopped_by_a_signal(self):
+        """Nothing as large as RAM remains."""
+        self.write()
+        for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+            with self.subTest(number):
+                self.assertEqual(self.stopped(number),
+                                 (128 + number, ['image']))
+        self.assertEqual(self.stopped(signal.SIGHUP, signal.SIGTERM,
+                                      ignored=[signal.SIGHUP]),
+                         (128 + signal.SIGTERM, ['image']))
 
 
 class Hostile(Case):
