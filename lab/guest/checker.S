@@ -181,13 +181,14 @@ protected_mode:
         NEWLINE
 
         /*
-         * The second CPU increments a word that is not aligned.  To emulate
-         * that, TCG stops all other CPUs.
+         * The second CPU increments a word that is not aligned, now and then.
+         * To emulate that, TCG stops all other CPUs.
          */
         cmpl    $0, c_second
         je      main_loop
         movl    $0x0106fff0, SECOND     /* 1: lock incw 0xe01 */
-        movl    $0x00f9eb0e, SECOND + 4 /* jmp 1b */
+        movl    $0x1000b90e, SECOND + 4 /* movw $0x1000, %cx */
+        movl    $0xf4ebfee2, SECOND + 8 /* 2: loop 2b; jmp 1b */
         movl    $0xc4600 | SECOND >> 12, APIC_COMMAND
 
 main_loop:
