@@ -10,19 +10,21 @@ import threading
 import time
 
 from lab.freeze import frozen
+from lab.qmp import QMPError
 
 from . import ivshmem
-from .checks import check_error, expect_error
-from .faults import HeldRestore, broken, faulty, open_gate, wait_stall
+from .checks import check_error, check_says, expect_error
+from .faults import HeldRestore, broken, faulty, open_gate, stalls, wait_stall
 from .harness import Skip, test
 from .instant import ALL, FOUR, HELD, begin, check_complete, figures, \
     restore, saved, wait_hung
 from .last_stage import DIRECT, GUEST, RAM, hung
 from .ports import SOFT_OFF, SUSPEND, power
-from .snapshots import add_disk
+from .snapshots import add_disk, snapshot
 
 # Port of ACPI of a q35 machine
 MEMORY_HOTPLUG = 0xa00
+BUSY = 'a migration process in progress'
 
 
 def power_at_end(t, how, cancel=True, **kwargs):
@@ -167,6 +169,48 @@ def test_slow_cpu(t):
         said = vm.hmp('qemu-io d0 "write 0 512"')
         assert not said, said
         vm.command('query-status')
+
+
+@test('meanwhile: a migration has failed, but still opens a connection',
+      quick=True)
+def test_pending_channel(t):
+    """Its thread waits for the main loop, which must not wait for the thread.
+    One channel of multifd fails while the other one is being connected."""
+    path = t.path('stream')
+    vm = t.source(ram=RAM, emulator=faulty(
+        t, 'stream', 'connect:2:mute=1', 'connect:3:hold'))
+    add_disk(vm, t.path('disk'), create=True)
+    vm.setup(None, multifd_channels=2)
+    vm.set_capabilities('multifd')
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        vm.start_save(f'unix:{path}')
+        assert vm.wait_migration()['status'] == 'failed'
+        assert sorted(stalls(t)) == ['done', 'stall', 'stall'], \
+            'no connection was held'
+        with expect_error('it was accepted', BUSY):
+            vm.start_save(f'unix:{path}')
+        vm.set_capabilities('multifd', state=False)
+        said = snapshot(vm, 'snapshot-save', 'one')
+        assert said and BUSY in said, said
+        vm.set_capabilities('multifd')
+        vm.ticks_on()
+        open_gate(t)
+        vm.wait_until(lambda: retry(vm, path))
+    # Nobody listens any more
+    assert vm.wait_migration()['status'] == 'failed'
+    vm.ticks_on()
+
+
+def retry(vm, path):
+    """Starts a migration, unless the previous one has not ended yet."""
+    try:
+        vm.start_save(f'unix:{path}')
+    except QMPError as err:
+        check_says(err.desc, BUSY)
+        return False
+    return True
 
 
 @test('meanwhile: a DIMM is ejected, and its memory deleted', quick=True)

@@ -4,8 +4,8 @@
  * FAULT_FILE   what the file's path ends with
  * FAULT        OP:NTH:WHAT, several separated by commas
  *
- *   OP         write, read, sync, close, unlink, lock, or create: open with
- *              O_CREAT
+ *   OP         write, read, sync, close, unlink, lock, create: open with
+ *              O_CREAT, or connect: to a Unix socket of that name
  *   NTH        1 for the first such call on the file, and so on; 5+ for the
  *              fifth and all later ones; d1 for the first on a descriptor
  *              with O_DIRECT, b1 for the first on one without
@@ -15,6 +15,8 @@
  *              stall=SECONDS: do it, but only after a while
  *              hold: do it, but only when the file FAULT_GATE exists
  *              kill: end the process with SIGKILL instead
+ *              mute=SECONDS: connect after a while, but so that nothing can be
+ *              sent
  *
  * FAULT_LOG    file that gets a line "stall" when a stall or a hold begins,
  *              and "done" when it ends
@@ -42,7 +44,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/uio.h>
+#include <sys/un.h>
 #include <unistd.h>
 #if __has_include(<liburing.h>)
 #include <liburing.h>
@@ -52,14 +56,14 @@
 #endif
 
 enum { OP_WRITE, OP_READ, OP_SYNC, OP_CLOSE, OP_CREATE,
-       OP_UNLINK, OP_LOCK, OPS };
+       OP_UNLINK, OP_LOCK, OP_CONNECT, OPS };
 
 struct fault {
     int op;
     char kind;                  /* 'd', 'b' or 0 */
     unsigned nth;
     int and_later;
-    int error, shorten, stall, hold, kill;
+    int error, shorten, stall, hold, kill, mute;
 };
 
 static struct fault faults[16];
@@ -71,7 +75,8 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static void __attribute__((constructor)) init(void)
 {
     static const char *const names[] = { "write", "read", "sync", "close",
-                                         "create", "unlink", "lock" };
+                                         "create", "unlink", "lock",
+                                         "connect" };
     char *text = getenv("FAULT"), *one, *save = NULL;
 
     file = getenv("FAULT_FILE");
@@ -103,6 +108,9 @@ static void __attribute__((constructor)) init(void)
             f->kill = 1;
         } else if (!strncmp(what, "stall=", 6)) {
             f->stall = atoi(what + 6);
+        } else if (!strncmp(what, "mute=", 5)) {
+            f->mute = 1;
+            f->stall = atoi(what + 5);
         } else {
             f->error = atoi(what);
         }
@@ -417,6 +425,23 @@ int unlink(const char *path)
         FAIL_IF_SO(f);
     }
     return REAL(unlink)(path);
+}
+
+int connect(int fd, const struct sockaddr *to, socklen_t len)
+{
+    const char *path = ((const struct sockaddr_un *)to)->sun_path;
+    const struct fault *f = NULL;
+    int ret;
+
+    if (n_faults && to->sa_family == AF_UNIX && is_file(path, strlen(path))) {
+        f = choose(OP_CONNECT, 0);
+        FAIL_IF_SO(f);
+    }
+    ret = REAL(connect)(fd, to, len);
+    if (!ret && f && f->mute) {
+        shutdown(fd, SHUT_WR);
+    }
+    return ret;
 }
 
 #if __has_include(<libaio.h>)
