@@ -9,7 +9,7 @@ from lab.memory import huge_pages
 from lab.qmp import QMPError
 from lab.vm import Mode
 
-from .checks import case, expect_error, file_hash
+from .checks import case, check_says, expect_error, file_hash
 from .faults import check_engine, each_engine, faulty, with_engine
 from .harness import Skip, test
 from .instant import ALL, DIRECT, FOUR, HELD, LATER, RAM, begin, \
@@ -189,6 +189,8 @@ def test_device_add(t):
         t, HELD, args=('-device', 'pcie-root-port,id=rp0'))
     with expect_error('a device was added', 'still being loaded', path):
         vm.command('device_add', device)
+    said = vm.hmp('device_add virtio-balloon-pci,id=new,bus=rp0')
+    check_says(said, 'still being loaded', path)
     disk.release()
     check_complete(t, vm)
     vm.command('device_add', device)
