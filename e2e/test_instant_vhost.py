@@ -66,6 +66,26 @@ def test_vdpa(t):
     check_complete(t, vm, want)
 
 
+@test('instant: no passt process is started with vhost-user meanwhile',
+      quick=True)
+def test_passt(t):
+    """QEMU ends its own process group if it fails before it has started one,
+    so give it its own."""
+    disk, path, want, vm, _ = restore(t, HELD, wrapper=('setsid',))
+    try:
+        vm.command('netdev_add', {'type': 'passt', 'id': 'net',
+                                  'vhost-user': True})
+    except QMPError as err:
+        said = err.desc
+    else:
+        raise AssertionError('a network backend was added')
+    if "'passt'" in said:
+        raise Skip(f'not in this build: {said}')
+    check_says(said, 'still being loaded', path)
+    disk.release()
+    check_complete(t, vm, want)
+
+
 @test('instant: with a vhost-user device the restore is eager, also if its '
       'process is to connect later', quick=True)
 def test_device(t):
