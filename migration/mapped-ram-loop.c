@@ -110,15 +110,35 @@ int mapped_ram_loop_pass(MappedRamLoop *loop, unsigned limit_ms, Error **errp)
     return ret;
 }
 
-bool mapped_ram_loop_synchronize(MappedRamLoop *loop, Error **errp)
+bool mapped_ram_loop_synchronize(MappedRamLoop *loop, bool stopped,
+                                 Error **errp)
 {
+    uint64_t before, after;
+
     if (!mapped_ram_pool_drain(loop->pool, errp)) {
         return false;
     }
+    before = loop->ops->dirty_pages(loop->opaque);
     loop->ops->lock_bql();
     loop->ops->synchronize(loop->opaque, false);
     loop->ops->unlock_bql();
+    after = loop->ops->dirty_pages(loop->opaque);
+
+    /* If nothing was written meanwhile, that proves nothing */
+    loop->futile = stopped && before < loop->dirty && after >= loop->dirty;
+    loop->dirty = stopped ? after : UINT64_MAX;
     return loop->ops->check_space(loop->opaque, errp);
+}
+
+uint64_t mapped_ram_loop_remaining(const MappedRamLoop *loop, bool stopped,
+                                   uint64_t threshold)
+{
+    uint64_t bytes = loop->ops->dirty_pages(loop->opaque) * loop->page_size;
+
+    if (!stopped || !bytes) {
+        return bytes;
+    }
+    return loop->futile ? 0 : MAX(bytes, threshold + 1);
 }
 
 /* Writes the pages that the last synchronization found dirty, and bitmaps. */
@@ -136,11 +156,12 @@ static bool write_dirty(MappedRamLoop *loop, Error **errp)
  * The guest is stopped, but the main loop need not be: the disk may take its
  * time.  So the BQL is released while waiting for the disk.  Changes that the
  * main loop makes to guest memory meanwhile are found by synchronizing again,
- * until nothing is dirty; from then on the BQL is held until the state of the
- * devices is saved.
+ * until nothing is dirty, or it does not help; from then on the BQL is held
+ * until the state of the devices is saved.
  */
 bool mapped_ram_loop_finish(MappedRamLoop *loop, Error **errp)
 {
+    uint64_t dirty, last = UINT64_MAX;
     bool ok;
 
     loop->ops->unlock_bql();
@@ -149,12 +170,15 @@ bool mapped_ram_loop_finish(MappedRamLoop *loop, Error **errp)
 
     for (int pass = 0; ok; pass++) {
         loop->ops->synchronize(loop->opaque, true);
-        if (pass && !loop->ops->dirty_pages(loop->opaque)) {
+        dirty = loop->ops->dirty_pages(loop->opaque);
+        if (pass && !dirty) {
             break;
         }
-        if (pass == MAPPED_RAM_UNLOCKED_PASSES) {
+        if (pass == MAPPED_RAM_UNLOCKED_PASSES ||
+            dirty >= MAX(last, MAPPED_RAM_MANY_PAGES)) {
             return write_dirty(loop, errp);
         }
+        last = dirty;
         loop->ops->unlock_bql();
         ok = write_dirty(loop, errp);
         loop->ops->lock_bql();

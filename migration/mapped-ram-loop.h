@@ -23,6 +23,12 @@
 /* The most times that the last stage releases the BQL. */
 #define MAPPED_RAM_UNLOCKED_PASSES 3
 
+/*
+ * From this many dirty pages on, it does so again only if a pass has left fewer
+ * than the one before: it takes long, and a device may report all as dirty.
+ */
+#define MAPPED_RAM_MANY_PAGES 1024
+
 /**
  * MappedRamLoopOps:
  *
@@ -91,6 +97,8 @@ typedef struct MappedRamLoopOps {
  * @pool: the workers
  * @page_size: bytes of a page
  * @space_checked: whether all of RAM is known to fit
+ * @dirty: how many pages were dirty after the last synchronization, or are at
+ *         the beginning; more than possible if the guest ran at that time
  *
  * The fields above are set by the owner, the migration thread; the others
  * are for mapped-ram-loop.c and start as zero.  No other thread may use it.
@@ -101,9 +109,12 @@ typedef struct MappedRamLoop {
     MappedRamPool *pool;
     uint64_t page_size;
     bool space_checked;
+    uint64_t dirty;
 
     /* what has been accounted so far */
     MappedRamCounts reported;
+    /* whether writing the pages of a stopped guest leaves no fewer of them */
+    bool futile;
 } MappedRamLoop;
 
 /**
@@ -123,6 +134,7 @@ int mapped_ram_loop_pass(MappedRamLoop *loop, unsigned limit_ms, Error **errp);
 /**
  * mapped_ram_loop_synchronize:
  * @loop: the loop
+ * @stopped: whether the guest is stopped
  * @errp: pointer to a NULL-initialized error object
  *
  * Drains the workers, synchronizes the dirty bitmap, and checks that there
@@ -130,7 +142,25 @@ int mapped_ram_loop_pass(MappedRamLoop *loop, unsigned limit_ms, Error **errp);
  *
  * Returns: true, or false with @errp set
  */
-bool mapped_ram_loop_synchronize(MappedRamLoop *loop, Error **errp);
+bool mapped_ram_loop_synchronize(MappedRamLoop *loop, bool stopped,
+                                 Error **errp);
+
+/**
+ * mapped_ram_loop_remaining:
+ * @loop: the loop
+ * @stopped: whether the guest is stopped
+ * @threshold: below this the base enters the last stage
+ *
+ * If the guest is stopped already, all of its RAM is written before the last
+ * stage: the guest loses nothing, and this is easier to interrupt.  But a
+ * device, for example one of VFIO whose accesses cannot be tracked, may make
+ * pages dirty as fast as they are written.  Then only the last stage, which
+ * writes them a limited number of times, can end the save.
+ *
+ * Returns: how many bytes to report as dirty
+ */
+uint64_t mapped_ram_loop_remaining(const MappedRamLoop *loop, bool stopped,
+                                   uint64_t threshold);
 
 /**
  * mapped_ram_loop_finish:

@@ -160,6 +160,7 @@ bool mapped_ram_save_begin(QEMUFile *f, const MappedRamLoopOps *ops,
         .pool = m->pool,
         .page_size = qemu_target_page_size(),
         .space_checked = prepared,
+        .dirty = ops->dirty_pages(opaque),
     };
     return true;
 }

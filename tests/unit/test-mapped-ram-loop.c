@@ -191,6 +191,7 @@ static void base_init(Base *b)
     b->pool = mapped_ram_pool_new(&config, &error_abort);
     b->loop = (MappedRamLoop) {
         .ops = &base_ops, .opaque = b, .pool = b->pool, .page_size = PAGE,
+        .dirty = PAGES,
     };
 }
 
@@ -223,7 +224,8 @@ static void test_save(void)
     g_assert_cmpint(mapped_ram_loop_pass(&b.loop, 1000000, &error_abort), ==,
                     1);
     g_assert_cmpint(b.checks, ==, 1);
-    g_assert_true(mapped_ram_loop_synchronize(&b.loop, &error_abort));
+    g_assert_true(mapped_ram_loop_synchronize(&b.loop, false,
+                                              &error_abort));
     g_assert_cmpint(b.checks, ==, 2);
     g_assert_cmpuint(b.used, <=, PAGES * PAGE);
     base_lock_bql();
@@ -255,6 +257,72 @@ static void test_finish(void)
         check_file(&b);
         base_destroy(&b);
     }
+}
+
+/* A guest that is stopped already is written before the last stage. */
+static void test_stopped(void)
+{
+    uint64_t threshold = 2 * PAGES * PAGE;
+    Base b;
+
+    base_init(&b);
+    g_assert_cmpuint(mapped_ram_loop_remaining(&b.loop, false, threshold), ==,
+                     PAGES * PAGE);
+    while (base_dirty_pages(&b)) {
+        /* twice, as nothing may have been written in between */
+        for (int i = 0; i < 2; i++) {
+            g_assert_true(mapped_ram_loop_synchronize(&b.loop, true,
+                                                      &error_abort));
+            g_assert_cmpuint(mapped_ram_loop_remaining(&b.loop, true,
+                                                       threshold), ==,
+                             threshold + 1);
+        }
+        b.used = 0;
+        b.limit = 1 * MiB;
+        mapped_ram_loop_pass(&b.loop, 1000000, &error_abort);
+    }
+    g_assert_true(mapped_ram_loop_synchronize(&b.loop, true, &error_abort));
+    g_assert_cmpuint(mapped_ram_loop_remaining(&b.loop, true, threshold), ==,
+                     0);
+    base_destroy(&b);
+
+    /* What a running guest made dirty says nothing about the stopped one. */
+    base_init(&b);
+    g_assert_true(mapped_ram_loop_synchronize(&b.loop, false, &error_abort));
+    bitmap_fill(b.scribble, PAGES);
+    b.scribbles = 1;
+    g_assert_cmpint(mapped_ram_loop_pass(&b.loop, 1000000, &error_abort), ==,
+                    1);
+    g_assert_true(mapped_ram_loop_synchronize(&b.loop, true, &error_abort));
+    g_assert_cmpuint(mapped_ram_loop_remaining(&b.loop, true, threshold), ==,
+                     threshold + 1);
+    base_destroy(&b);
+}
+
+/*
+ * A device reports all pages as dirty at each query: the save ends, and the
+ * last stage does not write them more often than it must.
+ */
+static void test_untracked(void)
+{
+    Base b;
+
+    base_init(&b);
+    bitmap_fill(b.scribble, PAGES);
+    b.scribbles = INT_MAX;
+    g_assert_cmpint(mapped_ram_loop_pass(&b.loop, 1000000, &error_abort), ==,
+                    1);
+    g_assert_true(mapped_ram_loop_synchronize(&b.loop, true, &error_abort));
+    g_assert_cmpuint(base_dirty_pages(&b), ==, PAGES);
+    g_assert_cmpuint(mapped_ram_loop_remaining(&b.loop, true, MiB), ==, 0);
+
+    base_lock_bql();
+    g_assert_true(mapped_ram_loop_finish(&b.loop, &error_abort));
+    g_assert_true(b.bql);
+    /* once before the last stage, and twice in it */
+    g_assert_cmpuint(b.used, ==, 3 * PAGES * PAGE);
+    check_file(&b);
+    base_destroy(&b);
 }
 
 /* Nothing is claimed once the bandwidth is used up; zero pages cost none. */
@@ -322,6 +390,8 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/mapped-ram-loop/save", test_save);
     g_test_add_func("/mapped-ram-loop/finish", test_finish);
+    g_test_add_func("/mapped-ram-loop/stopped", test_stopped);
+    g_test_add_func("/mapped-ram-loop/untracked", test_untracked);
     g_test_add_func("/mapped-ram-loop/bandwidth", test_bandwidth);
     g_test_add_func("/mapped-ram-loop/errors", test_errors);
     return g_test_run();
