@@ -27,6 +27,8 @@
 #include "system/block-backend.h"
 #include "system/cpu-timers.h"
 #include "system/cpus.h"
+#include "system/kvm.h"
+#include "system/qtest.h"
 #include "system/runstate.h"
 #include "system/tcg.h"
 #include "trace.h"
@@ -491,6 +493,11 @@ static bool check_machine(Error **errp)
 
     if (mapped_ram_compat_memory_locked()) {
         error_setg(errp, "guest memory is locked (-overcommit mem-lock=on)");
+        return false;
+    }
+    if (!kvm_enabled() && !tcg_enabled() && !qtest_enabled()) {
+        /* For example, MSHV pins it, and Xen does not keep it in QEMU */
+        error_setg(errp, "the accelerator is neither KVM nor TCG");
         return false;
     }
     if (sharers) {
