@@ -8,7 +8,7 @@ from lab import image, meter
 from lab.qmp import QMPError
 from lab.vm import Mode
 
-from .faults import faulty
+from .faults import HeldRestore, faulty, forget_holds, held_save, open_gate
 from .harness import test
 from .strace import need_strace, strace
 
@@ -194,18 +194,23 @@ def test_mode(t):
 ACCESS = {'ro': os.O_RDONLY, 'wo': os.O_WRONLY, 'rw': os.O_RDWR}
 
 
-def opened(vm, path):
-    """A file's open descriptors: {number: (access, whether O_DIRECT)}."""
+def open_flags(vm, path):
+    """The flags of a file's open descriptors: {number: flags}."""
     found = {}
     for fd in os.listdir(f'/proc/{vm.pid}/fd'):
-        if os.readlink(f'/proc/{vm.pid}/fd/{fd}') != path:
-            continue
-        with open(f'/proc/{vm.pid}/fdinfo/{fd}') as f:
-            flags = int(re.search(r'flags:\s+(\d+)', f.read()).group(1), 8)
-        access = next(name for name, value in ACCESS.items()
-                      if value == flags & os.O_ACCMODE)
-        found[fd] = (access, bool(flags & os.O_DIRECT))
+        if os.readlink(f'/proc/{vm.pid}/fd/{fd}') == path:
+            with open(f'/proc/{vm.pid}/fdinfo/{fd}') as f:
+                found[fd] = int(re.search(r'flags:\s+(\d+)',
+                                          f.read()).group(1), 8)
     return found
+
+
+def opened(vm, path):
+    """A file's open descriptors: {number: (access, whether O_DIRECT)}."""
+    return {fd: (next(name for name, value in ACCESS.items()
+                      if value == flags & os.O_ACCMODE),
+                 bool(flags & os.O_DIRECT))
+            for fd, flags in open_flags(vm, path).items()}
 
 
 def disk_in_fdset(vm, path, fdset, access, direct):
@@ -253,6 +258,29 @@ def test_disks(t):
                 want[0] in (access for access, _ in fdset)
             assert have == (want if suits else None), \
                 f'of {fdset}, for {want}: {have}'
+
+
+def check_private(vm, path):
+    """Checks that a process which QEMU starts does not get the descriptors."""
+    flags = open_flags(vm, path)
+    assert len(flags) > 2, flags
+    for fd, have in flags.items():
+        assert have & os.O_CLOEXEC, f'descriptor {fd} would be inherited'
+
+
+@test('descriptors: none is inherited', quick=True)
+def test_inherited(t):
+    """As long as a process has one, removing the image frees no space."""
+    path = t.path('image')
+    vm = held_save(t, Mode(2, True), 'write:d1')
+    check_private(vm, path)
+    open_gate(t)
+    assert vm.wait_migration()['status'] == 'completed'
+    vm.kill()
+    forget_holds(t)
+    held = HeldRestore(t, Mode(2, True))
+    check_private(held.vm, path)
+    held.release()
 
 
 @test('descriptors: none is left open', quick=True)

@@ -355,6 +355,8 @@ static bool file_take_descriptors(FileTransport *t, int fd, Error **errp)
         error_prepend(errp, "'%s': ", t->name);
         return false;
     }
+    /* Newer versions of QEMU do not do that */
+    qemu_set_cloexec(t->ioc->fd);
     if (t->outgoing) {
         t->close_fd = file_dup(t, fd, errp);
         return t->close_fd >= 0;
