@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Internal snapshots while RAM is still being loaded."""
 
-from .checks import case
+from .checks import case, expect_error
 from .harness import test
 from .instant import HELD, RAM, check_complete, restore
 from .snapshots import add_disk, snapshot
@@ -28,6 +28,8 @@ def test_snapshots(t):
             assert said and 'still being loaded' in said and path in said, said
     said = vm.hmp('loadvm older')
     assert 'still being loaded' in said, said
+    with expect_error('device state was loaded', 'still being loaded', path):
+        vm.command('xen-load-devices-state', {'filename': disk})
     faults.release()
     check_complete(t, vm, want)
     assert snapshot(vm, 'snapshot-load', 'older') is None

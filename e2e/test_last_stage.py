@@ -221,6 +221,10 @@ def test_snapshots(t):
     for command in ('savevm x', 'loadvm x'):
         said = vm.hmp(command)
         assert 'being saved to' in said and fs.mount in said, said
+    for command in ('xen-save-devices-state', 'xen-load-devices-state'):
+        with expect_error(f'{command} was accepted', 'being saved to',
+                          fs.mount):
+            vm.command(command, {'filename': t.path('devices')})
     check_completes(t, fs, vm, Mode(0))
 
 
