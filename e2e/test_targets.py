@@ -243,9 +243,11 @@ def test_fdset_wrong(t):
     buffered, with_flag = (missing.format(s) for s in ('without', 'with'))
     # The descriptors, and the error, if there must be one
     cases = {
-        'only a buffered one': ([(a, wr)], with_flag),
+        'only a buffered one': ([(a, wr)], None),
         'only a direct one': ([(a, wr | direct)], buffered),
-        'two buffered ones': ([(a, wr), (a, wr)], with_flag),
+        'two buffered ones': ([(a, wr), (a, wr)], None),
+        'a buffered one and a direct one for reading':
+            ([(a, wr), (a, rd | direct)], with_flag),
         'two direct ones': ([(a, wr | direct), (a, wr | direct)], buffered),
         'read-only ones': ([(a, rd), (a, rd | direct)],
                            buffered + '; it has: read-only'),
@@ -288,6 +290,29 @@ def test_fdset_wrong(t):
     assert not wrong, '; '.join(wrong)
 
 
+@test('fdset: without a descriptor with O_DIRECT a save is buffered',
+      quick=True)
+def test_fdset_buffered(t):
+    """libvirt never turns direct-io off again."""
+    path = t.path('image')
+    vm = t.source(ram=32)
+    fd = t.open(path, os.O_WRONLY | os.O_CREAT)
+    info = fdset_case(t, vm, 'file:/dev/fdset/3', Mode(2, True), fd)
+    assert info['status'] == 'completed', info
+    found = info['direct-io']
+    assert not found['active'] and not found['direct-bytes'], found
+    assert found['reason'] == 'no descriptor in the fdset has O_DIRECT', found
+    assert any('direct-io has no effect' in x for x in vm.errors())
+    want = vm.ram_hash()
+    vm.kill()
+    dst = t.vm(incoming=True, ram=32)
+    dst.add_fds(3, t.open(path, os.O_RDONLY))
+    dst.load('file:/dev/fdset/3', Mode(2, True))
+    assert dst.ram_hash() == want
+    found = dst.migration()['direct-io']
+    assert not found['active'] and 'fdset' in found['reason'], found
+
+
 @test('fdset: wrong descriptors are refused when restoring',
       quick=True, stock='different files: restored')
 def test_fdset_wrong_load(t):
@@ -305,8 +330,10 @@ def test_fdset_wrong_load(t):
     missing = 'no descriptor in the fdset is open for reading {} O_DIRECT'
     buffered, with_flag = (missing.format(s) for s in ('without', 'with'))
     cases = {
-        'only a buffered one': ([(a, rd)], with_flag),
+        'only a buffered one': ([(a, rd)], None),
         'only a direct one': ([(a, rd | direct)], buffered),
+        'a buffered one and a direct one for writing':
+            ([(a, rd), (a, os.O_WRONLY | direct)], with_flag),
         'read-write ones': ([(a, rw), (a, rw | direct)], None),
         'write-only ones': ([(a, os.O_WRONLY), (a, os.O_WRONLY | direct)],
                             buffered + '; it has: write-only'),

@@ -86,6 +86,13 @@ bool file_direct_open(FileDirect *d, const char *path, int fd, int access,
     const char *reason = file_direct_reason();
 
     assert(d->fd == -1);
+    if (!reason && file_fdset_lacks_direct(path)) {
+        /*
+         * libvirt turns direct-io on, but never off.  Then this is a save
+         * without --bypass-cache, maybe one because the host shuts down.
+         */
+        reason = d->reason = "no descriptor in the fdset has O_DIRECT";
+    }
     if (reason) {
         if (migrate_direct_io()) {
             warn_report("direct-io has no effect on %s, because %s: "

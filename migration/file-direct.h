@@ -23,6 +23,8 @@ typedef struct FileDirect {
     int fd;
     /* A duplicate, to be closed when all of RAM is written, or -1 */
     int close_fd;
+    /* why there is none, if not for settings; a constant string, or NULL */
+    const char *reason;
     /* constraints on transfers through @fd */
     DirectIOLimits limits;
 } FileDirect;
@@ -49,7 +51,8 @@ static inline int file_direct_dup(int fd)
  *
  * Opens the second descriptor if one is wanted: for /dev/fdset/N it takes the
  * one there that has O_DIRECT, otherwise it opens @fd again.  Warns if the
- * parameter direct-io is on but cannot take effect.
+ * parameter direct-io is on but cannot take effect, also because no descriptor
+ * of the set has O_DIRECT.
  *
  * Does not write to the file or touch the guest: problems are found here,
  * before the migration begins.
@@ -63,8 +66,8 @@ bool file_direct_open(FileDirect *d, const char *path, int fd, int access,
 /**
  * file_direct_reason:
  *
- * Returns: a constant string that says why there is no second descriptor; or
- *          NULL if there is one or could be one.
+ * Returns: a constant string that says why the settings rule out a second
+ *          descriptor; or NULL
  */
 const char *file_direct_reason(void);
 

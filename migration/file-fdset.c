@@ -69,6 +69,23 @@ static int dup_if_wanted(int fd, void *opaque)
     return copy;
 }
 
+/* Called for each descriptor of the set. */
+static int note_direct(int fd, void *opaque)
+{
+    bool *found = opaque;
+
+    *found |= direct_io_enabled(fd);
+    return -1;
+}
+
+static bool set_has_direct(int id)
+{
+    bool found = false;
+
+    monitor_fdset_dup_fd_by(id, note_direct, &found);
+    return found;
+}
+
 static int dup_from_set(int id, int access, bool direct, Error **errp)
 {
     g_autoptr(GString) others = g_string_new(NULL);
@@ -92,6 +109,11 @@ static int dup_from_set(int id, int access, bool direct, Error **errp)
     return fd;
 }
 #else
+static bool set_has_direct(int id)
+{
+    return false;
+}
+
 static int dup_from_set(int id, int access, bool direct, Error **errp)
 {
     error_setg(errp, "this host has no fdsets");
@@ -99,14 +121,27 @@ static int dup_from_set(int id, int access, bool direct, Error **errp)
 }
 #endif
 
-int file_fdset_open(const char *path, int access, bool direct, Error **errp)
+static bool parse_path(const char *path, int *id)
 {
     const char *number;
+
+    return strstart(path, "/dev/fdset/", &number) &&
+           qemu_strtoi(number, NULL, 10, id) == 0;
+}
+
+bool file_fdset_lacks_direct(const char *path)
+{
+    int id;
+
+    return parse_path(path, &id) && !set_has_direct(id);
+}
+
+int file_fdset_open(const char *path, int access, bool direct, Error **errp)
+{
     int id;
     int fd;
 
-    if (!strstart(path, "/dev/fdset/", &number) ||
-        qemu_strtoi(number, NULL, 10, &id) < 0) {
+    if (!parse_path(path, &id)) {
         error_setg(errp, "%s: not the name of an fdset; use "
                    "/dev/fdset/NUMBER", path);
         return -1;

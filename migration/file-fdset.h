@@ -22,4 +22,13 @@
  */
 int file_fdset_open(const char *path, int access, bool direct, Error **errp);
 
+/**
+ * file_fdset_lacks_direct:
+ * @path: name of a file
+ *
+ * Returns: whether it is "/dev/fdset/N", and none of that set's descriptors has
+ *          O_DIRECT
+ */
+bool file_fdset_lacks_direct(const char *path);
+
 #endif

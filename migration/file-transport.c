@@ -662,3 +662,8 @@ int file_transport_direct_fd(DirectIOLimits *limits)
     *limits = current->direct.limits;
     return current->direct.fd;
 }
+
+const char *file_transport_direct_reason(void)
+{
+    return current ? current->direct.reason : NULL;
+}

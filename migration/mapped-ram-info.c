@@ -28,6 +28,8 @@ typedef struct MappedRamRecord {
     unsigned depth;
     /* 0 if it was buffered */
     uint32_t alignment;
+    /* why it was, if not for settings; a constant string, or NULL */
+    const char *buffered_reason;
 } MappedRamRecord;
 
 /* The records of the last save and the last load; under mapped_ram_lock. */
@@ -44,6 +46,7 @@ void mapped_ram_record(MappedRam *m)
     record->workers = m->workers;
     record->depth = m->depth;
     record->alignment = m->alignment;
+    record->buffered_reason = m->buffered_reason;
     mapped_ram_pool_counts(m->pool, &record->counts);
     mapped_ram_pool_stats(m->pool, &record->stats);
 }
@@ -164,7 +167,7 @@ MigrationDirectIO *mapped_ram_info(bool of_load)
     info->active = running ? record->alignment :
                    !reason && (!record->valid || record->alignment);
     if (!info->active) {
-        info->reason = g_strdup(reason ?:
+        info->reason = g_strdup(reason ?: record->buffered_reason ?:
                                 "the settings were changed after the start");
     }
     if (record->valid) {

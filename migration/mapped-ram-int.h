@@ -28,6 +28,8 @@ struct MappedRam {
     unsigned depth;
     /* 0 when RAM moves through the buffered descriptor */
     uint32_t alignment;
+    /* why it is buffered, if not for settings; a constant string, or NULL */
+    const char *buffered_reason;
     /* has a lock of its own; any thread may cancel it and read its counts */
     MappedRamPool *pool;
 

@@ -143,6 +143,7 @@ MappedRam *mapped_ram_new(QEMUFile *f, bool load, Error **errp)
     m->depth = config.direct_fd < 0 ? 1 : config.depth;
     m->alignment = config.direct_fd < 0 ? 0 :
                    config.direct_limits.offset_align;
+    m->buffered_reason = file_transport_direct_reason();
     m->blocks = g_hash_table_new_full(NULL, NULL, NULL, block_free);
     m->regions = g_ptr_array_new_with_free_func(
         (GDestroyNotify)memory_region_unref);

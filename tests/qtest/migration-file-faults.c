@@ -284,6 +284,7 @@ static void test_fdset(const void *opaque)
     refuse(vm, &buffered, uri, "fdset does not exist");
 
     file_vm_add_fd(vm, 7, path, access);
+    file_vm_add_fd(vm, 7, path, wrong_access | O_DIRECT);
     refuse(vm, &way, uri, save ? "for writing with O_DIRECT" :
            "for reading with O_DIRECT");
     remove_fds(vm);
