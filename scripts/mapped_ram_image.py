@@ -56,6 +56,10 @@ LIBVIRT_SIZE = 92
 LIBVIRT_DONE, LIBVIRT_PARTIAL = b'LibvirtQemudSave', b'LibvirtQemudPart'
 LIBVIRT_FORMATS = ('raw', 'gzip', 'bzip2', 'xz', 'lzop', 'zstd', 'sparse')
 LIBVIRT_VERSION_MAX = 3
+# If only the mark is missing; otherwise the disks no longer match the image
+LIBVIRT_RESUMES = 'restore it only if the guest has not run since: libvirt ' \
+    'resumes a guest whose save fails or is aborted, or if libvirtd is ' \
+    'restarted meanwhile; after a crash of the host or of QEMU it does not'
 
 FILE_MAX = (1 << 63) - 1        # offsets are signed
 
@@ -341,6 +345,8 @@ class Image:
         self._libvirt_header()
         cursor = Cursor(self.file, self.offset)
         self._stream_header(cursor)
+        if self.unfinished and not self.interrupted:
+            self.notes.append(LIBVIRT_RESUMES)
         self._configuration(cursor)
         self.configuration_end = cursor.at
         self._find_ram(cursor)
