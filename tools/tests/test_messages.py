@@ -12,6 +12,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(
 PAGE = os.path.join(ROOT, 'docs', 'system', 'direct-io.rst')
 # QEMU's own messages that an operator is likely to see first
 OF_THE_BASE = {"Could not open '...': ...", "Could not create '...': ...",
+               'Could not dup FD ...: ...',     # from 10.0 on
                'Capability mapped-ram is off, but received capability is on'}
 # Errors that the page need not explain, and why
 UNEXPLAINED = {
