@@ -4,6 +4,7 @@ documentation treats warnings as errors, and our builds do without it.  Their
 lines are short, and some of what they say is checked against what it is about.
 """
 
+import glob
 import io
 import os
 import re
@@ -54,6 +55,20 @@ class Text(unittest.TestCase):
             for number, line in enumerate(read(path).splitlines(), 1):
                 if len(line) > 80 and not UNBROKEN.match(line):
                     self.fail(f'{path}:{number}: {len(line)} characters')
+
+    def test_what_is_installed(self):
+        """The bases' options, with which `./run install` builds, are as the
+        README says."""
+        said = re.search(r'`\./run install .*?\n\n', read('README.md'), re.S)
+        self.assertRegex(said.group(),
+                         r'(?s)no\s+KVM.*no VNC, slirp or seccomp')
+        for path in glob.glob(os.path.join(ROOT, 'bases', '*.conf')):
+            options = re.findall(r'^configure = (.*)', read(path), re.M)
+            with self.subTest(os.path.basename(path)):
+                self.assertIn('--without-default-features', str(options))
+                self.assertIn('--enable-tcg', str(options))
+                self.assertNotRegex(str(options),
+                                    '--enable-(kvm|vnc|slirp|seccomp)')
 
     def test_what_the_tool_says_of_libvirts_mark(self):
         quoted = re.search(r'``not finished: (libvirt[^`]*)``',
