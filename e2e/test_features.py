@@ -9,7 +9,7 @@ from lab import image
 from lab.qmp import QMPClosed
 from lab.vm import FINAL, Exited, Mode
 
-from .checks import expect_error
+from .checks import case, expect_error
 from .faults import faulty, held_save, open_gate, wait_stall
 from .harness import Skip, test
 
@@ -262,6 +262,27 @@ def test_start_postcopy(t):
     want = vm.ram_hash()
     vm.kill()
     t.restores(f'file:{t.path("image")}', want, args=args).kill()
+
+
+@test('features: large dirty bitmaps do not keep a save from ending',
+      quick=True)
+def test_large_bitmap(t):
+    """They can be saved in the last stage only, and would take longer than
+    downtime-limit; for a stopped guest that does not matter."""
+    args = ('-blockdev', f'null-co,node-name=disk,size={1 << 40}')
+    for mode in Mode(0), Mode(2, True):
+        with case(mode):
+            vm = t.source(args=args)
+            vm.command('block-dirty-bitmap-add', {
+                'node': 'disk', 'name': 'map', 'granularity': 65536})
+            vm.set_capabilities('dirty-bitmaps')
+            vm.command('stop')
+            vm.save(f'file:{t.path("image")}', mode, downtime_limit=1)
+            vm.kill()
+            dst = t.vm(incoming=True, args=args)
+            dst.set_capabilities('dirty-bitmaps')
+            dst.load(f'file:{t.path("image")}', mode)
+            dst.kill()
 
 
 @test('features: query-migrationthreads lists the workers', quick=True)

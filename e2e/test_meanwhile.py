@@ -180,6 +180,7 @@ def test_pending_channel(t):
     vm = t.source(ram=RAM, emulator=faulty(
         t, 'stream', 'connect:2:mute=1', 'connect:3:hold'))
     add_disk(vm, t.path('disk'), create=True)
+    assert snapshot(vm, 'snapshot-save', 'one') is None
     vm.setup(None, multifd_channels=2)
     vm.set_capabilities('multifd')
     with socket.socket(socket.AF_UNIX) as listener:
@@ -192,8 +193,10 @@ def test_pending_channel(t):
         with expect_error('it was accepted', BUSY):
             vm.start_save(f'unix:{path}')
         vm.set_capabilities('multifd', state=False)
-        said = snapshot(vm, 'snapshot-save', 'one')
-        assert said and BUSY in said, said
+        for said in (snapshot(vm, 'snapshot-save', 'two'),
+                     snapshot(vm, 'snapshot-load', 'one'),
+                     vm.hmp('loadvm one')):
+            assert said and BUSY in said, said
         vm.set_capabilities('multifd')
         vm.ticks_on()
         open_gate(t)
@@ -242,6 +245,33 @@ def test_eject(t):
     info = vm.wait_migration()
     assert info['status'] == 'completed', info
     vm.wait_until(lambda: not is_mapped(vm, memory))
+
+
+@test('meanwhile: a DIMM is ejected while the save begins', quick=True)
+def test_eject_early(t):
+    """The image does not have it."""
+    fs = broken(t, ('truncate', range(1, 2), 'hold'))
+    path = os.path.join(fs.mount, 'image')
+    with open(t.path('image'), 'wb') as f:
+        f.truncate(1 << 30)
+    slots = '-m', 'slots=1,maxmem=1G'
+    vm = t.source(ram=RAM, guest=GUEST, args=(
+        *slots, '-object', 'memory-backend-ram,id=mem0,size=128M',
+        '-device', 'pc-dimm,id=dimm0,memdev=mem0'))
+    vm.command('stop')
+    vm.command('device_del', {'id': 'dimm0'})
+    vm.setup(DIRECT)
+    vm.start_save(f'file:{path}')
+    vm.wait_until(lambda: fs.held)
+    vm.hmp(f'o /w {MEMORY_HOTPLUG:#x} 0')
+    vm.hmp(f'o /b {MEMORY_HOTPLUG + 0x14:#x} 8')
+    vm.wait_until(lambda: not vm.command('query-memory-devices'))
+    fs.release()
+    info = vm.wait_migration()
+    assert info['status'] == 'completed', info
+    want = vm.ram_hash()
+    vm.kill()
+    t.restores(f'file:{path}', want, DIRECT, ram=RAM, args=slots)
 
 
 def is_mapped(vm, path):

@@ -10,9 +10,10 @@ import resource
 from lab.qmp import QMPError
 from lab.vm import Mode
 
-from .checks import case, check_error, file_hash, good_save, never_stopped
+from .checks import case, check_error, expect_error, file_hash, good_save, \
+    never_stopped
 from .faults import faulty
-from .harness import test
+from .harness import Skip, test
 
 MIB = 1 << 20
 GUEST = {'dirty': 32}
@@ -99,6 +100,29 @@ def test_fd_capabilities(t):
         old.vm.command('getfd', {'fdname': 'file'}, fds=[fd])
         old.refused('return path', 'fd:file', mode, 'return path')
         old.refused('return path', f'file:{old.path}', mode, 'return path')
+
+
+@test('refused: fd: with O_DIRECT', quick=True)
+def test_fd_direct(t):
+    """The main stream is not aligned."""
+    old = OldImage(t)
+    for mode in MODES:
+        fd = t.open(old.path, os.O_RDWR | os.O_DIRECT)
+        old.vm.command('getfd', {'fdname': 'file'}, fds=[fd])
+        old.refused('O_DIRECT', 'fd:file', mode, 'was opened with O_DIRECT')
+    good_save(t, old.vm)
+
+
+@test('refused: a save with block migration does not leave it on', quick=True)
+def test_block_migration(t):
+    if t.config.ours.at_least(8):
+        raise Skip(f'{t.config.ours.version} has no block migration')
+    vm = t.source()
+    before = vm.command('query-migrate-capabilities')
+    with expect_error('it was accepted', 'No such file or directory'):
+        vm.command('migrate', {'uri': 'file:/no/such/directory/image',
+                               'blk': True})
+    assert vm.command('query-migrate-capabilities') == before
 
 
 # The direct descriptor has its own errors

@@ -94,6 +94,20 @@ bool file_save_begin(MigrationState *s)
     return false;
 }
 
+uint64_t file_save_pending(uint64_t pending)
+{
+    FileTransport *t = file_transport_get();
+    uint64_t last;
+
+    if (!t || runstate_is_running() || !save_ram || !save_ram->is_clean()) {
+        return pending;
+    }
+    last = t->has_pending ? t->pending : UINT64_MAX;
+    t->has_pending = true;
+    t->pending = pending;
+    return pending < last ? pending : 0;
+}
+
 bool file_save_sync_early(MigrationState *s, uint64_t written,
                           uint64_t pending)
 {

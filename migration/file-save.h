@@ -19,10 +19,13 @@
  * @prepare: called by file_save_begin() while the previous image still exists;
  *           returns false with @errp set if RAM cannot be saved
  * @cleanup: called by file_save_abort() to stop; more calls do nothing
+ * @is_clean: returns whether RAM is saved this way, and no page was dirty when
+ *            that was last looked up.  Migration thread.
  */
 typedef struct FileSaveRam {
     bool (*prepare)(QEMUFile *f, Error **errp);
     void (*cleanup)(void);
+    bool (*is_clean)(void);
 } FileSaveRam;
 
 /* Sets @ram for all saves from now on.  Main thread, while none is active. */
@@ -39,6 +42,21 @@ void file_save_set_ram(const FileSaveRam *ram);
  *          was cancelled; the previous image is then kept.
  */
 bool file_save_begin(MigrationState *s);
+
+/**
+ * file_save_pending: what is to be saved before the last stage
+ * @pending: bytes that are still to be saved, of all devices
+ *
+ * For a guest that is stopped already, the downtime does not matter.  Some data
+ * can be saved in the last stage only, such as dirty bitmaps of disks.  If such
+ * data takes longer than the limit, the last stage would never begin.
+ *
+ * Migration thread, once or twice for each iteration.
+ *
+ * Returns: 0 if the guest is stopped, its RAM is saved, and @pending has not
+ *          become less since the last call; otherwise @pending
+ */
+uint64_t file_save_pending(uint64_t pending);
 
 /**
  * file_save_sync_early: sync while the guest runs

@@ -60,6 +60,9 @@ typedef struct FileTransport {
     /* Whether the image is still invalid: its magic number is missing */
     bool invalidated;
     FileEarlySync early;
+    /* of file_save_pending(): its last argument, if there was one */
+    bool has_pending;
+    uint64_t pending;
 
     /* Atomic: a MigrationFilePhase, or FILE_NO_PHASE */
     MigrationFilePhase phase;

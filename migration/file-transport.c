@@ -553,6 +553,13 @@ static bool file_check_passed(QIOChannel *ioc, const char *fdname,
                                outgoing ? O_WRONLY : O_RDONLY, errp)) {
         return false;
     }
+    if (object_dynamic_cast(OBJECT(ioc), TYPE_QIO_CHANNEL_FILE) &&
+        direct_io_enabled(QIO_CHANNEL_FILE(ioc)->fd)) {
+        error_setg(errp, "%s: the descriptor was opened with O_DIRECT, so it "
+                   "can't be used for the main stream; pass one opened "
+                   "without O_DIRECT", fdname);
+        return false;
+    }
     if (!qio_channel_has_feature(ioc, QIO_CHANNEL_FEATURE_SEEKABLE)) {
         error_setg(errp, "Capability 'mapped-ram' needs a seekable file, "
                    "and fd '%s' is not seekable", fdname);

@@ -100,7 +100,9 @@ bool mapped_ram_instant_check_snapshot(Error **errp)
                    "query-migrate says 'completed'", file_transport_name());
         return false;
     }
-    return file_save_check_idle(errp) && mapped_ram_instant_check_idle(errp);
+    /* The end of a migration must not come in the middle of a snapshot. */
+    return file_save_check_idle(errp) && mapped_ram_instant_check_idle(errp) &&
+           mapped_ram_compat_finish_migration(errp);
 }
 
 bool mapped_ram_instant_add_sharer(Error **errp)

@@ -31,7 +31,7 @@ static MappedRam *saving(void)
  * Takes a reference to each block, and gives it a provisional layout for the
  * check of space; mapped_ram_save_block() sets the one in the file.  Returns
  * where the blocks end.  Called with the BQL held: blocks go away while QEMU
- * exits.
+ * exits.  Of those that are left out of the file, names are still written.
  */
 static int64_t prepare_blocks(MappedRam *m, int64_t offset, Error **errp)
 {
@@ -39,15 +39,18 @@ static int64_t prepare_blocks(MappedRam *m, int64_t offset, Error **errp)
     RAMBlock *rb;
 
     RCU_READ_LOCK_GUARD();
-    RAMBLOCK_FOREACH_NOT_IGNORED(rb) {
+    RAMBLOCK_FOREACH_MIGRATABLE(rb) {
+        memory_region_ref(rb->mr);
+        g_ptr_array_add(m->regions, rb->mr);
+        if (mapped_ram_compat_is_ignored(rb)) {
+            continue;
+        }
         if (!mapped_ram_layout_init(&layout, rb->idstr, offset,
                                     rb->used_length, qemu_target_page_size(),
                                     errp)) {
             return -1;
         }
         mapped_ram_add_block(m, rb, &layout);
-        memory_region_ref(rb->mr);
-        g_ptr_array_add(m->regions, rb->mr);
         offset = mapped_ram_layout_end(&layout);
     }
     return offset;
@@ -153,6 +156,11 @@ bool mapped_ram_save_begin(QEMUFile *f, const MappedRamLoopOps *ops,
     if (!m) {
         return false;
     }
+    /*
+     * Forget the provisional layouts: a block that is unplugged from now on is
+     * not in the file, and must not have its bitmap written there.
+     */
+    g_hash_table_remove_all(m->blocks);
     m->stream = f;
     m->loop = (MappedRamLoop) {
         .ops = ops,
@@ -299,11 +307,23 @@ void mapped_ram_save_cleanup(void)
     mapped_ram_end(false);
 }
 
+static bool mapped_ram_save_is_clean(void)
+{
+    MappedRamLoop *loop;
+
+    if (!saving()) {
+        return false;
+    }
+    loop = &saving()->loop;
+    return loop->ops->dirty_pages(loop->opaque) == 0;
+}
+
 void mapped_ram_save_init(void)
 {
     static const FileSaveRam ram = {
         .prepare = mapped_ram_save_prepare,
         .cleanup = mapped_ram_save_cleanup,
+        .is_clean = mapped_ram_save_is_clean,
     };
 
     mapped_ram_forget(false);

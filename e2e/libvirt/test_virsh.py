@@ -95,7 +95,7 @@ def test_save_restore(t):
 
 
 @test('libvirt: buffered after direct', timeout=200,
-      stock='shut off|does not run')
+      stock='shut off|does not run|reset by peer')
 def test_buffered_after_direct(t):
     """libvirt does not turn direct-io off again, and then passes only one
     descriptor, without O_DIRECT.  Stock QEMU then loses the guest."""

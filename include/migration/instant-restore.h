@@ -40,10 +40,11 @@ bool mapped_ram_instant_check_idle(Error **errp);
  *
  * To be called before the guest is stopped for a snapshot to be loaded: a
  * snapshot that may not be loaded must leave the guest running, all the more if
- * it is being saved.
+ * it is being saved.  If a migration has just ended, finishes its cleanup,
+ * which drops the BQL meanwhile and may resume the guest.
  *
  * Returns: true; or false with @errp set while the machine is saved to a file,
- *          restored from one, or RAM is being loaded
+ *          restored from one, or RAM is being loaded, or a migration is running
  */
 bool mapped_ram_instant_check_snapshot(Error **errp);
 

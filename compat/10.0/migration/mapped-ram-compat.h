@@ -12,6 +12,7 @@
 #include "migration/blocker.h"
 #include "migration/misc.h"
 #include "migration-stats.h"
+#include "migration.h"
 #include "options.h"
 #include "qemu-file.h"
 #include "qemu/main-loop.h"
@@ -100,6 +101,15 @@ static inline void mapped_ram_compat_thread_ended(void *thread)
 static inline bool mapped_ram_compat_memory_locked(void)
 {
     return should_mlock(mlock_state);
+}
+
+/*
+ * Finishes a migration that has just ended.  Returns false with @errp set if
+ * one is running.
+ */
+static inline bool mapped_ram_compat_finish_migration(Error **errp)
+{
+    return migration_cleanup_finish(migrate_get_current(), errp);
 }
 
 /* Blocks saving the machine because of @reason, which it takes over. */

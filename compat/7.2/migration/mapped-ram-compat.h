@@ -95,6 +95,15 @@ static inline bool mapped_ram_compat_memory_locked(void)
     return enable_mlock;
 }
 
+/*
+ * Finishes a migration that has just ended.  Returns false with @errp set if
+ * one is running.
+ */
+static inline bool mapped_ram_compat_finish_migration(Error **errp)
+{
+    return migrate_fd_cleanup_finish(migrate_get_current(), errp);
+}
+
 /* Blocks saving the machine because of @reason, which it takes over. */
 static inline bool mapped_ram_compat_block(Error **reason, Error **errp)
 {
