@@ -107,13 +107,9 @@ class Report:
         try:
             run()
         except Failure as err:
-            self(False, f'{name}: {err}')
+            self(False, f'{name}: {err}', log=err.log)
         finally:
             self._part().seconds = time.monotonic() - start
-
-    def skip_part(self, name, why):
-        self._lane.name = name
-        self.skip(name, why)
 
     @property
     def total(self):

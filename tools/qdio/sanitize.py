@@ -40,15 +40,16 @@ def _variant(tree, kind, name, options, compiler='gcc'):
                  label=f'{tree.base.name} with {name}')
 
 
-def run(tree, tests, series, report):
-    """Run the tests under each sanitizer listed in the base's file."""
-    if 'address' in tree.base.sanitize:
+def run(tree, kind, tests, series, report):
+    """Run the tests under one of the sanitizers that the base's file
+    lists."""
+    if kind == 'address':
         address(tree, tests, report)
-    if 'address-unit' in tree.base.sanitize:
+    elif kind == 'address-unit':
         address(tree, [test for test in tests if test[0] == 'unit'], report)
-    if 'thread' in tree.base.sanitize:
+    elif kind == 'thread':
         thread(tree, series, report)
-    if 'fuzz' in tree.base.sanitize:
+    elif kind == 'fuzz':
         fuzz(tree, report)
 
 

@@ -20,6 +20,7 @@ class _Steps:
         self._lock = threading.Lock()
         self._processes = set()
         self.ended = False
+        self.deadline = None
 
     def start(self, argv, **options):
         with self._lock:
@@ -29,6 +30,13 @@ class _Steps:
                                        start_new_session=True, **options)
             self._processes.add(process)
         return process
+
+    def patience(self, timeout):
+        """For how many seconds a step may run that starts now."""
+        if self.deadline is None:
+            return timeout
+        left = max(0, self.deadline - time.monotonic())
+        return left if timeout is None else min(timeout, left)
 
     def forget(self, process):
         with self._lock:
@@ -51,6 +59,12 @@ def end_steps():
     _steps.end()
 
 
+def end_steps_at(moment):
+    """Let no step run beyond this time of time.monotonic(), unless it is
+    None."""
+    _steps.deadline = moment
+
+
 class Fault(Exception):
     """An error that the user must correct: one clear line that says what is
     wrong and what to do.  Ends the program with exit code 2."""
@@ -58,7 +72,12 @@ class Fault(Exception):
 
 class Failure(Exception):
     """A step that was started properly, such as a build, has failed.  Ends the
-    program with exit code 1."""
+    program with exit code 1.  `log`: where its output is, if it should be
+    shown."""
+
+    def __init__(self, text, log=None):
+        super().__init__(text)
+        self.log = log
 
 
 class Ended(Exception):
@@ -163,14 +182,15 @@ def step(name, argv, log, cwd=None, env=None, check=True, append=False,
         except Ended:
             ticker.stop('not begun,')
             raise
+        patience = _steps.patience(timeout)
         try:
-            code = process.wait(timeout)
+            code = process.wait(patience)
         except BaseException as err:
             _end(process)
             ticker.stop('stopped,')
             if isinstance(err, subprocess.TimeoutExpired):
-                raise Failure(f'{name}: not done after {duration(timeout)}; '
-                              f'its output is in {log}') from None
+                raise Failure(f'{name}: not done after {duration(patience)}; '
+                              f'its output is in {log}', log) from None
             raise
         finally:
             _steps.forget(process)

@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 
 from . import fetch, fresh, sanitize
 from .apply import apply, make_commits
@@ -15,6 +14,7 @@ from .apt import install_needed
 from .bases import Tree
 from .build import EMULATOR, KVM, Build, built, built_from, \
     environment, for_machine, of_tree
+from .clock import Clock
 from .config import ROOT, base_names, cache, check_space, get_base, log_path
 from .deb import check_package, make_package
 from .host import demo_base
@@ -22,7 +22,7 @@ from .install import install
 from .lint import Lint
 from .refresh import refresh
 from .report import Report
-from .say import Failure, Fault, side_by_side, step, tail
+from .say import Failure, Fault, end_steps_at, side_by_side, step, tail
 from .series import Series, copy_series
 from .suites import IOTEST_PROGRAMS, SKIPPED, run_iotests, run_program, \
     run_qtest, run_suite, run_unit_tests, targets_of
@@ -38,8 +38,7 @@ QUICK = ('lint', 'tools', 'refresh', 'build', 'unit', 'qtest', 'e2e')
 
 
 def time_limit():
-    """The number of minutes after which no further part is started; 0 for no
-    limit."""
+    """The number of minutes in which the tests should end; 0 for no limit."""
     text = os.environ.get('QDIO_MINUTES', '0')
     if not text.isdecimal():
         raise Fault(f"QDIO_MINUTES is '{text}'; make it a number of minutes, "
@@ -55,9 +54,13 @@ class Tests:
     # the objects of the build are in ccache; `machines` and `sanitize`: for
     # each machine or sanitizer
     PARTS = {'lint': 0.2, 'tools': 1.5, 'refresh': 0.2, 'build': 3,
-             'unit': 1.5, 'qtest': 2, 'e2e': 6, 'machines': 1, 'fresh': 10,
+             'unit': 1.5, 'qtest': 2, 'e2e': 4, 'machines': 1, 'fresh': 10,
              'patches': 0.3, 'own': 3, 'iotests': 1, 'libvirt': 1.5,
              'demo': 1, 'bench': 1, 'deb': 2, 'sanitize': 4, 'canary': 0.5}
+    # The same for all end-to-end tests instead of a selection
+    ALL_E2E = 10
+    # Without these on the first base, a run does not pass
+    ESSENTIAL = ('unit', 'e2e')
     # These take the same time for any number of bases
     ONCE = ('lint', 'tools', 'fresh', 'canary')
     # These need none of the others' builds and run in parallel with the parts
@@ -65,14 +68,14 @@ class Tests:
     # and guests as computing
     BESIDE = ('fresh', 'patches', 'deb', 'sanitize', 'canary')
 
-    def __init__(self, bases, source, minutes=0, quick=False, every=False):
+    def __init__(self, bases, source, clock, quick=False, every=False):
         """`every`: run each part also on bases that do not list it."""
         self.report = Report()
         self.series = Series(ROOT)
         self.all_trees = [Tree(base, source) for base in bases]
         self._every = every
         self._broken = set()
-        self._minutes = minutes
+        self._clock = clock
         self._quick = quick
 
     def prepare(self):
@@ -90,11 +93,14 @@ class Tests:
     def minutes_of(self, part):
         if part in self.ONCE:
             return self.PARTS[part]
-        trees = self.trees_of(part)
+        return sum(self.minutes_on(part, t) for t in self.trees_of(part))
+
+    def minutes_on(self, part, tree):
         if part in ('machines', 'sanitize'):
-            return self.PARTS[part] * sum(len(getattr(t.base, part))
-                                          for t in trees)
-        return self.PARTS[part] * len(trees)
+            return self.PARTS[part] * len(getattr(tree.base, part))
+        if part == 'e2e' and not (tree.base.e2e or self._quick):
+            return self.ALL_E2E
+        return self.PARTS[part]
 
     def lanes(self, parts):
         """Split `parts` into those that run first, and two lists that run in
@@ -125,7 +131,6 @@ class Tests:
         parts = [p for p in self.PARTS if p in parts]
         self.plan(parts)
         self.report.expect(parts)
-        self._start = time.monotonic()
         first, then, beside = self.lanes(parts)
         self._run_lane(first)
         side_by_side([lambda: self._run_lane(then),
@@ -134,14 +139,38 @@ class Tests:
 
     def _run_lane(self, parts):
         for part in parts:
-            spent = (time.monotonic() - self._start) / 60
-            if self._minutes and spent > self._minutes:
-                self.report.skip_part(part, f'the {self._minutes} minutes of '
-                                      'QDIO_MINUTES are over')
+            self.report.part(part, functools.partial(self._run_part, part),
+                             f'{self._clock.spent():.0f} minutes so far')
+
+    def _run_part(self, part):
+        run, trees = getattr(self, 'part_' + part), self.trees_of(part)
+        if part in self.ONCE:
+            for _ in self._in_time([part], lambda _: self.PARTS[part], str):
+                run(trees)
+        elif part in ('machines', 'sanitize'):
+            run(trees)
+        else:
+            run(self._trees_in_time(part, trees))
+
+    def _trees_in_time(self, part, trees):
+        return self._in_time(trees, functools.partial(self.minutes_on, part),
+                             lambda tree: f'{part} {tree.base.name}',
+                             trees[:1] if part in self.ESSENTIAL else ())
+
+    def _in_time(self, items, minutes, name, essential=()):
+        """Yield those of `items` for which there is time, and report the
+        others.  `minutes` and `name` are functions of an item."""
+        for item in items:
+            if self._clock.enough_for(minutes(item)):
+                with self._clock.work(minutes(item)):
+                    yield item
                 continue
-            run, trees = getattr(self, 'part_' + part), self.trees_of(part)
-            self.report.part(part, functools.partial(run, trees),
-                             f'{spent:.0f} minutes so far')
+            why = f'not enough of the {self._clock.limit} minutes of ' \
+                'QDIO_MINUTES is left'
+            if item in essential:
+                self.report(False, f'{name(item)}: {why}')
+            else:
+                self.report.skip(name(item), why)
 
     # The repository
 
@@ -205,7 +234,7 @@ class Tests:
             return built(tree, [EMULATOR, *targets_of(build, tests)])
         except Failure as err:
             self._broken.add(tree.name)
-            self.report(False, f'build {tree.base.name}: {err}')
+            self.report(False, f'build {tree.base.name}: {err}', log=err.log)
             return None
 
     def _on_builds(self, name, trees, action, needs):
@@ -255,8 +284,11 @@ class Tests:
 
     def part_sanitize(self, trees):
         for tree in trees:
-            sanitize.run(tree, self._tests(tree, ('unit', 'qtest')),
-                         self.series, self.report)
+            tests = self._tests(tree, ('unit', 'qtest'))
+            for kind in self._in_time(tree.base.sanitize,
+                                      lambda _: self.PARTS['sanitize'],
+                                      f'{{}} {tree.base.name}'.format):
+                sanitize.run(tree, kind, tests, self.series, self.report)
 
     def part_iotests(self, trees):
         for tree in trees:
@@ -325,7 +357,9 @@ class Tests:
         if any('aarch64' in tree.base.machines for tree in trees):
             install_needed(('binutils-aarch64-linux-gnu',))
         for tree in trees:
-            for machine in tree.base.machines:
+            for machine in self._in_time(tree.base.machines,
+                                         lambda _: self.PARTS['machines'],
+                                         f'{{}} {tree.base.name}'.format):
                 name = f'{machine} {tree.base.name}'
                 if machine == 'kvm' and not os.access(KVM, os.R_OK | os.W_OK):
                     self.report.skip(name, f'there is no {KVM} to use')
@@ -474,15 +508,18 @@ def main(args):
     name = args.base or args.base_option
     if args.source and not name:
         raise Fault('--source needs a --base that says which one it is')
-    minutes = time_limit()
+    clock = Clock(time_limit())
+    end_steps_at(clock.end)
     quick = not args.all and not args.only
-    names = [name] if name else [demo_base()] if quick else base_names()
+    # The demo's base comes first, in case there is no time for the others
+    names = [name] if name else [demo_base()] if quick else \
+        sorted(base_names(), key=lambda n: n != demo_base())
     bases = [get_base(n) for n in names]
     for base in bases:
         _check_parts(base)
     check_space()
     install_needed()
-    tests = Tests(bases, args.source, minutes, quick, every=bool(args.only))
+    tests = Tests(bases, args.source, clock, quick, every=bool(args.only))
     with contextlib.ExitStack() as locks:
         for tree in tests.all_trees:
             locks.enter_context(tree.locked())

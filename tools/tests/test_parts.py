@@ -15,13 +15,15 @@ from qdio.testing import Tests                          # noqa: E402
 
 def tree(name, parts=(), exchange=()):
     return types.SimpleNamespace(base=types.SimpleNamespace(
-        name=name, parts=list(parts), exchange=list(exchange)))
+        name=name, parts=list(parts), exchange=list(exchange),
+        e2e=['--quick']))
 
 
 def tests_of(*trees, every=False):
     tests = Tests.__new__(Tests)
     tests.all_trees = list(trees)
     tests._every = every
+    tests._quick = False
     return tests
 
 
