@@ -10,11 +10,14 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 
 from .config import cache, log_path
 from .host import check_needed, no_install, plain, this_host
-from .say import Fault, Failure, step
+from .say import Fault, Failure, note, step
 
+# Seconds after which the archive is tried once more
+PAUSE = 20
 KEYRING = '/usr/share/keyrings/debian-archive-keyring.gpg'
 
 
@@ -169,8 +172,16 @@ class Apt:
         open(os.path.join(self.directory, 'updated'), 'w').close()
 
     def _get(self, name, *argv, cwd=None):
-        """Run apt-get; if the archive can't be reached, print one clear
-        line."""
+        """Run apt-get; retry once if the archive can't be reached."""
+        try:
+            self._try(name, *argv, cwd=cwd)
+        except Unreachable:
+            note(f"{name}: the Debian archive can't be reached; trying again "
+                 f'in {PAUSE} s')
+            time.sleep(PAUSE)
+            self._try(name, *argv, cwd=cwd)
+
+    def _try(self, name, *argv, cwd=None):
         env = dict(os.environ, DEBIAN_FRONTEND='noninteractive', LC_ALL='C')
         log = log_path('apt-' + argv[0])
         with _one_at_a_time:
@@ -245,7 +256,12 @@ def _numbers(version):
             re.match(r'(?:\d+:)?(\d+(?:\.\d+)*)', version).group(1).split('.')]
 
 
+class Unreachable(Fault):
+    """The archive can't be reached, perhaps only for a moment."""
+
+
 def _explain(name, log):
+    """The exception that says in one clear line why apt-get failed."""
     with open(log, errors='replace') as f:
         text = f.read()
     lines = [x for x in text.splitlines() if x.startswith(('E:', 'Err:'))]
@@ -253,9 +269,9 @@ def _explain(name, log):
     if re.search(r'Could not resolve|Temporary failure|Could not connect|'
                  r'Network is unreachable|Connection failed|timed out|'
                  r'Unable to connect', text):
-        return Fault(f'{name}: the Debian archive can\'t be reached; check '
-                     f'the network, or name a source tree of your own with '
-                     f'--source DIR ({log})')
+        return Unreachable(f'{name}: the Debian archive can\'t be reached; '
+                           'check the network, or name a source tree of your '
+                           f'own with --source DIR ({log})')
     if 'No space left' in text or 'enough free space' in text:
         return Fault(f'{name}: no space left; make room, or set QDIO_CACHE to'
                      f' a directory on a larger disk ({log})')

@@ -9,13 +9,14 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 
 from . import apt
 from .build import environment
 from .config import ROOT, cache, log_path
 from .git import Git
 from .host import Host, host_names, plain
-from .say import step, tail
+from .say import Failure, note, step, tail
 
 # Run in separate namespaces, with the root, the directories of ccache and of
 # fetched packages, and a command.  Objects and packages from earlier runs come
@@ -55,13 +56,23 @@ def _tarball(host):
     with tempfile.NamedTemporaryFile('w', suffix='.list') as f:
         f.write(_sources(host))
         f.flush()
-        step(f'make a minimal {host.label}',
-             ['mmdebstrap', '--mode=root', '--variant=minbase',
-              '--include=git', '--format=tar', host.release, path + '.new',
-              f.name], log_path(f'mmdebstrap-{host.name}'),
-             env=dict(os.environ, LC_ALL='C'))
+        try:
+            _mmdebstrap(host, path + '.new', f.name)
+        except Failure:
+            # Perhaps the network was gone for a moment
+            note(f'trying again in {apt.PAUSE} s')
+            time.sleep(apt.PAUSE)
+            _mmdebstrap(host, path + '.new', f.name)
     os.rename(path + '.new', path)
     return path
+
+
+def _mmdebstrap(host, path, sources):
+    step(f'make a minimal {host.label}',
+         ['mmdebstrap', '--mode=root', '--variant=minbase', '--include=git',
+          '--format=tar', host.release, path, sources],
+         log_path(f'mmdebstrap-{host.name}'),
+         env=dict(os.environ, LC_ALL='C'))
 
 
 class Machine:

@@ -6,7 +6,7 @@ import threading
 import time
 
 from .progress import table
-from .say import Failure, duration, say, tail
+from .say import Failure, Fault, duration, say, tail
 
 
 def _excerpt(log):
@@ -108,6 +108,8 @@ class Report:
             run()
         except Failure as err:
             self(False, f'{name}: {err}', log=err.log)
+        except Fault as err:
+            self(False, f'{name}: {err}')
         finally:
             self._part().seconds = time.monotonic() - start
 
