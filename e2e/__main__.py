@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 
+from lab import fs
 from lab.guest import build_checker
 from lab.vm import Emulator, NotQEMU
 
@@ -105,6 +106,7 @@ def main():
     if base:
         os.makedirs(base, exist_ok=True)
     workdir = tempfile.mkdtemp(prefix='e2e.', dir=base)
+    lock = fs.hold(workdir)
     try:
         accel = 'kvm' if args.machine == 'kvm' else 'tcg'
         ours = Emulator('ours', args.qemu, args.firmware, args.qemu_lib, accel)
@@ -128,6 +130,7 @@ def main():
             print(f'# kept: {workdir}')
         else:
             shutil.rmtree(workdir, ignore_errors=True)
+        lock.close()
     return 1 if failed else 0
 
 

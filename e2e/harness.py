@@ -310,8 +310,7 @@ class _Job:
             (os.killpg if number == signal.SIGKILL else os.kill)(self.pid,
                                                                  number)
 
-    def interrupt(self):
-        self.end(signal.SIGINT, 60)
+    def wait(self):
         while self.poll() is None:
             time.sleep(0.02)
 
@@ -384,7 +383,9 @@ def run_all(config, pattern, keep=False):
             time.sleep(0.02)
     except KeyboardInterrupt:
         for job in running:
-            job.interrupt()
+            job.end(signal.SIGINT, 60)
+        for job in running:
+            job.wait()
             job.close(keep)
         print('Bail out! interrupted', flush=True)
         results.failed += 1

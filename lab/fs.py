@@ -3,6 +3,7 @@
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import subprocess
 import time
@@ -13,6 +14,17 @@ def run(*argv):
     if done.returncode:
         raise OSError(f'{" ".join(argv)}: {done.stderr.strip()}')
     return done.stdout.strip()
+
+
+def hold(directory):
+    """Marks a new directory as in use until the returned file is closed, and
+    no process has inherited it.  If all are killed, the next `./run test`
+    removes the directory: see tools/qdio/leftovers.py."""
+    path = os.path.join(directory, '.in-use')
+    lock = open(path + '.new', 'w')
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.rename(path + '.new', path)
+    return lock
 
 
 def private_mounts():

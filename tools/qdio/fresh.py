@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 
-from . import apt
+from . import apt, leftovers
 from .build import environment
 from .config import ROOT, cache, log_path
 from .git import Git
@@ -86,6 +86,7 @@ class Machine:
         self.root = stack.enter_context(tempfile.TemporaryDirectory(
             dir=_directory(), prefix=host.name + '.',
             ignore_cleanup_errors=True))
+        stack.enter_context(leftovers.hold(self.root))
         os.chmod(self.root, 0o755)
         self.ccache = subprocess.run(
             ['ccache', '-k', 'cache_dir'], env=environment(), text=True,

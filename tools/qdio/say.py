@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Output of the tools: errors in one line, and progress of long steps."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -11,6 +12,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 
 _speaking = threading.Lock()
+_libc = ctypes.CDLL(None)
+
+
+def _die_with_parent():
+    _libc.prctl(1, signal.SIGTERM)      # PR_SET_PDEATHSIG
 
 
 class _Steps:
@@ -27,7 +33,8 @@ class _Steps:
             if self.ended:
                 raise Ended
             process = subprocess.Popen(argv, stdin=subprocess.DEVNULL,
-                                       start_new_session=True, **options)
+                                       start_new_session=True,
+                                       preexec_fn=_die_with_parent, **options)
             self._processes.add(process)
         return process
 

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 
-from . import fetch, fresh, sanitize
+from . import fetch, fresh, leftovers, sanitize
 from .apply import apply, make_commits
 from .apt import install_needed
 from .bases import Tree
@@ -517,6 +517,7 @@ def main(args):
     bases = [get_base(n) for n in names]
     for base in bases:
         _check_parts(base)
+    leftovers.remove()
     check_space()
     install_needed()
     tests = Tests(bases, args.source, clock, quick, every=bool(args.only))
