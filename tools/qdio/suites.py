@@ -11,6 +11,7 @@ from .config import ROOT, log_path
 from .say import Failure, note, step, tail
 
 SKIPPED = 77            # the exit code that means "skipped" to test harnesses
+_PLAN = re.compile(r'^1\.\.(\d+)', re.M)
 _CASE = re.compile(r'^(not )?ok\b[^#\n]*(# *SKIP)?', re.M | re.I)
 
 
@@ -48,6 +49,13 @@ def count_cases(log):
     return len(found) - failed - skipped, failed, skipped
 
 
+def planned_cases(log):
+    """How many cases a program meant to run; None if it did not tell."""
+    with open(log, errors='replace') as f:
+        found = _PLAN.search(f.read())
+    return int(found[1]) if found else None
+
+
 def run_program(name, argv, log, report, env=None, cwd=None, timeout=2400,
                 filesystems=False):
     """Run one test program that writes TAP, with real file systems if it uses
@@ -67,8 +75,12 @@ def run_program(name, argv, log, report, env=None, cwd=None, timeout=2400,
         report(False, str(err), log=log)
         return
     passed, failed, skipped = count_cases(log)
+    ran, planned = passed + failed + skipped, planned_cases(log)
     if code == 0 and passed + skipped == 0:
         report(False, f'{name}: it ran nothing; see {log}')
+    elif code == 0 and not failed and planned not in (None, ran):
+        report(False, name, count=(passed, 1, skipped), log=log,
+               remarks=[f'{ran} of {planned} planned cases ran'])
     else:
         report(code == 0 and not failed, name, count=(passed, failed, skipped),
                log=log)
