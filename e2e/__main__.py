@@ -79,6 +79,10 @@ def parse():
         path = getattr(args, option)
         if path and not os.path.exists(path):
             parser.error(f"--{option}: there is no '{path}'")
+    # A socket's path has at most 107 bytes, with up to 43 of them below it
+    if args.workdir and len(os.fsencode(os.path.abspath(args.workdir))) > 64:
+        parser.error(f'--workdir: {os.path.abspath(args.workdir)} is too long '
+                     'a path for sockets; name one of at most 64 bytes')
     if args.pattern:
         try:
             re.compile(args.pattern)

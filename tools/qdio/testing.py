@@ -46,6 +46,15 @@ def time_limit():
     return int(text)
 
 
+def _check_socket_paths(parts):
+    """A socket's path has at most 107 bytes, with up to 47 of them below the
+    cache."""
+    if {'e2e', 'machines', 'libvirt'} & set(parts) and \
+            len(os.fsencode(cache())) > 60:
+        raise Fault(f'{cache()} is too long a path for sockets; set QDIO_CACHE'
+                    ' to one of at most 60 bytes')
+
+
 class Tests:
     """The parts, in the order in which they run.  The first part that needs a
     shared prerequisite, such as a build, makes it."""
@@ -508,6 +517,7 @@ def main(args):
     name = args.base or args.base_option
     if args.source and not name:
         raise Fault('--source needs a --base that says which one it is')
+    _check_socket_paths(parts)
     clock = Clock(time_limit())
     end_steps_at(clock.end)
     quick = not args.all and not args.only

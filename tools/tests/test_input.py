@@ -6,7 +6,7 @@ import stat
 import subprocess
 import unittest
 
-from madeup import MadeUp, text
+from madeup import TOOLS, MadeUp, text
 
 
 class BadInput(MadeUp):
@@ -38,6 +38,19 @@ class BadInput(MadeUp):
     def test_time_limit(self):
         self.refused('test', '--only', 'lint', says="QDIO_MINUTES is 'soon'",
                      QDIO_MINUTES='soon')
+
+    def test_long_paths_of_sockets(self):
+        long = os.path.join(self.top, 'x' * 60)
+        self.refused('test', '--base', '1.0', '--source', self.source('1.0'),
+                     '--only', 'e2e', QDIO_CACHE=long,
+                     says=f'^run: {long} is too long a path for sockets; set '
+                     'QDIO_CACHE to one of at most 60 bytes$')
+        done = subprocess.run(
+            ['python3', '-m', 'e2e', '--qemu', '/bin/true', '--workdir', long],
+            cwd=os.path.dirname(TOOLS), text=True, capture_output=True)
+        self.assertEqual(done.returncode, 2)
+        self.assertRegex(done.stderr, f'--workdir: {long} is too long a path '
+                         'for sockets; name one of at most 64 bytes$')
 
     def test_unknown_slug(self):
         self.refused('walk', '1.0', 'nix', '--source', self.source('1.0'),
