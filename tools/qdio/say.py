@@ -179,6 +179,9 @@ def step(name, argv, log, cwd=None, env=None, check=True, append=False,
     with open(log, 'ab' if append else 'wb') as out:
         out.write(('$ ' + ' '.join(map(str, argv)) + '\n').encode())
         out.flush()
+        patience = _steps.patience(timeout)
+        if patience == 0:
+            raise Failure(f'{name}: not begun, because the time is over', log)
         ticker = _Ticker(name, log)
         try:
             process = _steps.start(argv, cwd=cwd, env=env, stdout=out,
@@ -189,7 +192,6 @@ def step(name, argv, log, cwd=None, env=None, check=True, append=False,
         except Ended:
             ticker.stop('not begun,')
             raise
-        patience = _steps.patience(timeout)
         try:
             code = process.wait(patience)
         except BaseException as err:

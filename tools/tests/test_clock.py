@@ -15,6 +15,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from qdio import say, testing                           # noqa: E402
 from qdio.clock import Clock                            # noqa: E402
 from qdio.report import Report                          # noqa: E402
+from qdio.suites import run_program                     # noqa: E402
 
 
 class Time:
@@ -165,6 +166,19 @@ class Steps(unittest.TestCase):
         self.assertEqual(code, 1)
         self.assertIn('not ok - some: hang: not done', out.getvalue())
         self.assertIn('\n  so far\n', out.getvalue())
+
+    def test_no_time(self):
+        """After that nothing starts."""
+        with tempfile.TemporaryDirectory() as top, \
+                contextlib.redirect_stderr(io.StringIO()), \
+                contextlib.redirect_stdout(io.StringIO()) as out:
+            say.end_steps_at(time.monotonic() - 1)
+            touched = os.path.join(top, 'touched')
+            run_program('late', ['touch', touched], os.path.join(top, 'log'),
+                        Report())
+            self.assertFalse(os.path.exists(touched))
+        self.assertIn('not ok - late: not begun, because the time is over\n',
+                      out.getvalue())
 
 
 if __name__ == '__main__':
