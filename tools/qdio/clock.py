@@ -29,10 +29,11 @@ class Clock:
         with self._lock:
             return max(1, self._measured / (self._estimated or 1))
 
-    def enough_for(self, minutes):
-        """Whether work with this estimate ends before the limit."""
-        return not self.limit or \
-            self.spent() + minutes * self.pace() <= self.limit
+    def enough_for(self, minutes, hopeful=False):
+        """Whether work with this estimate ends before the limit, at the pace so
+        far or, if `hopeful`, as estimated."""
+        pace = 1 if hopeful else self.pace()
+        return not self.limit or self.spent() + minutes * pace <= self.limit
 
     @contextlib.contextmanager
     def work(self, minutes):

@@ -111,6 +111,14 @@ class Limit(unittest.TestCase):
         self.assertIn('\nok - e2e 2 # SKIP', said)
         self.assertEqual(self.code, 1)
 
+    def test_essential_if_all_was_compiled(self):
+        """A slow build does not mean that the essential parts are slow."""
+        self.run_it(24, ['build', 'unit', 'e2e'], tree('1', e2e=['--quick']),
+                    tree('2'))
+        self.assertEqual(self.ran, ['build 1', 'build 2', 'unit 1', 'unit 2',
+                                    'e2e 1'])
+        self.assertEqual(self.code, 0)
+
     def test_parts_of_no_base(self):
         said = self.run_it(5, ['fresh'], tree('1'))
         self.assertIn('\nok - fresh # SKIP not enough', said)
