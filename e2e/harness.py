@@ -160,6 +160,14 @@ class Context:
         return self.stack.enter_context(
             fs.mounted(kind, directory, size, **kwargs))
 
+    def modes(self, directory, modes):
+        """Those of the modes that are possible in this directory, which must
+        not be full: before Linux 6.6, tmpfs has no O_DIRECT."""
+        if fs.takes_direct(directory):
+            return list(modes)
+        self.note(f'no O_DIRECT in {directory}: tested without')
+        return [mode for mode in modes if not mode.direct]
+
     def loop(self, path, size=None, sector_size=512):
         self.need_root()
         if size is not None:

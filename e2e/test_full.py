@@ -46,6 +46,8 @@ def test_full(t):
     for kind, size in kinds:
         target = t.filesystem(kind, size)
         path = os.path.join(target, 'image')
+        modes = t.modes(target, [Mode(0), Mode(4, True)] if t.config.quick
+                        else SOME_MODES)
         # With room for part of RAM, then with none at all
         leaves = (24 * MIB, 0) if kind in ('tmpfs', 'xfs') else (24 * MIB,)
         for leave in leaves:
@@ -70,11 +72,10 @@ def test_full(t):
                 vm.kill()
                 if os.path.exists(path):
                     os.unlink(path)
-            each([Mode(4, True), Mode(0)] if t.config.quick else SOME_MODES,
-                 one)
+            each(modes, one)
             os.unlink(filler)
         vm = t.source(guest=DIRTY)
-        vm.save(f'file:{path}', Mode(4, True))
+        vm.save(f'file:{path}', modes[-1])
         want = vm.ram_hash()
         t.restores(f'file:{path}', want).kill()
         vm.kill()
@@ -92,6 +93,7 @@ def test_does_not_fit(t):
             # Created again, because file systems may free space late
             target = t.filesystem(kind, size, f'{kind}{mode.channels}')
             path = os.path.join(target, 'image')
+            mode, *_ = t.modes(target, [mode, Mode(mode.channels)])
             fill(target, 24 * MIB)
             vm = t.source(guest=DIRTY)
             info = vm.try_save(f'file:{path}', mode)
@@ -127,12 +129,13 @@ def test_reused(t):
                        ('xfs', 400 * MIB)):
         target = t.filesystem(kind, size)
         path = os.path.join(target, 'image')
+        mode, *_ = t.modes(target, [Mode(4, True), Mode(4)])
         vm = t.source(guest=DIRTY)
-        vm.save(f'file:{path}', Mode(4, True))
+        vm.save(f'file:{path}', mode)
         fill(target, 24 * MIB)
         vm.command('cont')
         with case(kind):
-            vm.save(f'file:{path}', Mode(4, True))
+            vm.save(f'file:{path}', mode)
         t.restores(f'file:{path}', vm.ram_hash(), Mode(1)).kill()
         vm.kill()
 
@@ -170,6 +173,7 @@ def test_full_and_not(t):
         target = t.filesystem(kind, size)
         path = os.path.join(target, 'image')
         filler = os.path.join(target, 'filler')
+        modes = t.modes(target, SOME_MODES)
         stop = threading.Event()
         rng = random.Random(1)
 
@@ -193,7 +197,7 @@ def test_full_and_not(t):
         try:
             vm = t.source(guest={'dirty': 4})
             for i in range(8 if t.config.quick else 16):
-                mode = SOME_MODES[i % len(SOME_MODES)]
+                mode = modes[i % len(modes)]
                 info = vm.try_save(f'file:{path}', mode)
                 if info['status'] == 'completed':
                     completed += 1
@@ -236,7 +240,7 @@ def test_retry(t):
     bad = t.filesystem('tmpfs', 24 * MIB)
     refusing = t.filesystem('ramfs', MIB)
     good = t.path('good')
-    for mode in SOME_MODES:
+    for mode in t.modes(bad, SOME_MODES):
         vm = t.source(guest=DIRTY)
         vm.setup(mode)
         for i in range(6 if t.config.quick else 9):

@@ -151,7 +151,7 @@ def test_no_room(t):
     small.kill()
     before = file_hash(path)
     vm = t.source(ram=128, guest=GUEST)
-    for mode in MODES:
+    for mode in t.modes(where, MODES):
         info = vm.try_save(f'file:{path}', mode)
         check_error(info, path, 'no space')
         assert file_hash(path) == before, f'{mode}: the old image has changed'
@@ -193,7 +193,7 @@ def test_no_room_behind_offset(t):
         f.write(b'an old image')
     before = file_hash(path)
     vm = t.source(ram=128, guest={'dirty': 8})
-    for mode in MODES:
+    for mode in t.modes(where, MODES):
         info = vm.try_save(f'file:{path},offset={offset:#x}', mode)
         check_error(info, path, 'no space')
         assert file_hash(path) == before, f'{mode}: the old image has changed'

@@ -3,6 +3,7 @@
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import subprocess
@@ -81,6 +82,21 @@ def mounted(kind, directory, size, backing=None, sector_size=512,
         run('mount', *what, directory)
         stack.callback(unmount, directory)
         yield directory
+
+
+def takes_direct(directory):
+    """Whether files in this directory can be opened with O_DIRECT."""
+    path = os.path.join(directory, 'direct-probe')
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_DIRECT, 0o600))
+    except OSError as err:
+        if err.errno != errno.EINVAL:
+            raise
+        return False
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    return True
 
 
 def free_bytes(directory):
