@@ -24,7 +24,9 @@
  * FAULT_LOCK   an errno with which locking any file fails
  *
  * FAULT_HIDE   "io_uring", "aio" or both: these seem not to exist, so that
- *              the program falls back on something else
+ *              the program falls back on something else; io_uring is also
+ *              hidden if a read or a write is to fail and the kernel cannot
+ *              let a request fail
  *
  * Transfers through io_uring and Linux AIO are caught when they are
  * submitted, one at a time, through liburing and libaio.
@@ -349,6 +351,51 @@ static int hidden(const char *what)
 
 #if __has_include(<liburing.h>)
 
+/* Lets a request do nothing and fail; needs IORING_NOP_INJECT_RESULT. */
+static void make_fail(struct io_uring_sqe *sqe, int error)
+{
+    sqe->opcode = IORING_OP_NOP;
+    sqe->rw_flags = 1;
+    sqe->len = -error;
+    sqe->fd = -1;
+}
+
+/* Whether requests can be made to fail like this: since Linux 6.10. */
+static int try_to_fail(void)
+{
+    struct io_uring ring;
+    int failed = 0;
+
+    if (REAL(io_uring_queue_init)(2, &ring, 0) < 0) {
+        return 0;
+    }
+    memset(&ring.sq.sqes[0], 0, sizeof(ring.sq.sqes[0]));
+    make_fail(&ring.sq.sqes[0], EIO);
+    ring.sq.sqe_tail++;
+    if (REAL(io_uring_submit_and_wait)(&ring, 1) == 1) {
+        failed = ring.cq.cqes[0].res == -EIO;
+    }
+    REAL(io_uring_queue_exit)(&ring);
+    return failed;
+}
+
+/* Whether there is a fault that io_uring cannot have on this kernel. */
+static int impossible(void)
+{
+    static int can_fail = -1;
+    int i;
+
+    for (i = 0; i < n_faults; i++) {
+        if (faults[i].error && faults[i].op <= OP_READ) {
+            if (can_fail < 0) {
+                can_fail = try_to_fail();
+            }
+            return !can_fail;
+        }
+    }
+    return 0;
+}
+
 /* Changes the requests that are about to be submitted. */
 static void change_requests(struct io_uring *ring)
 {
@@ -364,11 +411,7 @@ static void change_requests(struct io_uring *ring)
         }
         f = find(sqe->fd, sqe->opcode == IORING_OP_WRITE ? OP_WRITE : OP_READ);
         if (f && f->error) {
-            /* IORING_NOP_INJECT_RESULT, Linux 6.13 */
-            sqe->opcode = IORING_OP_NOP;
-            sqe->rw_flags = 1;
-            sqe->len = -f->error;
-            sqe->fd = -1;
+            make_fail(sqe, f->error);
         } else {
             sqe->len = shorter(f, sqe->len);
         }
@@ -390,7 +433,7 @@ int io_uring_submit_and_wait(struct io_uring *ring, unsigned wait)
 int io_uring_queue_init(unsigned entries, struct io_uring *ring,
                         unsigned flags)
 {
-    return hidden("io_uring") ? -ENOSYS :
+    return hidden("io_uring") || impossible() ? -ENOSYS :
            REAL(io_uring_queue_init)(entries, ring, flags);
 }
 
