@@ -197,6 +197,7 @@ class BadInput(MadeUp):
              self.path('run'), 'base', '1.0'], cwd=self.top, text=True,
             capture_output=True, stdin=subprocess.DEVNULL,
             env=self.environment(QDIO_CACHE=cache, HOME=cache,
+                                 QDIO_OS_RELEASE='debian 12',
                                  PATH=self.bin + ':/usr/bin:/bin'))
         self.assertEqual(done.returncode, 2, done.stderr)
         self.assertRegex(done.stderr, r'^run: packages are missing; as root, '
