@@ -84,6 +84,8 @@ class Config:
         self.machine = None
         # The root of libvirt's packages, for the tests that need them
         self.libvirt = None
+        # Why nothing can be mounted, or empty
+        self.no_mounts = ''
 
 
 class Context:
@@ -155,10 +157,16 @@ class Context:
         return vm
 
     def filesystem(self, kind, size, name=None, **kwargs):
-        self.need_root()
         directory = self.path(name or kind)
-        return self.stack.enter_context(
-            fs.mounted(kind, directory, size, **kwargs))
+        return self._enter(fs.mounted(kind, directory, size, **kwargs))
+
+    def _enter(self, context):
+        """Enters a context that needs root."""
+        self.need_root()
+        try:
+            return self.stack.enter_context(context)
+        except fs.Missing as err:
+            raise Skip(str(err)) from None
 
     def modes(self, directory, modes):
         """Those of the modes that are possible in this directory, which must
@@ -169,21 +177,20 @@ class Context:
         return [mode for mode in modes if not mode.direct]
 
     def loop(self, path, size=None, sector_size=512):
-        self.need_root()
         if size is not None:
             with open(path, 'ab') as f:
                 f.truncate(size)
-        return self.stack.enter_context(fs.loop(path, sector_size))
+        return self._enter(fs.loop(path, sector_size))
 
     def open(self, path, flags, mode=0o600):
         fd = os.open(path, flags, mode)
         self.stack.callback(os.close, fd)
         return fd
 
-    @staticmethod
-    def need_root():
-        if os.getuid():
-            raise Skip('needs root, to mount file systems')
+    def need_root(self):
+        if self.config.no_mounts:
+            raise Skip('needs root, to mount file systems: '
+                       + self.config.no_mounts)
 
     def saved(self, path, mode, source=None, **kwargs):
         """Saves a guest, or the guest of `source`; returns the hash of its
@@ -212,6 +219,17 @@ class _Terminated(Exception):
     """The time limit was reached."""
 
 
+def _why_no_mounts():
+    """Gives the test mounts of its own; returns why it cannot, or ''."""
+    if os.getuid():
+        return 'the user is not root'
+    try:
+        fs.private_mounts()
+    except OSError as err:
+        return str(err)
+    return ''
+
+
 def _child(config, entry, directory):
     """Runs one test and reports through the exit code: 0 passed, 1 failed, 77
     skipped; the reason is in the file 'reason'."""
@@ -228,8 +246,7 @@ def _child(config, entry, directory):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     code, reason = 0, ''
     try:
-        if os.getuid() == 0:
-            fs.private_mounts()
+        config.no_mounts = _why_no_mounts()
         with contextlib.ExitStack() as stack, \
                 contextlib.ExitStack() as releases:
             function(Context(config, directory, stack, releases))
@@ -251,6 +268,8 @@ def _child(config, entry, directory):
 
 
 def _left_loops(directory):
+    if not shutil.which('losetup'):
+        return
     out = subprocess.run(['losetup', '-l', '-n', '-O', 'NAME,BACK-FILE'],
                          capture_output=True, text=True).stdout
     for line in out.splitlines():

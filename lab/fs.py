@@ -6,8 +6,13 @@ import ctypes
 import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import time
+
+
+class Missing(OSError):
+    """This host has no such file system, or no loop devices."""
 
 
 def run(*argv):
@@ -33,7 +38,8 @@ def private_mounts():
     mounts vanish when the last of these processes exits."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(0x00020000):                        # CLONE_NEWNS
-        raise OSError(ctypes.get_errno(), 'unshare')
+        number = ctypes.get_errno()
+        raise OSError(number, f'unshare: {os.strerror(number)}')
     run('mount', '--make-rprivate', '/')
 
 
@@ -46,13 +52,40 @@ def unmount(directory):
     run('umount', '-l', directory)
 
 
+def _attach(path, options):
+    try:
+        return run('losetup', '--find', '--show', *options, path)
+    except OSError:
+        try:
+            os.close(os.open(run('losetup', '--find'), os.O_RDWR))
+        except OSError as err:
+            raise Missing(f'no loop devices here: {err}') from None
+        raise
+
+
+def _make(kind, device, options):
+    program = f'mkfs.{kind}'
+    if not shutil.which(program):
+        raise Missing(f"there is no '{program}' here")
+    run(program, '-q', *options, device)
+
+
+def _mount(kind, directory, *options):
+    try:
+        run('mount', '-t', kind, *options, directory)
+    except OSError:
+        with open('/proc/filesystems') as f:
+            if kind not in f.read().split():
+                raise Missing(f'this kernel has no {kind}') from None
+        raise
+
+
 @contextlib.contextmanager
 def loop(path, sector_size=512, direct=False):
     """A loop device over the file `path`; `direct`: bypassing that file's page
     cache."""
-    device = run('losetup', '--find', '--show', '--sector-size',
-                 str(sector_size), *(['--direct-io=on'] if direct else []),
-                 path)
+    device = _attach(path, ['--sector-size', str(sector_size),
+                            *(['--direct-io=on'] if direct else [])])
     try:
         yield device
     finally:
@@ -70,16 +103,16 @@ def mounted(kind, directory, size, backing=None, sector_size=512,
     with contextlib.ExitStack() as stack:
         stack.callback(os.rmdir, directory)
         if kind in ('tmpfs', 'ramfs'):
-            what = ['-t', kind, '-o',
-                    ','.join(filter(None, [f'size={size}', options])), 'none']
+            what = ['-o', ','.join(filter(None, [f'size={size}', options])),
+                    'none']
         else:
             backing = backing or directory + '.img'
             with open(backing, 'ab') as f:
                 f.truncate(size)
             device = stack.enter_context(loop(backing, sector_size))
-            run(f'mkfs.{kind}', '-q', *mkfs, device)
-            what = ['-t', kind, *(['-o', options] if options else []), device]
-        run('mount', *what, directory)
+            _make(kind, device, mkfs)
+            what = [*(['-o', options] if options else []), device]
+        _mount(kind, directory, *what)
         stack.callback(unmount, directory)
         yield directory
 
