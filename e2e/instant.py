@@ -2,12 +2,16 @@
 """Code shared by the tests of instant restore."""
 
 import collections
+import contextlib
+import ctypes
+import fcntl
 import os
 import time
 
 from lab.vm import Mode
 
 from .faults import broken
+from .harness import Skip
 
 RAM = 64
 DIRECT = Mode(2, True)
@@ -16,6 +20,31 @@ LATER = range(16, 1 << 30)      # skips the reads before the guest runs
 HELD = ('large read', ALL, 'hold')
 # Four background threads, on any number of CPUs, with one read each
 FOUR = {'mode': Mode(4, True), 'params': {'x_direct_io_depth': 1}}
+
+USERFAULTFD_NEW = 0xaa00        # USERFAULTFD_IOC_NEW, of Linux 6.1
+SYSTEM_CALL = {'x86_64': 323, 'aarch64': 282}
+
+
+def new_userfaultfd():
+    """Returns a new descriptor, from the device or from the system call; the
+    call needs a privilege.  Raises OSError if there is none."""
+    flags = os.O_CLOEXEC | os.O_NONBLOCK
+    with contextlib.suppress(OSError), \
+            open('/dev/userfaultfd', 'r+b', buffering=0) as device:
+        return fcntl.ioctl(device, USERFAULTFD_NEW, flags)
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.syscall(SYSTEM_CALL[os.uname().machine], flags)
+    if fd < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return fd
+
+
+def need_userfaultfd():
+    try:
+        os.close(new_userfaultfd())
+    except OSError as err:
+        raise Skip(f'no userfaultfd here: {err}') from None
 
 
 def instant(vm, mode, **params):
@@ -26,6 +55,7 @@ def instant(vm, mode, **params):
 
 def begin(vm, uri, mode, **params):
     """Starts a restore and waits until the guest may run."""
+    need_userfaultfd()
     instant(vm, mode, **params)
     vm.command('migrate-incoming', {'uri': uri})
     return wait_status(vm, 'postcopy-active', 'completed')
