@@ -2,6 +2,8 @@
 """Emulators and disks with I/O faults, and how to observe these."""
 
 import contextlib
+import ctypes
+import functools
 import json
 import os
 import shutil
@@ -138,7 +140,27 @@ def check_engine(info, engine):
     assert have == engine, f'the engine was {have}'
 
 
-def each_engine(function):
-    for engine in ENGINES:
+@functools.cache
+def io_uring_error():
+    """Why the kernel gives this process no io_uring, or ''."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    params = ctypes.create_string_buffer(120)
+    fd = libc.syscall(425, 1, params)           # io_uring_setup
+    if fd < 0:
+        return os.strerror(ctypes.get_errno())
+    os.close(fd)
+    return ''
+
+
+def engines(t):
+    """The engines that this host permits."""
+    if not io_uring_error():
+        return list(ENGINES)
+    t.note(f'not tested with io_uring: {io_uring_error()}')
+    return [engine for engine in ENGINES if engine != 'io_uring']
+
+
+def each_engine(t, function):
+    for engine in engines(t):
         with case(engine):
             function(engine)

@@ -702,4 +702,4 @@ def test_engines(t):
         vm.wait_guest('sweep')
         vm.kill()
         os.unlink(path)
-    each_engine(one)
+    each_engine(t, one)
