@@ -106,9 +106,8 @@ def main():
     for tool in ('as', 'ld'):
         if not shutil.which(tool):
             sys.exit(f"e2e: there is no '{tool}' here; install binutils")
-    base = args.workdir and os.path.abspath(args.workdir)
-    if base:
-        os.makedirs(base, exist_ok=True)
+    base = os.path.realpath(args.workdir or tempfile.gettempdir())
+    os.makedirs(base, exist_ok=True)
     workdir = tempfile.mkdtemp(prefix='e2e.', dir=base)
     lock = fs.hold(workdir)
     try:

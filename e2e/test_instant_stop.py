@@ -154,7 +154,9 @@ def test_other_disk(t):
     read_by_dma(vm)
     vm.wait_until(lambda: stands_still(vm))
     start_read(vm, OTHER_BUS, READ, 1)
-    vm.wait_until(lambda: vm.events('BLOCK_IO_ERROR'))
+    # Events arrive with answers
+    vm.wait_until(lambda: vm.command('query-status') and
+                  vm.events('BLOCK_IO_ERROR'))
     check_answers(vm)
     stuck.image.disarm()
     vm.wait_runstate('io-error')
@@ -185,6 +187,11 @@ def test_suspended(t):
     assert check_complete(t, vm)['background-bytes'] > before
 
 
+def second_count(vm):
+    """The word that the second CPU increments."""
+    return vm.hmp('xp /1hx 0xe01')
+
+
 @test('instant: QMP answers while one CPU waits for a page that cannot be '
       'read, and another one for that CPU', quick=True)
 def test_exclusive(t):
@@ -195,6 +202,8 @@ def test_exclusive(t):
     wait_hung(vm, lambda: disk.held)
     vm.command('cont')
     vm.ticks_on(2)
+    before = second_count(vm)
+    vm.wait_until(lambda: second_count(vm) != before)
     disk.arm_later()
     vm.wait_runstate('io-error')
     vm.command('cont')

@@ -8,7 +8,7 @@ import os
 import re
 import time
 
-from lab.vm import Mode
+from lab.vm import FINAL, Mode
 
 from .checks import check_error, expect_error
 from .faults import HeldRestore, faulty, held_save, open_gate, stalls
@@ -129,9 +129,12 @@ def test_lower_limit(t):
     """What was written before is not owed: at this limit, 200 MB would take
     half an hour."""
     vm = t.source(ram=512, guest={'dirty': 256})
-    vm.setup(Mode(4, True), downtime_limit=1)
+    vm.setup(Mode(4, True), downtime_limit=1, max_bandwidth=200 << 20)
     vm.start_save(f'file:{t.path("image")}')
-    vm.wait_until(lambda: vm.written() >= 200 << 20)
+    while vm.written() < 200 << 20:
+        status = vm.migration()['status']
+        assert status not in FINAL, f'the save {status} too early'
+        time.sleep(0.01)
     vm.command('migrate-set-parameters', {'max-bandwidth': 100 << 10})
     time.sleep(3)
     before = vm.written()

@@ -87,10 +87,12 @@ class Mode:
 
 
 def die_with_parent(rlimit_fsize=None):
-    """For preexec_fn: kills the process when the test dies."""
+    """For preexec_fn: kills the process when the test dies.  If the process
+    crashes, as stock QEMU may be expected to, it dumps no core."""
     import ctypes
     import resource
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)      # PR_SET_PDEATHSIG
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if rlimit_fsize is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (rlimit_fsize, rlimit_fsize))
 

@@ -31,8 +31,10 @@ from .walk import walk_patches
 # The bases' own tests, which must still pass
 OWN_TESTS = [('qtest', 'migration-test'), ('suite', 'qapi-schema'),
              ('suite', 'unit')]
-# End-to-end tests that run in parallel for each CPU: they mostly wait
+# End-to-end tests that run in parallel for each CPU: they mostly wait; and at
+# most, because each takes up to 1 GiB of memory
 E2E_JOBS = 2
+MOST_E2E_JOBS = 8
 # The most effective parts, run on the demo's base; the default for users
 QUICK = ('lint', 'tools', 'refresh', 'build', 'unit', 'qtest', 'e2e')
 
@@ -53,6 +55,19 @@ def _check_socket_paths(parts):
             len(os.fsencode(cache())) > 60:
         raise Fault(f'{cache()} is too long a path for sockets; set QDIO_CACHE'
                     ' to one of at most 60 bytes')
+
+
+def available_memory():
+    """In bytes."""
+    with open('/proc/meminfo', encoding='ascii') as f:
+        fields = dict(line.split(':') for line in f)
+    return int(fields['MemAvailable'].split()[0]) << 10
+
+
+def e2e_jobs():
+    """How many end-to-end tests to run in parallel."""
+    return max(1, min(E2E_JOBS * len(os.sched_getaffinity(0)), MOST_E2E_JOBS,
+                      available_memory() >> 30))
 
 
 class Tests:
@@ -350,7 +365,7 @@ class Tests:
         run_program(
             f'{name} {build.base.name}',
             [sys.executable, '-m', 'e2e', *options, '--qemu', build.emulator,
-             '--jobs', str(E2E_JOBS * (os.cpu_count() or 1)),
+             '--jobs', str(e2e_jobs()),
              '--firmware', ':'.join(fetch.firmware_directories()),
              '--stock', fetch.stock_emulator(),
              '--stock-lib', fetch.stock_libraries(),
