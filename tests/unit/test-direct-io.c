@@ -449,7 +449,7 @@ static void reopen_without_proc(int fd, const char *path)
     close(second);
     /* Sanitizers need /proc. */
     g_assert_cmpint(umount("/proc"), ==, 0);
-    _exit(0);
+    _exit(g_test_failed() ? 1 : 0);
 }
 
 static void test_reopen_no_proc(void)
