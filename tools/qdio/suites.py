@@ -8,10 +8,11 @@ import sys
 
 from . import build as building
 from .config import ROOT, log_path
-from .say import Failure, note, step, tail
+from .say import Failure, step, tail
 
 SKIPPED = 77            # the exit code that means "skipped" to test harnesses
 _PLAN = re.compile(r'^1\.\.(\d+)', re.M)
+_ABSENT = re.compile(r'^with-filesystems: (no .*)', re.M)
 _CASE = re.compile(r'^(not )?ok\b[^#\n]*(# *SKIP)?', re.M | re.I)
 
 
@@ -56,6 +57,12 @@ def planned_cases(log):
     return int(found[1]) if found else None
 
 
+def absent_filesystems(log):
+    """What tools/with-filesystems could not make, with the reasons."""
+    with open(log, errors='replace') as f:
+        return _ABSENT.findall(f.read())
+
+
 def run_program(name, argv, log, report, env=None, cwd=None, timeout=2400,
                 filesystems=False):
     """Run one test program that writes TAP, with real file systems if it uses
@@ -68,7 +75,7 @@ def run_program(name, argv, log, report, env=None, cwd=None, timeout=2400,
     try:
         code = run([wrapper]) if filesystems else SKIPPED
         if filesystems and code == SKIPPED:
-            note(f'{name}: without file systems of its own: {tail(log, 1)}')
+            report.skip(f'{name}: on file systems of its own', tail(log, 1))
         if code == SKIPPED:
             code = run([])
     except Failure as err:
@@ -84,6 +91,9 @@ def run_program(name, argv, log, report, env=None, cwd=None, timeout=2400,
     else:
         report(code == 0 and not failed, name, count=(passed, failed, skipped),
                log=log)
+    if filesystems:
+        for what in absent_filesystems(log):
+            report.skip(f'{name}: on one file system', what)
 
 
 def unit_tests(tests):

@@ -2,6 +2,7 @@
 """`./run test`: everything that must pass before a change is accepted."""
 
 import contextlib
+import fcntl
 import functools
 import os
 import shutil
@@ -35,6 +36,8 @@ OWN_TESTS = [('qtest', 'migration-test'), ('suite', 'qapi-schema'),
 # most, because each takes up to 1 GiB of memory
 E2E_JOBS = 2
 MOST_E2E_JOBS = 8
+KVM_GET_API_VERSION = 0xae00
+KVM_API = 12
 # The most effective parts, run on the demo's base; the default for users
 QUICK = ('lint', 'tools', 'refresh', 'build', 'unit', 'qtest', 'e2e')
 
@@ -55,6 +58,16 @@ def _check_socket_paths(parts):
             len(os.fsencode(cache())) > 60:
         raise Fault(f'{cache()} is too long a path for sockets; set QDIO_CACHE'
                     ' to one of at most 60 bytes')
+
+
+def no_kvm():
+    """Why KVM cannot be used, or ''."""
+    try:
+        with open(KVM, 'r+b', buffering=0) as f:
+            version = fcntl.ioctl(f, KVM_GET_API_VERSION)
+    except OSError as err:
+        return err.strerror
+    return '' if version == KVM_API else f'version {version} of its interface'
 
 
 def available_memory():
@@ -386,8 +399,8 @@ class Tests:
                                          lambda _: self.PARTS['machines'],
                                          f'{{}} {tree.base.name}'.format):
                 name = f'{machine} {tree.base.name}'
-                if machine == 'kvm' and not os.access(KVM, os.R_OK | os.W_OK):
-                    self.report.skip(name, f'there is no {KVM} to use')
+                if machine == 'kvm' and no_kvm():
+                    self.report.skip(name, f'{KVM}: {no_kvm()}')
                 elif not self._built(tree):
                     self.report.skip(name, 'it could not be built')
                 else:

@@ -18,6 +18,7 @@ from qdio import say                                    # noqa: E402
 from qdio.fresh import named_packages                   # noqa: E402
 from qdio.report import Report                          # noqa: E402
 from qdio.say import Failure                            # noqa: E402
+from qdio.suites import run_program                     # noqa: E402
 
 TAP = """\
 1..3
@@ -53,6 +54,23 @@ class Printed(unittest.TestCase):
         self.assertRegex(table[2], r'^# part1 +0 of 0 +0s +1 \(not root\)$')
         self.assertEqual(lines[-1], '1 passed, 0 failed, 3 skipped')
         self.assertEqual(self.code, 0)
+
+    def test_absent(self):
+        """File systems that the host lacks are counted as skips."""
+        with tempfile.TemporaryDirectory() as where, \
+                unittest.mock.patch('qdio.suites.ROOT', where):
+            os.mkdir(os.path.join(where, 'tools'))
+            wrapper = os.path.join(where, 'tools', 'with-filesystems')
+            with open(wrapper, 'w') as f:
+                f.write('#!/bin/sh\necho "with-filesystems: no xfs: why"\n'
+                        'exec "$@"\n')
+            os.chmod(wrapper, 0o755)
+            lines = self.printed(lambda r: run_program(
+                'a test', ['echo', 'ok 1 - one'], where + '/log', r,
+                filesystems=True))
+        self.assertIn('ok - a test: on one file system # SKIP no xfs: why',
+                      lines)
+        self.assertEqual(lines[-1], '1 passed, 0 failed, 1 skipped')
 
     def test_failed(self):
         def fails(report):
