@@ -73,7 +73,10 @@ def _make(kind, device, options):
 def _mount(kind, directory, *options):
     try:
         run('mount', '-t', kind, *options, directory)
-    except OSError:
+    except OSError as err:
+        # In a user namespace
+        if 'permission denied' in str(err):
+            raise Missing(f'{kind} may not be mounted here') from None
         with open('/proc/filesystems') as f:
             if kind not in f.read().split():
                 raise Missing(f'this kernel has no {kind}') from None
