@@ -315,7 +315,7 @@ static void test_fdset(const void *opaque)
     g_assert_cmpuint(file_size(other), ==, sizeof(text));
     g_assert_cmpuint(file_vm_count_fds(vm, NULL, NULL), ==,
                      save || !FILE_BASE_KEEPS_REMOVED_FDS ? before :
-                     before + 6);
+                     before + 7);
     unlink(path);
     unlink(other);
 }
