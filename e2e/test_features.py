@@ -9,7 +9,7 @@ from lab import image
 from lab.qmp import QMPClosed
 from lab.vm import FINAL, Exited, Mode
 
-from .checks import case, expect_error
+from .checks import case, expect_error, file_hash
 from .faults import faulty, held_save, open_gate, wait_stall
 from .harness import Skip, test
 
@@ -283,6 +283,34 @@ def test_large_bitmap(t):
             dst.set_capabilities('dirty-bitmaps')
             dst.load(f'file:{t.path("image")}', mode)
             dst.kill()
+
+
+@test('features: disks are copied by block migration', quick=True)
+def test_block_migration(t):
+    """RAM waits until they are, lest the last stage begins too early."""
+    if t.config.ours.at_least(8):
+        raise Skip(f'{t.config.ours.version} has no block migration')
+    disks = [t.path(name) for name in ('disk', 'copy')]
+    with open(disks[0], 'wb') as f:
+        f.write(os.urandom(192 << 20))
+    with open(disks[1], 'wb') as f:
+        f.truncate(192 << 20)
+    path = t.path('image')
+    for mode in Mode(0), Mode(2, True):
+        with case(mode):
+            vms = [t.vm(incoming=bool(i), guest=False, args=(
+                '-drive', f'if=none,id=d0,format=raw,file={disk}',
+                '-device', 'virtio-blk-pci,drive=d0'))
+                for i, disk in enumerate(disks)]
+            vms[0].command('stop')
+            vms[0].setup(mode)
+            vms[0].command('migrate', {'uri': f'file:{path}', 'blk': True})
+            assert vms[0].wait_migration()['status'] == 'completed'
+            vms[0].kill()
+            vms[1].load(f'file:{path}', mode)
+            vms[1].kill()
+            assert file_hash(disks[1]) == file_hash(disks[0])
+            os.unlink(path)
 
 
 @test('features: query-migrationthreads lists the workers', quick=True)

@@ -20,7 +20,8 @@
  *           returns false with @errp set if RAM cannot be saved
  * @cleanup: called by file_save_abort() to stop; more calls do nothing
  * @is_clean: returns whether RAM is saved this way, and no page was dirty when
- *            that was last looked up.  Migration thread.
+ *            that was last looked up, or writing them leaves as many.
+ *            Migration thread.
  */
 typedef struct FileSaveRam {
     bool (*prepare)(QEMUFile *f, Error **errp);

@@ -247,7 +247,9 @@ bool mapped_ram_instant_cpus_stopped(void)
 /* Restarts CPUs that have stopped for an error that is gone by now. */
 static void resume_cpus(Instant *i)
 {
-    if (i->stopping && runstate_is_running()) {
+    /* A guest that has suspended itself runs again without vm_start(). */
+    if (i->stopping &&
+        (runstate_is_running() || runstate_check(RUN_STATE_SUSPENDED))) {
         cpu_enable_ticks();
         resume_all_vcpus();
     }
@@ -262,9 +264,10 @@ static bool others_wait(Instant *i)
 static bool has_error(Instant *i)
 {
     Error *err = mapped_ram_lazy_error(i->lazy);
+    bool failed = err != NULL;
 
     error_free(err);
-    return err;
+    return failed;
 }
 
 bool mapped_ram_instant_can_reset(void)
@@ -302,7 +305,8 @@ static void try_stop(Instant *i)
     bool stopped;
 
     if (!runstate_is_running()) {
-        i->stopping = i->stop_wanted = false;
+        resume_cpus(i);
+        i->stop_wanted = false;
         return;
     }
     i->stopping = true;

@@ -315,7 +315,7 @@ static bool mapped_ram_save_is_clean(void)
         return false;
     }
     loop = &saving()->loop;
-    return loop->ops->dirty_pages(loop->opaque) == 0;
+    return loop->futile || loop->ops->dirty_pages(loop->opaque) == 0;
 }
 
 void mapped_ram_save_init(void)

@@ -17,8 +17,8 @@
 #include "qobject/qlist.h"
 
 /* For C libraries that are older than io_uring */
-#ifndef __NR_io_uring_setup
-#define __NR_io_uring_setup 425
+#ifndef SYS_io_uring_setup
+#define SYS_io_uring_setup 425
 #endif
 
 #define NO_DIRECT "no O_DIRECT here; set QDIO_TEST_DIR to try elsewhere"
@@ -235,7 +235,7 @@ static void forbid_io_uring(void)
 {
     struct sock_filter code[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_io_uring_setup, 0, 1),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
