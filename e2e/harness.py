@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -267,21 +266,9 @@ def _child(config, entry, directory):
     return code
 
 
-def _left_loops(directory):
-    if not shutil.which('losetup'):
-        return
-    out = subprocess.run(['losetup', '-l', '-n', '-O', 'NAME,BACK-FILE'],
-                         capture_output=True, text=True).stdout
-    for line in out.splitlines():
-        device, _, backing = line.partition(' ')
-        if backing.strip().startswith(directory + os.sep):
-            yield device
-
-
 def clean(directory):
     """Removes what a killed test may have left."""
-    for device in _left_loops(directory):
-        subprocess.run(['losetup', '-d', device], capture_output=True)
+    fs.detach_below(directory)
     shutil.rmtree(directory, ignore_errors=True)
 
 

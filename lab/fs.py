@@ -83,6 +83,19 @@ def _mount(kind, directory, *options):
         raise
 
 
+def detach_below(directory):
+    """Detaches the loop devices whose files are in a directory, if this host
+    can tell."""
+    if not shutil.which('losetup'):
+        return
+    out = subprocess.run(['losetup', '-l', '-n', '-O', 'NAME,BACK-FILE'],
+                         capture_output=True, text=True).stdout
+    for line in out.splitlines():
+        device, _, backing = line.partition(' ')
+        if backing.strip().startswith(directory + os.sep):
+            subprocess.run(['losetup', '-d', device], capture_output=True)
+
+
 @contextlib.contextmanager
 def loop(path, sector_size=512, direct=False):
     """A loop device over the file `path`; `direct`: bypassing that file's page

@@ -4,9 +4,11 @@
 import contextlib
 import fcntl
 import hashlib
+import importlib
 import os
 import shlex
 import shutil
+import sys
 
 from .say import Fault, note
 
@@ -15,6 +17,13 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(
 
 # Two unpacked bases, two builds and the tests' output
 NEEDED_SPACE = 8 << 30
+
+
+def lab(name):
+    """Imports a module of lab/, which is not below this tool's directory."""
+    if ROOT not in sys.path:
+        sys.path.insert(0, ROOT)
+    return importlib.import_module(f'lab.{name}')
 
 
 def cache():

@@ -8,7 +8,6 @@ buffered and a direct one, as libvirt passes them."""
 import hashlib
 import json
 import os
-import sys
 import tempfile
 import time
 
@@ -17,7 +16,7 @@ from .apply import applied_tree
 from .apt import install_needed
 from .bases import Tree
 from .build import EMULATOR, built
-from .config import ROOT, cache, check_space, get_base
+from .config import cache, check_space, get_base, lab
 from .progress import Bar, table
 from .say import Failure, duration, note
 
@@ -33,10 +32,8 @@ POLLED = ('query-migrate',)
 def _library():
     """Import the code that runs guests, which the tests and the benchmark
     share."""
-    if ROOT not in sys.path:
-        sys.path.insert(0, ROOT)
-    from lab.guest import build_initramfs
-    from lab import meter, qmp, vm
+    build_initramfs = lab('guest').build_initramfs
+    meter, qmp, vm = map(lab, ('meter', 'qmp', 'vm'))
     errors = (vm.Crashed, vm.Exited, vm.Hung, vm.NotQEMU, qmp.QMPError,
               qmp.QMPClosed, TimeoutError)
     return vm.VM, vm.Emulator, vm.Mode, build_initramfs, meter, errors

@@ -13,7 +13,7 @@ import re
 import subprocess
 import tempfile
 
-from .config import cache
+from .config import cache, lab
 from .say import note
 
 LOCK = '.in-use'
@@ -57,8 +57,7 @@ def _remove(directory):
         note(f'cannot remove {directory}, which a killed run left: {mount} is '
              'mounted; unmount it')
         return
-    for device in _loops(directory):
-        subprocess.run(['losetup', '-d', device], capture_output=True)
+    lab('fs').detach_below(directory)
     subprocess.run(['rm', '-rf', '--one-file-system', directory],
                    capture_output=True)
     note(f'removed what a killed run left: {directory}')
@@ -72,13 +71,3 @@ def _mounts(directory):
     return [path for path in reversed(found)
             if (path + os.sep).startswith(directory + os.sep)]
 
-
-def _loops(directory):
-    """The loop devices whose files are in a directory."""
-    with contextlib.suppress(OSError):
-        out = subprocess.run(['losetup', '-l', '-n', '-O', 'NAME,BACK-FILE'],
-                             capture_output=True, text=True).stdout
-        for line in out.splitlines():
-            device, _, backing = line.partition(' ')
-            if backing.strip().startswith(directory + os.sep):
-                yield device
