@@ -88,11 +88,13 @@ class Mode:
 
 def die_with_parent(rlimit_fsize=None):
     """For preexec_fn: kills the process when the test dies.  If the process
-    crashes, as stock QEMU may be expected to, it dumps no core."""
+    crashes, as stock QEMU may be expected to, it dumps no core.  The hard limit
+    stays: libvirtd fails to raise it for its guests where root may not."""
     import ctypes
     import resource
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)      # PR_SET_PDEATHSIG
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    most = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))
     if rlimit_fsize is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (rlimit_fsize, rlimit_fsize))
 
