@@ -368,7 +368,7 @@ class _Results:
             line = f'ok {number} - {name} # SKIP {reason}'
         else:
             self.failed += 1
-            line = f'not ok {number} - {name}{took}\n#   {reason}'
+            line = f'not ok {number} - {name}{took}: {reason}'
         print(output + line, flush=True)
 
 

@@ -91,13 +91,14 @@ class Tests:
     # the objects of the build are in ccache; `machines` and `sanitize`: for
     # each machine or sanitizer
     PARTS = {'lint': 0.2, 'tools': 1.5, 'refresh': 0.2, 'build': 3,
-             'unit': 1.5, 'qtest': 2, 'e2e': 4, 'machines': 1, 'fresh': 10,
-             'patches': 0.3, 'own': 3, 'iotests': 1, 'libvirt': 1.5,
-             'demo': 1, 'bench': 1, 'deb': 2, 'sanitize': 4, 'canary': 0.5}
+             'unit': 1.5, 'qtest': 2, 'e2e': 4, 'own': 3, 'iotests': 1,
+             'libvirt': 1.5, 'demo': 1, 'machines': 1, 'fresh': 10,
+             'patches': 0.3, 'bench': 1, 'deb': 2, 'sanitize': 4,
+             'canary': 0.5}
     # The same for all end-to-end tests instead of a selection
     ALL_E2E = 10
     # Without these on the first base, a run does not pass
-    ESSENTIAL = ('unit', 'e2e')
+    ESSENTIAL = ('unit', 'qtest', 'e2e')
     # These take the same time for any number of bases
     ONCE = ('lint', 'tools', 'fresh', 'canary')
     # These need none of the others' builds and run in parallel with the parts

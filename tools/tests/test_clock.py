@@ -96,9 +96,9 @@ class Limit(unittest.TestCase):
 
     def test_each_tree(self):
         """A part ends when there is no time for another base."""
-        said = self.run_it(9, ['qtest', 'own'], *map(tree, '123'))
-        self.assertEqual(self.ran, ['qtest 1', 'qtest 2'])
-        self.assertIn('ok - qtest 3 # SKIP not enough of the 9 minutes of '
+        said = self.run_it(9, ['deb'], *map(tree, '123'))
+        self.assertEqual(self.ran, ['deb 1', 'deb 2'])
+        self.assertIn('ok - deb 3 # SKIP not enough of the 9 minutes of '
                       'QDIO_MINUTES is left', said)
         self.assertEqual(self.code, 0)
 
