@@ -142,6 +142,8 @@ static AskResult ask_statx(int fd, const char *name, uint64_t *mem_align,
 #ifdef STATX_DIOALIGN
     g_autofree char *fs = NULL;
     struct statx stx = { };
+    uint64_t block_size;
+    uint32_t magic;
 
     if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) < 0 ||
         !(stx.stx_mask & STATX_DIOALIGN)) {
@@ -156,6 +158,11 @@ static AskResult ask_statx(int fd, const char *name, uint64_t *mem_align,
     }
     *offset_align = stx.stx_dio_offset_align;
     *mem_align = stx.stx_dio_mem_align;
+    if (fs_stat(fd, &magic, &block_size) && magic == MAGIC_ZFS) {
+        /* It reports the size of its records, but only needs whole pages. */
+        *offset_align = MIN(*offset_align, MAX(DIRECT_IO_ALIGN_DEFAULT,
+                                               qemu_real_host_page_size()));
+    }
     return ASK_OK;
 #else
     return ASK_UNKNOWN;

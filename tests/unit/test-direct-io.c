@@ -17,6 +17,7 @@
 #include <sys/mount.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/vfs.h>
 
 #include "direct-io-dirs.h"
 
@@ -30,6 +31,7 @@ static struct {
     bool silent;                /* reports nothing about direct I/O */
     uint32_t mem_align;
     uint32_t offset_align;
+    uint32_t fs;                /* the file system's magic number, if not 0 */
 } fake_statx;
 
 #ifdef STATX_DIOALIGN
@@ -50,6 +52,17 @@ int statx(int dirfd, const char *path, int flags, unsigned int mask,
         if (fake_statx.silent) {
             buf->stx_mask &= ~STATX_DIOALIGN;
         }
+    }
+    return ret;
+}
+
+/* Likewise */
+int fstatfs(int fd, struct statfs *buf)
+{
+    int ret = syscall(SYS_fstatfs, fd, buf);
+
+    if (ret == 0 && fake_statx.fs) {
+        buf->f_type = fake_statx.fs;
     }
     return ret;
 }
@@ -340,6 +353,30 @@ static void test_nonsense(void)
 #endif
 }
 
+/* OpenZFS reports which size is best, and only needs pages. */
+static void test_zfs(void)
+{
+#ifdef STATX_DIOALIGN
+    size_t page = MAX(DIRECT_IO_ALIGN_DEFAULT, qemu_real_host_page_size());
+    DirectIOLimits limits;
+    int fd = direct_io_test_file(g_get_tmp_dir(), 0, NULL);
+
+    for (uint32_t size = 512; size <= 16 * MiB; size *= 2) {
+        fake_statx.active = true;
+        fake_statx.mem_align = page;
+        fake_statx.offset_align = size;
+        fake_statx.fs = 0x2fc12fc1;
+        g_assert(direct_io_probe(fd, "test", &limits, &error_abort));
+        fake_statx_off();
+        g_assert_cmpuint(limits.offset_align, ==, MIN(size, page));
+        g_assert_cmpuint(limits.mem_align, ==, page);
+    }
+    close(fd);
+#else
+    g_test_skip("no STATX_DIOALIGN on this host");
+#endif
+}
+
 static void expect_no_file(int fd, const char *pattern)
 {
     DirectIOLimits limits;
@@ -561,6 +598,7 @@ int main(int argc, char **argv)
     }
     g_test_add_func("/direct-io/limits-buffered", test_limits_buffered);
     g_test_add_func("/direct-io/nonsense", test_nonsense);
+    g_test_add_func("/direct-io/zfs", test_zfs);
     g_test_add_func("/direct-io/not-a-file", test_not_a_file);
     g_test_add_func("/direct-io/same-file-errors", test_same_file_errors);
     g_test_add_func("/direct-io/refused-by-open", test_refused_by_open);
