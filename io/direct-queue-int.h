@@ -44,6 +44,7 @@ struct DirectRequest {
     unsigned refusals;          /* how often EAGAIN came back */
     bool stalled;               /* the last transfer moved no byte */
     bool use_sync;              /* the engine refused it */
+    uint8_t *copy;              /* what is written instead of the memory */
     QSIMPLEQ_ENTRY(DirectRequest) next;
 };
 

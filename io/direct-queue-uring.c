@@ -61,13 +61,17 @@ static void uring_explain(int err, Error **errp)
 static bool uring_has_operations(struct io_uring *ring, Error **errp)
 {
     struct io_uring_probe *probe = io_uring_get_probe_ring(ring);
-    bool ok = probe && io_uring_opcode_supported(probe, IORING_OP_READ) &&
-              io_uring_opcode_supported(probe, IORING_OP_WRITE);
+    bool ok;
 
-    if (probe) {
-        /* Not free(): liburing may have an allocator of its own. */
-        io_uring_free_probe(probe);
+    if (!probe) {
+        error_setg(errp, "this kernel's io_uring does not say what it can do; "
+                   "Linux is older than 5.6, or a seccomp filter forbids it");
+        return false;
     }
+    ok = io_uring_opcode_supported(probe, IORING_OP_READ) &&
+         io_uring_opcode_supported(probe, IORING_OP_WRITE);
+    /* Not free(): liburing may have an allocator of its own. */
+    io_uring_free_probe(probe);
     if (!ok) {
         error_setg(errp, "this kernel's io_uring cannot read and write; that "
                    "needs Linux 5.6 or later");

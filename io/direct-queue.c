@@ -20,7 +20,7 @@
  *      v                                              |
  *   q->ready ----- start_request() ----> in flight ---+-- request_result()
  *      ^                                              |
- *      +----- short, interrupted or refused ----------+
+ *      +-- short, interrupted, refused or copied -----+
  *
  * Requests "in flight" are with the engine; the core only counts them.  After
  * an error, requests leave q->ready only to end.
@@ -30,7 +30,9 @@
 
 #include "qemu/osdep.h"
 #include "qemu/atomic.h"
+#include "qemu/direct-io.h"
 #include "qemu/host-utils.h"
+#include "qemu/memalign.h"
 #include "qemu/stats64.h"
 #include "qapi/error.h"
 #include "direct-queue-int.h"
@@ -205,6 +207,7 @@ static void request_advance(DirectQueue *q, DirectRequest *req, size_t bytes)
 static void request_end(DirectQueue *q, DirectRequest *req)
 {
     stat64_add(&q->requests_ended, 1);
+    qemu_vfree(req->copy);
     /* The total length: bytes transferred, and, after an error, the rest. */
     q->bytes_queued -= req->offset - req->first_offset + req->len;
     QSIMPLEQ_INSERT_HEAD(&q->unused, req, next);
@@ -265,6 +268,40 @@ static void request_short(DirectQueue *q, DirectRequest *req, size_t bytes)
     request_again(q, req);
 }
 
+/*
+ * Whether a write may have failed with @err because its memory was changed
+ * meanwhile, so that it did not match the checksum that was taken before:
+ * EILSEQ comes from disks with protection information, EIO from OpenZFS 2.3.
+ */
+static bool is_checksum_error(DirectQueue *q, int err)
+{
+    g_autofree char *fs = direct_io_fs_name(q->fd);
+
+    return err == EILSEQ || (err == EIO && g_str_equal(fs, "zfs"));
+}
+
+/*
+ * If that may be why @req has failed with @err, tries again, once, with a copy
+ * of its memory.  Returns false if not.
+ */
+static bool request_copy(DirectQueue *q, DirectRequest *req, int err)
+{
+    if (!req->is_write || req->copy || !is_checksum_error(q, err)) {
+        return false;
+    }
+    req->copy = qemu_try_memalign(MAX(q->limits.mem_align, sizeof(void *)),
+                                  req->len);
+    if (!req->copy) {
+        return false;
+    }
+    stat64_add(&q->retries, 1);
+    trace_direct_queue_retry(q, req->is_write, req->offset, req->len, err);
+    memcpy(req->copy, req->buf, req->len);
+    req->buf = req->copy;
+    request_again(q, req);
+    return true;
+}
+
 /* The engine is done with @req: decide how to proceed. */
 static void request_result(DirectQueue *q, DirectRequest *req, ssize_t result)
 {
@@ -274,8 +311,10 @@ static void request_result(DirectQueue *q, DirectRequest *req, ssize_t result)
     if (result == -EINTR || result == -EAGAIN) {
         request_retry(q, req, -result);
     } else if (result < 0) {
-        request_fail(q, req, -result);
-        request_end(q, req);
+        if (!request_copy(q, req, -result)) {
+            request_fail(q, req, -result);
+            request_end(q, req);
+        }
     } else if (result < req->len) {
         request_short(q, req, result);
     } else {

@@ -29,6 +29,7 @@
  *   must call fdatasync() after the drain.
  *
  * - No allocation per request: all memory is allocated in direct_queue_new().
+ *   The one exception is direct_queue_write() of memory that changes.
  *
  * Threads: a queue belongs to one thread at a time and has no locks.  Only
  * direct_queue_cancel(), direct_queue_get_stats(), direct_queue_engine_name()
@@ -157,7 +158,9 @@ DirectQueue *direct_queue_new(const DirectQueueConfig *config, Error **errp);
  * Start writing @buf.  Waits while the queue is full.
  *
  * The memory may change while it is being written, as a running guest's
- * does; the file then gets any mixture of old and new data.
+ * does; the file then gets any mixture of old and new data.  Some storage
+ * computes a checksum first and then refuses data that has changed (OpenZFS,
+ * disks with protection information): the write is repeated from a copy.
  *
  * Returns: true if the request was accepted.  It can still fail, which the
  * next call or the drain reports.  False if the queue has an error, from this

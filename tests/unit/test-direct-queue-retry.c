@@ -9,6 +9,8 @@
 #include "qemu/osdep.h"
 
 #include <dlfcn.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
 
 #ifdef CONFIG_LINUX_IO_URING
 #include <liburing.h>
@@ -341,6 +343,66 @@ static void test_mixed(void)
     qemu_vfree(buf);
 }
 
+static uint32_t fake_fs;
+
+#if HOST_LONG_BITS == 64
+/* Replaces that of the C library because this program is linked first. */
+int fstatfs(int fd, struct statfs *buf)
+{
+    int ret = syscall(SYS_fstatfs, fd, buf);
+
+    if (ret == 0 && fake_fs) {
+        buf->f_type = fake_fs;
+    }
+    return ret;
+}
+#endif
+
+/* Writes with these first results; returns the number of retries, or -1. */
+static int write_scripted(int first, int second)
+{
+    const size_t len = 4096;
+    uint8_t *buf = qemu_memalign(BUF_ALIGN, len);
+    DirectQueueStats stats;
+    Error *err = NULL;
+    int fd, retries = -1;
+    DirectQueue *q;
+
+    fault_reset();
+    fault.script[0] = first;
+    fault.script[1] = second;
+    q = fault_queue(&fd, 512, len, 3);
+    pattern_fill(buf, len, 0);
+    direct_queue_write(q, buf, len, 0, NULL);
+    if (direct_queue_drain(q, &err)) {
+        pattern_check_file(fd, len, 0);
+        direct_queue_get_stats(q, &stats);
+        retries = stats.retries;
+    } else {
+        g_assert_nonnull(strstr(error_get_pretty(err), strerror(-first)));
+        error_free(err);
+    }
+    fault_queue_free(q, fd);
+    qemu_vfree(buf);
+    return retries;
+}
+
+/* What has been changed while it was written is written from a copy. */
+static void test_changed(void)
+{
+    g_assert_cmpint(write_scripted(-EILSEQ, 0), ==, 1);
+    g_assert_cmpint(write_scripted(-EILSEQ, 512), ==, 1);
+    g_assert_cmpint(write_scripted(-EILSEQ, -EILSEQ), ==, -1);
+    /* Elsewhere this means that the disk is broken */
+    g_assert_cmpint(write_scripted(-EIO, 0), ==, -1);
+#if HOST_LONG_BITS == 64
+    fake_fs = 0x2fc12fc1;                       /* OpenZFS */
+    g_assert_cmpint(write_scripted(-EIO, 0), ==, 1);
+    g_assert_cmpint(write_scripted(-EIO, -EIO), ==, -1);
+    fake_fs = 0;
+#endif
+}
+
 static void add_dir(const TestPlace *place)
 {
     add_case(place, "signals", test_signals);
@@ -364,5 +426,6 @@ int main(int argc, char **argv)
     g_test_add_func("/direct-queue/fault/short-stuck", test_short_stuck);
     g_test_add_func("/direct-queue/fault/again", test_again);
     g_test_add_func("/direct-queue/fault/mixed", test_mixed);
+    g_test_add_func("/direct-queue/fault/changed", test_changed);
     return g_test_run();
 }
