@@ -350,6 +350,32 @@ static void find_data(MappedRamWorker *w, const MappedRamExtent *extent,
 }
 
 /*
+ * Sets @healed to the pages that have become zero since they were written, and
+ * that can be read without allocating memory.  The guest may have changed one
+ * while it was written, and then its checksum may be wrong, on file systems and
+ * devices that have some.  Whoever read it, because it shares a unit with others
+ * or lies between them, would get an error.
+ */
+static void find_healed(MappedRamWorker *w, const MappedRamExtent *extent,
+                        const unsigned long *data, unsigned long *healed)
+{
+    const MappedRamBlock *b = extent->block;
+    DECLARE_BITMAP(untouched, MAPPED_RAM_EXTENT_PAGES);
+
+    bitmap_zero(healed, MAPPED_RAM_EXTENT_PAGES);
+    if (!w->direct) {
+        return;
+    }
+    bitmap_and(healed, extent->dirty, b->present + BIT_WORD(extent->first),
+               extent->pages);
+    bitmap_andnot(healed, healed, data, extent->pages);
+    if (b->keep_absent && !bitmap_empty(healed, extent->pages)) {
+        find_untouched(w, b, extent->first, extent->pages, untouched);
+        bitmap_andnot(healed, healed, untouched, extent->pages);
+    }
+}
+
+/*
  * Records in the block's bitmap which dirty pages have data.  A page that has
  * become zero since it was written is no longer in the file, whatever the file
  * contains at its offset.
@@ -384,8 +410,11 @@ bool mapped_ram_worker_save(MappedRamWorker *w, const MappedRamExtent *extent,
     DECLARE_BITMAP(data, MAPPED_RAM_EXTENT_PAGES) = {};
     DECLARE_BITMAP(allowed, MAPPED_RAM_EXTENT_PAGES);
     DECLARE_BITMAP(plan, MAPPED_RAM_EXTENT_PAGES) = {};
+    DECLARE_BITMAP(wanted, MAPPED_RAM_EXTENT_PAGES);
 
     find_data(w, extent, data);
+    find_healed(w, extent, data, wanted);
+    bitmap_or(wanted, wanted, data, extent->pages);
     update_present(extent, data, counts);
     /*
      * A clean page that is in the file may be written again: either it has not
@@ -397,7 +426,7 @@ bool mapped_ram_worker_save(MappedRamWorker *w, const MappedRamExtent *extent,
         bitmap_or(allowed, allowed, b->present + BIT_WORD(extent->first),
                   extent->pages);
     }
-    mapped_ram_plan_extent(plan, data, allowed, extent->pages,
+    mapped_ram_plan_extent(plan, wanted, allowed, extent->pages,
                            GAP_BYTES / b->layout.page_size, align_pages(w, b));
     return transfer_plan(w, extent, plan, do_write, counts, errp);
 }

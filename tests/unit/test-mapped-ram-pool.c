@@ -343,6 +343,55 @@ static void test_clean_gaps(void)
     fixture_destroy(&f);
 }
 
+/*
+ * What has become zero is written, too: the file may have a wrong checksum
+ * there, and what is stored with it must be readable.
+ */
+static void test_become_zero(void)
+{
+    static const unsigned aligns[] = { 4096, 64 * KiB };
+    DECLARE_BITMAP(dirty, 128) = {};
+    MappedRamCounts before, counts;
+    uint8_t page[PAGE];
+    MappedRamPool *pool;
+
+    for (int n = 0; n < ARRAY_SIZE(aligns); n++) {
+        Fixture f = {};
+
+        fixture_init(&f, 128);
+        for (int i = 0; i < 64; i++) {
+            fill_page(&f, i, 1);
+        }
+        bitmap_set(dirty, 0, 128);
+        pool = new_pool(&f, 1, aligns[n]);
+        g_assert_true(save_pages(&f, pool, dirty, 128, &error_abort));
+        mapped_ram_pool_counts(pool, &before);
+
+        bitmap_zero(dirty, 128);
+        fill_page(&f, 5, 0);
+        set_bit(5, dirty);
+        /* Not in the file: nothing to do */
+        set_bit(100, dirty);
+        g_assert_true(save_pages(&f, pool, dirty, 128, &error_abort));
+        mapped_ram_pool_counts(pool, &counts);
+        mapped_ram_pool_free(pool);
+
+        g_assert_cmpuint(counts.normal, ==, before.normal);
+        g_assert_cmpuint(counts.zero - before.zero, ==, 2);
+        g_assert_cmpuint(counts.requests - before.requests, ==, 1);
+        g_assert_cmpuint(counts.direct_bytes - before.direct_bytes, ==,
+                         aligns[n]);
+        g_assert_false(test_bit(5, f.block.present));
+        for (int i = 4; i < 7; i++) {
+            g_assert_cmpint(pread(f.fd, page, PAGE,
+                                  f.block.layout.pages_offset + i * PAGE), ==,
+                            PAGE);
+            g_assert_cmpmem(page, PAGE, f.block.host + i * PAGE, PAGE);
+        }
+        fixture_destroy(&f);
+    }
+}
+
 /* Counting moves no pages, and does not change the bitmap. */
 static void test_count(void)
 {
@@ -891,6 +940,7 @@ int main(int argc, char **argv)
     }
     g_test_add_func("/mapped-ram-pool/gaps", test_gaps);
     g_test_add_func("/mapped-ram-pool/clean-gaps", test_clean_gaps);
+    g_test_add_func("/mapped-ram-pool/become-zero", test_become_zero);
     g_test_add_func("/mapped-ram-pool/count", test_count);
     g_test_add_func("/mapped-ram-pool/stale-gaps", test_stale_gaps);
 #ifdef CONFIG_LINUX
