@@ -227,8 +227,11 @@ bool lazy_is_placed(LazyBlock *b, unsigned long page);
 bool lazy_serve_fault(MappedRamLazy *l, LazySlot *slot,
                       const MappedRamFault *fault, Error **errp);
 
-/* Places a zero page for @fault, whatever the file has. */
-void lazy_serve_zeros(MappedRamLazy *l, LazySlot *slot,
+/*
+ * Places a zero page for @fault, whatever the file has.  Returns whether there
+ * is memory for it.
+ */
+bool lazy_serve_zeros(MappedRamLazy *l, LazySlot *slot,
                       const MappedRamFault *fault);
 
 /*

@@ -577,13 +577,11 @@ bool lazy_serve_fault(MappedRamLazy *l, LazySlot *slot,
     return true;
 }
 
-void lazy_serve_zeros(MappedRamLazy *l, LazySlot *slot,
+bool lazy_serve_zeros(MappedRamLazy *l, LazySlot *slot,
                       const MappedRamFault *fault)
 {
     unsigned long page;
     LazyBlock *b = find_page(l, fault, &page);
 
-    if (b) {
-        place_window(l, slot, b, page, NULL);
-    }
+    return !b || place_window(l, slot, b, page, NULL);
 }

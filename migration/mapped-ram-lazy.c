@@ -76,10 +76,15 @@ static bool latch_error(MappedRamLazy *l, Error *err)
     return l->started;
 }
 
-/* Called with the lock held. */
+/*
+ * An error before the start stays: zeros may have been placed for pages that
+ * could not be read.  Called with the lock held.
+ */
 static void retry(MappedRamLazy *l)
 {
-    g_clear_pointer(&l->err, error_free);
+    if (l->started) {
+        g_clear_pointer(&l->err, error_free);
+    }
     l->retries++;
     for (unsigned i = 0; i < l->parked->len; i++) {
         g_array_index(l->parked, LazyParked, i).due = 0;
@@ -264,16 +269,31 @@ static bool next_fault(LazyThread *t, MappedRamFault *fault, bool *again)
     return false;
 }
 
-/* Parks @fault, or, if the guest has never run, serves it with zeros. */
-static void park(LazyThread *t, const MappedRamFault *fault, Error *err)
+/* Remembers to serve @fault later.  Called with the lock held. */
+static void park_locked(MappedRamLazy *l, const MappedRamFault *fault)
 {
-    MappedRamLazy *l = t->lazy;
     LazyParked parked = {
         .fault = *fault,
         .due = g_get_monotonic_time() + RETRY_US,
     };
+    int i = find_parked(l, fault);
+
+    parked.block = lazy_find_page(l, fault->address, &parked.page);
+    if (i >= 0) {
+        g_array_index(l->parked, LazyParked, i) = parked;
+    } else {
+        g_array_append_val(l->parked, parked);
+    }
+}
+
+/*
+ * Parks @fault, which could not be served, or, if the guest has never run,
+ * serves it with zeros.
+ */
+static void park(LazyThread *t, const MappedRamFault *fault, Error *err)
+{
+    MappedRamLazy *l = t->lazy;
     bool started, report;
-    int i;
 
     /*
      * In one step: after an error before the start there is no start, so the
@@ -283,21 +303,20 @@ static void park(LazyThread *t, const MappedRamFault *fault, Error *err)
         started = l->started;
         t->serves = false;
         report = latch_error(l, err);
-        parked.block = lazy_find_page(l, fault->address, &parked.page);
-        i = find_parked(l, fault);
-        if (i >= 0) {
-            g_array_index(l->parked, LazyParked, i) = parked;
-        } else if (started) {
-            g_array_append_val(l->parked, parked);
+        if (started) {
+            park_locked(l, fault);
+        }
+    }
+    /* There may be no memory for zeros, either, for example on a full tmpfs. */
+    if (!started && !lazy_serve_zeros(l, &t->slot, fault)) {
+        WITH_QEMU_LOCK_GUARD(&l->lock) {
+            park_locked(l, fault);
         }
     }
     /* The thread that waits for faults must update its timeout. */
     event_notifier_set(&l->notifier);
     if (report) {
         l->config.changed(l->config.opaque);
-    }
-    if (!started) {
-        lazy_serve_zeros(l, &t->slot, fault);
     }
 }
 

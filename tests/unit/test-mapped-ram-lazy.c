@@ -14,7 +14,9 @@
 #include <linux/mempolicy.h>
 #include <linux/seccomp.h>
 #include <sys/ioctl.h>
+#include <sched.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #endif
@@ -794,6 +796,76 @@ static void test_fail_early(void)
     fixture_destroy(&f);
 }
 
+/*
+ * Replaces the memory by that of a file on a tmpfs of its own, and fills the
+ * tmpfs.  Returns the descriptor of what fills it, or -1 if the process may not
+ * mount one.
+ */
+static int use_full_tmpfs(Fixture *f)
+{
+    g_autofree char *dir = g_dir_make_tmp(NULL, NULL);
+    g_autofree char *ram = g_build_filename(dir, "ram", NULL);
+    g_autofree char *other = g_build_filename(dir, "other", NULL);
+    size_t len = f->pages * PAGE;
+    int fd;
+
+    /* Not visible outside of this process */
+    if (unshare(CLONE_NEWNS) < 0 ||
+        mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+        mount("full", dir, "tmpfs", 0, "size=4m") < 0) {
+        g_rmdir(dir);
+        return -1;
+    }
+    fd = g_open(ram, O_RDWR | O_CREAT, 0600);
+    g_assert_cmpint(ftruncate(fd, len), ==, 0);
+    g_assert_true(mmap(f->block.host, len, PROT_READ | PROT_WRITE,
+                       MAP_SHARED | MAP_FIXED, fd, 0) == f->block.host);
+    close(fd);
+    fd = g_open(other, O_RDWR | O_CREAT, 0600);
+    while (write(fd, dir, 1) == 1) {
+        g_assert_cmpint(lseek(fd, PAGE - 1, SEEK_CUR), >, 0);
+    }
+    g_assert_cmpint(umount2(dir, MNT_DETACH), ==, 0);
+    g_rmdir(dir);
+    return fd;
+}
+
+/* For a while there may not even be memory for zeros. */
+static void test_no_memory(void)
+{
+    Error *err = NULL;
+    Waiter w = {};
+    Fixture f;
+    int fd;
+
+    if (!usable()) {
+        return;
+    }
+    if (!g_test_subprocess()) {
+        g_test_trap_subprocess(NULL, 0, 0);
+        g_test_trap_assert_passed();
+        return;
+    }
+    g_assert_true(fixture_init(&f, SHARED, 2 * 2048));
+    fd = use_full_tmpfs(&f);
+    if (fd < 0) {
+        return;
+    }
+    new_lazy(&f, DIRECT_IO_ENGINE_AUTO, PAGE);
+    add_block(&f);
+    waiter_start(&w, &f);
+    while (!mapped_ram_lazy_waits(f.lazy, w.id)) {
+        g_usleep(1000);
+    }
+    g_assert_cmpint(ftruncate(fd, 0), ==, 0);
+    waiter_join(&w);
+    g_assert_false(mapped_ram_lazy_start(f.lazy, &err));
+    g_assert_nonnull(strstr(error_get_pretty(err), "place a page"));
+    error_free(err);
+    fixture_destroy(&f);
+    close(fd);
+}
+
 /* The load may be abandoned at any time. */
 static void test_free_early(void)
 {
@@ -1229,6 +1301,7 @@ int main(int argc, char **argv)
     g_test_add_func("/mapped-ram-lazy/own-thread", test_own_thread);
     g_test_add_func("/mapped-ram-lazy/signal", test_signal);
     g_test_add_func("/mapped-ram-lazy/fail-early", test_fail_early);
+    g_test_add_func("/mapped-ram-lazy/no-memory", test_no_memory);
     g_test_add_func("/mapped-ram-lazy/free-early", test_free_early);
     g_test_add_func("/mapped-ram-lazy/empty", test_empty);
     g_test_add_func("/mapped-ram-lazy/unregister", test_unregister);
