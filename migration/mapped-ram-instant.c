@@ -161,7 +161,8 @@ static bool waits(CPUState *cpu)
 /*
  * Whether @cpu is, or soon will be, waiting for another CPU that waits for a
  * page: TCG runs some instructions, and work that is "safe", only when no other
- * CPU is within an instruction.
+ * CPU is within an instruction.  Either the other one keeps it from beginning
+ * with that, or has begun and touches the page meanwhile.
  */
 static bool waits_for_other(CPUState *cpu)
 {
@@ -171,7 +172,9 @@ static bool waits_for_other(CPUState *cpu)
         return false;
     }
     CPU_FOREACH(other) {
-        if (other != cpu && qatomic_read(&other->has_waiter) && waits(other)) {
+        if (other != cpu && waits(other) &&
+            (qatomic_read(&other->has_waiter) ||
+             cpu_in_exclusive_context(other))) {
             return true;
         }
     }
@@ -270,12 +273,6 @@ static bool has_error(Instant *i)
     return failed;
 }
 
-bool mapped_ram_instant_can_reset(void)
-{
-    return !instant ||
-           (!any_stuck() && !(has_error(instant) && others_wait(instant)));
-}
-
 /* Whether a device has requests whose buffers may be missing pages */
 static bool devices_busy(void)
 {
@@ -287,6 +284,13 @@ static bool devices_busy(void)
         }
     }
     return false;
+}
+
+bool mapped_ram_instant_can_reset(void)
+{
+    return !instant ||
+           (!any_stuck() && !(has_error(instant) &&
+                              (others_wait(instant) || devices_busy())));
 }
 
 /*
@@ -469,6 +473,8 @@ static const struct {
       "descriptor" },
     { "ivshmem-common", NULL,
       "an ivshmem device shares its memory with other processes" },
+    { "x-pci-proxy-dev", NULL,
+      "a remote device shares guest memory with another process" },
     { "virtio-net-device", "failover",
       "a network device with failover=on may add its primary device "
       "meanwhile" },
