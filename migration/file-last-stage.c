@@ -5,6 +5,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "block/blockjob.h"
 #include "file-last-stage.h"
 #include "file-queue.h"
 #include "file-save-compat.h"
@@ -37,6 +38,23 @@ void file_last_stage_begin(QEMUFile *f)
     if (file_transport_active() && migrate_mapped_ram()) {
         file_queue_begin(qemu_file_get_ioc(f));
     }
+}
+
+bool file_last_stage_check_jobs(Error **errp)
+{
+    BlockJob *job = NULL;
+
+    JOB_LOCK_GUARD();
+    while ((job = block_job_next_locked(job))) {
+        if (job->job.driver->job_type == JOB_TYPE_MIRROR &&
+            !job_is_completed_locked(&job->job)) {
+            error_setg(errp, "Block job '%s' still copies a disk, which must "
+                       "not change any more when the machine is saved; "
+                       "complete or cancel it first", job->job.id);
+            return false;
+        }
+    }
+    return true;
 }
 
 void file_last_stage_flush(QEMUFile *f)

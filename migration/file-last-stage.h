@@ -42,6 +42,18 @@ void file_last_stage_guest_stopped(void);
 void file_last_stage_begin(QEMUFile *f);
 
 /**
+ * file_last_stage_check_jobs: check that no job writes to inactive disks
+ * @errp: where to report a job
+ *
+ * A job that mirrors a disk lets its target be inactivated, as the guest writes
+ * no more.  But it may have data left, and writes it when the BQL is released;
+ * QEMU would abort.  BQL held, before disks are inactivated.
+ *
+ * Returns: false if there is such a job
+ */
+bool file_last_stage_check_jobs(Error **errp);
+
+/**
  * file_last_stage_flush: write the data that was kept in memory
  * @f: the main stream, which gets the error if there is one
  *

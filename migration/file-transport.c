@@ -11,6 +11,7 @@
 #include "channel.h"
 #include "file-aside.h"
 #include "file-fdset.h"
+#include "file-last-stage.h"
 #include "file-queue.h"
 #include "file-transport-int.h"
 #include "migration.h"
@@ -103,6 +104,16 @@ static bool file_check_capabilities(bool outgoing, Error **errp)
                    outgoing ? "to" : "from");
     }
     return !name;
+}
+
+/*
+ * Refuses early what would fail in the last stage, so that an old image is not
+ * lost for it.  A user who asks for a pause before that may end jobs then.
+ */
+static bool file_check_jobs(Error **errp)
+{
+    return migrate_pause_before_switchover() || migrate_background_snapshot() ||
+           file_last_stage_check_jobs(errp);
 }
 
 /* Like qemu_open(), but from an fdset takes a descriptor without O_DIRECT */
@@ -473,6 +484,7 @@ void file_transport_start_outgoing(MigrationState *s,
     int fd;
 
     if (!file_check_capabilities(true, errp) ||
+        !file_check_jobs(errp) ||
         !file_check_args(file_args, errp)) {
         return;
     }
@@ -576,6 +588,7 @@ bool file_transport_adopt(QIOChannel *ioc, const char *fdname, bool outgoing,
     char *name;
 
     if (!file_check_capabilities(outgoing, errp) ||
+        (outgoing && !file_check_jobs(errp)) ||
         !file_check_passed(ioc, fdname, outgoing, errp)) {
         return false;
     }
