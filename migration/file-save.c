@@ -201,6 +201,8 @@ void file_save_publish(MigrationState *s)
         s->pages_per_second = ram_get_total_transferred_pages() * 1000 /
                               (s->total_time - s->setup_time);
     }
+    /* A reason to cancel that came after the commit does not matter any more */
+    file_save_forget_error();
     file_transport_unlock();
     file_last_stage_end();
     migrate_set_state(&s->state, s->state, MIGRATION_STATUS_COMPLETED);

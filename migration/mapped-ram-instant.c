@@ -83,6 +83,13 @@ bool mapped_ram_instant_active(void)
     return qatomic_read(&active);
 }
 
+void mapped_ram_instant_touch(const void *host)
+{
+    if (mapped_ram_instant_active()) {
+        (void)qatomic_read((const uint8_t *)host);
+    }
+}
+
 bool mapped_ram_instant_check_idle(Error **errp)
 {
     if (!instant) {

@@ -98,4 +98,14 @@ bool mapped_ram_instant_cpus_stopped(void);
  */
 bool mapped_ram_instant_stop(RunState state);
 
+/**
+ * mapped_ram_instant_touch: load a page of RAM before a lock is taken
+ * @host: an address in guest RAM
+ *
+ * Whoever needs the lock would spin while its owner waits for the page, which
+ * it may never get.  Does nothing if no RAM is being loaded.  Any thread, but
+ * not with a lock that the threads of other CPUs need.
+ */
+void mapped_ram_instant_touch(const void *host);
+
 #endif /* MIGRATION_INSTANT_RESTORE_H */
