@@ -218,3 +218,61 @@ def test_exclusive(t):
     while not vm.count_lines('ready'):
         resume(vm)
         time.sleep(0.05)
+
+
+SCRATCH = 0x3ff                     # register of COM1 that the CPUs wait for
+# Without their operands: inb, cmpb, jb; movw, movw; lock incw, jmp
+INCREMENT = (b'\xec\x3c\x02\x72\xfb' b'\xb8\x00\x80\x8e\xd8'
+             b'\xf0\xff\x06\x01\x0e\xeb\xf9')
+SPIN = b'\xeb\xfe'                  # jmp to itself
+
+
+def other_cpus(t, code):
+    """Restores a guest of three CPUs, the second and third of which will run
+    `code`.  The pages that the first one uses are loaded."""
+    path = t.path('code')
+    with open(path, 'wb') as f:
+        f.write(os.urandom(0x10000) + code)
+    disk, _, _, vm, _ = restore(
+        t, HELD, ('later small read', ALL, errno.EIO), args=(
+            '-smp', '3',
+            '-device', f'loader,file={path},addr=0x80000,force-raw=on'),
+        guest={'second': 2, 'check': 8, 'pages': 64}, **FOUR)
+    wait_hung(vm, lambda: disk.held)
+    vm.command('cont')
+    vm.wait_guest('sweep', 2)
+    return disk, vm
+
+
+def check_stops(t, disk, vm):
+    """The guest stops, and QMP answers, although CPUs cannot go on."""
+    vm.wait_runstate('io-error')
+    vm.command('cont')
+    vm.command('stop')
+    vm.command('system_reset')
+    check_answers(vm)
+    disk.disarm()
+    disk.release()
+    vm.command('cont')
+    check_complete(t, vm)
+
+
+@test('instant: QMP answers while a CPU that has stopped all others waits for '
+      'a page that cannot be read', quick=True)
+def test_in_exclusive(t):
+    disk, vm = other_cpus(t, INCREMENT)
+    out(vm, 'b', SCRATCH, 1)
+    vm.ticks_on()
+    disk.arm_later()
+    out(vm, 'b', SCRATCH, 2)
+    check_stops(t, disk, vm)
+
+
+@test('instant: QMP answers while two CPUs wait for code that cannot be read',
+      quick=True)
+def test_same_code(t):
+    """TCG translates code of a page with a lock, for which others spin."""
+    disk, vm = other_cpus(t, SPIN)
+    disk.arm_later()
+    out(vm, 'b', SCRATCH, 1)
+    check_stops(t, disk, vm)

@@ -20,7 +20,7 @@ from .instant import ALL, FOUR, HELD, begin, check_complete, figures, \
     restore, saved, wait_hung
 from .last_stage import DIRECT, GUEST, RAM, hung
 from .ports import SOFT_OFF, SUSPEND, power
-from .snapshots import add_disk, snapshot
+from .snapshots import SIZE, add_disk, snapshot
 
 # Port of ACPI of a q35 machine
 MEMORY_HOTPLUG = 0xa00
@@ -119,7 +119,12 @@ def test_disk_image(t):
     vm.kill()
     fs, vm = hung(t, ('sync', range(1, 3), 'hold'), args=(
         '-blockdev', f'qcow2,node-name=disk,file.driver=file,'
-        f'file.filename={disk},backing.driver=null-co'))
+        f'file.filename={disk},backing.driver=null-co',
+        '-blockdev', f'null-co,node-name=other,size={SIZE}'))
+    to_disk = {'device': 'other', 'target': 'disk', 'sync': 'full'}
+    jobs = (('block-stream', {'device': 'disk'}),
+            ('block-commit', {'device': 'disk'}),
+            ('blockdev-mirror', to_disk), ('blockdev-backup', to_disk))
     commands = (
         ('blockdev-snapshot-delete-internal-sync',
          {'device': 'disk', 'name': 'one'}),
@@ -129,12 +134,61 @@ def test_disk_image(t):
     for command, more in commands:
         with expect_error(f'{command} was accepted', 'inactive'):
             vm.command(command, more)
+    for command, more in jobs:
+        with expect_error(f'{command} was accepted', 'nactive'):
+            vm.command(command, {'job-id': 'job', **more})
     fs.release()
     assert vm.wait_migration()['status'] == 'completed'
     vm.command('cont')
     vm.ticks_on()
     for command, more in commands:
         vm.command(command, more)
+
+
+@test('meanwhile: a job copies a disk', quick=True)
+def test_mirror(t):
+    """Its target may not be written any more when disks are inactive.  The old
+    image is kept, unless the user could have ended the job."""
+    path = t.path('image')
+    uri = f'file:{path}'
+    vm = t.source(ram=RAM, guest=GUEST, args=(
+        '-blockdev', 'null-co,node-name=from,size=64M',
+        '-blockdev', 'null-co,node-name=to,size=64M'))
+    vm.save(uri, DIRECT)
+    with open(path, 'rb') as f:
+        old = f.read()
+    vm.command('cont')
+    vm.ticks_on()
+
+    def mirror():
+        vm.command('blockdev-mirror', {
+            'job-id': 'job', 'device': 'from', 'target': 'to', 'sync': 'full',
+            'speed': 65536})
+
+    mirror()
+    with expect_error('it was accepted', "Block job 'job' still copies"):
+        vm.start_save(uri)
+    with open(path, 'rb') as f:
+        assert f.read() == old
+
+    vm.set_capabilities('pause-before-switchover')
+    for mode in (DIRECT, None):
+        vm.setup(mode)
+        vm.start_save(uri)
+        vm.wait_until(lambda: vm.migration()['status'] == 'pre-switchover')
+        vm.command('migrate-continue', {'state': 'pre-switchover'})
+        info = vm.wait_migration()
+        check_error(info, "Block job 'job' still copies a disk")
+        vm.wait_runstate('running')
+        vm.ticks_on()
+    assert vm.command('query-block-jobs'), 'the job has ended'
+
+    vm.start_save(uri)
+    vm.wait_until(lambda: vm.migration()['status'] == 'pre-switchover')
+    vm.command('block-job-cancel', {'device': 'job', 'force': True})
+    vm.wait_until(lambda: not vm.command('query-block-jobs'))
+    vm.command('migrate-continue', {'state': 'pre-switchover'})
+    assert vm.wait_migration()['status'] == 'completed'
 
 
 @contextlib.contextmanager

@@ -82,11 +82,15 @@ class QMP:
             return self.events
 
     def command(self, name, arguments=None, fds=(), timeout=60):
+        self.send(name, arguments, fds)
+        return self.answer(name, timeout)
+
+    def send(self, name, arguments=None, fds=()):
+        """Sends a command without waiting for its answer."""
         message = {'execute': name}
         if arguments:
             message['arguments'] = arguments
         data = json.dumps(message).encode()
-        deadline = time.monotonic() + timeout
         try:
             if fds:
                 rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS,
@@ -96,7 +100,10 @@ class QMP:
                 self._sock.sendall(data)
         except ConnectionError as err:
             raise QMPClosed('QMP connection lost') from err
-        answer = self._await_message('return', deadline)
+
+    def answer(self, name, timeout=60):
+        """Waits for the answer to the command that was sent last."""
+        answer = self._await_message('return', time.monotonic() + timeout)
         if 'error' in answer:
             raise QMPError(name, answer['error'])
         return answer['return']

@@ -19,7 +19,7 @@ from lab.vm import MACHINE, Mode
 from ..checks import case, check_error, check_leftover, each
 from ..faults import broken
 from ..harness import Skip, test
-from ..instant import DIRECT, HELD, LATER, RAM, check_complete, follows, \
+from ..instant import ALL, DIRECT, HELD, LATER, RAM, check_complete, follows, \
     restore, saved
 
 MODES = [Mode(0), Mode(1, True), Mode(4, True)]
@@ -120,6 +120,34 @@ def test_failed(t):
     path = t.path('image')
     src.save(f'file:{path}', DIRECT)
     restores(t, f'file:{path}', src.ram_hash(), DIRECT)
+
+
+@machines('a save is cancelled just before devices are saved', 'kvm')
+def test_cancel_late(t):
+    """KVM is asked for the state of the CPUs then, which releases the lock that
+    the cancel has waited for.  The guest runs, and nothing more is saved."""
+    disk = broken(t, ('write', ALL, 'hold'), armed=False)
+    src = source(t, args=(
+        '-smp', '4', '-device', 'virtio-scsi-pci',
+        '-blockdev', 'null-co,node-name=d0,read-zeroes=on',
+        '-device', 'scsi-hd,drive=d0'))
+    src.setup(None)
+    src.set_capabilities('pause-before-switchover')
+    src.start_save(f'file:{disk.mount}/image')
+    src.wait_until(lambda: src.migration()['status'] == 'pre-switchover')
+    disk.arm()
+    src.command('migrate-continue', {'state': 'pre-switchover'})
+    # QMP does not answer while the disk hangs
+    while not disk.held:
+        src.raise_if_dead()
+        time.sleep(0.01)
+    src.qmp.send('migrate_cancel')
+    time.sleep(0.2)
+    disk.release()
+    src.qmp.answer('migrate_cancel')
+    info = src.wait_migration()
+    assert info['status'] == 'cancelled', info
+    src.ticks_on()
 
 
 @machines('a failed save ends the dirty limit', 'kvm')

@@ -39,8 +39,10 @@ def configure_checker(rom, target, dirty=0, check=256, pause=0,
                       pages=0x7fffffff, second=0):
     """Writes a guest to the file `target`.  In each round the guest rewrites
     `dirty` pages, checks `check` pages, and idles for `pause` loops.  It uses
-    at most `pages` pages.  With `second` a second CPU runs instructions for
-    which TCG stops all others."""
+    at most `pages` pages.  With second=1 a second CPU runs instructions for
+    which TCG stops all others; with 2, all others wait for COM1's scratch
+    register to be at least 1, and then run what is at 0x90000, in real mode
+    and with %dx still being that register."""
     with open(rom, 'rb') as f:
         image = bytearray(f.read())
     where = image.index(MAGIC) + len(MAGIC)

@@ -103,7 +103,7 @@ c_pause:                                /* idle loops at a round's end */
         .long   0
 c_pages:                                /* pages to use, at most */
         .long   0x7fffffff
-c_second:                               /* whether the second CPU runs, too */
+c_second:                               /* what the other CPUs do */
         .long   0
 
 real_mode:
@@ -184,12 +184,20 @@ protected_mode:
          * The second CPU increments a word that is not aligned, now and then.
          * To emulate that, TCG stops all other CPUs.
          */
-        cmpl    $0, c_second
-        je      main_loop
+        cmpl    $1, c_second
+        jb      main_loop
+        ja      1f
         movl    $0x0106fff0, SECOND     /* 1: lock incw 0xe01 */
         movl    $0x1000b90e, SECOND + 4 /* movw $0x1000, %cx */
         movl    $0xf4ebfee2, SECOND + 8 /* 2: loop 2b; jmp 1b */
-        movl    $0xc4600 | SECOND >> 12, APIC_COMMAND
+        jmp     2f
+
+        /* All other CPUs wait for COM1's scratch register to be at least 1. */
+1:      movl    $0xec03ffba, SECOND     /* movw $0x3ff, %dx; 1: inb %dx, %al */
+        movl    $0xfb72013c, SECOND + 4 /* cmpb $1, %al; jb 1b */
+        movl    $0x000000ea, SECOND + 8 /* ljmp $0x9000, $0 */
+        movl    $0x00000090, SECOND + 12
+2:      movl    $0xc4600 | SECOND >> 12, APIC_COMMAND
 
 main_loop:
         movl    c_dirty, %esi

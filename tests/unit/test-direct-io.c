@@ -9,6 +9,7 @@
 #include "qemu/osdep.h"
 #include "qemu/direct-io.h"
 #include "qemu/host-utils.h"
+#include "qemu/units.h"
 #include "qapi/error.h"
 
 #include <linux/fs.h>
