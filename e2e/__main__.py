@@ -61,7 +61,9 @@ def parse():
                         help='run only the tests whose names match this '
                              'regular expression')
     parser.add_argument('--quick', action='store_true',
-                        help='only the most effective tests, up to 5 minutes')
+                        help='only the tests marked "quick", up to 5 minutes: '
+                             'not those that find little for the time they '
+                             'take, or show that stock QEMU fails')
     parser.add_argument('--all-modes', action='store_true',
                         help='exchange images in every mode of saving and '
                              'restoring; else each pair of modes only once')

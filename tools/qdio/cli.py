@@ -20,7 +20,7 @@ usage: ./run COMMAND [OPTION...]
   demo     build QEMU with the series, boot a guest, save and restore it
            buffered and direct, and compare the cost
            [--base B] [--emulator PATH|stock] [--verbose]
-  test     the most effective tests, on the base of the demo: 15 minutes
+  test     a selection of the tests, on the base of the demo: 15 minutes
            [--all]: all parts on all bases, all end-to-end tests on 7.2:
            an hour
            [--base B] [--only PART,...] [--list]
@@ -44,7 +44,7 @@ usage: ./run COMMAND [OPTION...]
   base B       fetch and import the source of a base   [--update]
   apply B      make the series' commits on a base      [--discard]
   refresh B    import commits into this repository     [--tree DIR] [--rev R]
-  emit B       write mails for git am                  [--output DIR]
+  emit B       write patches for git am                [--output DIR]
                [--signoff 'NAME <ADDRESS>']
   release V    write all files of a release, reproducibly
                [--output DIR]

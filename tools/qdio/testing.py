@@ -38,7 +38,8 @@ E2E_JOBS = 2
 MOST_E2E_JOBS = 8
 KVM_GET_API_VERSION = 0xae00
 KVM_API = 12
-# The most effective parts, run on the demo's base; the default for users
+# The parts that `./run test` selects, on the demo's base: those that find most
+# for the time they take
 QUICK = ('lint', 'tools', 'refresh', 'build', 'unit', 'qtest', 'e2e')
 
 
