@@ -28,7 +28,7 @@ static void aio_explain(int err, Error **errp)
 {
     switch (err) {
     case ENOSYS:
-        error_setg(errp, "this kernel or sandbox does not have it");
+        error_setg(errp, "not available in this kernel or sandbox");
         break;
     case EPERM:
     case EACCES:

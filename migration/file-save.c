@@ -185,7 +185,7 @@ bool file_save_check_postcopy(Error **errp)
         return true;
     }
     error_setg(errp, "The machine is being saved to '%s'; postcopy needs a "
-               "destination that runs", t->name);
+               "running destination", t->name);
     return false;
 }
 

@@ -613,9 +613,9 @@ bool file_transport_adopt(QIOChannel *ioc, const char *fdname, bool outgoing,
 void file_transport_check_end(QEMUFile *f)
 {
     if (current && qemu_file_get_error(f)) {
-        warn_report("%s: the file is truncated: its very end, the description "
-                    "of the device state, is missing; all that the guest "
-                    "needs was there and is restored", current->name);
+        warn_report("%s: the file is truncated: the description of the device "
+                    "state at its end is missing; the guest does not need it "
+                    "and was restored completely", current->name);
     }
 }
 

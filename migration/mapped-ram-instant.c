@@ -365,8 +365,8 @@ static void stop_guest(void *opaque)
     migrate_set_error(migrate_get_current(), err);
     if (!i->reported) {
         i->reported = true;
-        error_reportf_err(err, "instant restore: the guest stops, since its "
-                          "RAM cannot be read; 'cont' tries again: ");
+        error_reportf_err(err, "instant restore: stopping the guest because "
+                          "its RAM cannot be read; 'cont' retries: ");
     } else {
         error_free(err);
     }

@@ -48,9 +48,9 @@ static bool load_layout(QEMUFile *f, RAMBlock *rb, MappedRamLayout *layout,
     }
     *left_out = mapped_ram_header_left_out(header, qemu_target_page_size());
     if (*left_out && !mapped_ram_compat_is_ignored(rb)) {
-        error_setg(errp, "%s: RAM block '%s' is not in the file, since it was "
-                   "to stay in shared memory; here it is not in shared "
-                   "memory, or capability 'x-ignore-shared' is off",
+        error_setg(errp, "%s: RAM block '%s' is not in the file: it was left "
+                   "in shared memory by the save, but here its memory is not "
+                   "shared, or capability 'x-ignore-shared' is off",
                    mapped_ram_stream_name(f), rb->idstr);
         return false;
     }

@@ -220,9 +220,8 @@ static void warn_of_space(MappedRamSpaceCheck *check, const char *fs,
 {
     if (!check->warned) {
         warn_report("%s: RAM may need %" PRIu64 " bytes, and the file "
-                    "system (%s) has room for %" PRIu64 "; the save is tried "
-                    "nevertheless", check->name, need->known + need->open, fs,
-                    need->room);
+                    "system (%s) has room for %" PRIu64 "; saving anyway",
+                    check->name, need->known + need->open, fs, need->room);
         check->warned = true;
     }
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 #
-# Look at, check, compare and take apart mapped-ram migration files
+# Inspect, verify, compare and extract mapped-ram migration files
 #
 # SPDX-License-Identifier: GPL-2.0-or-later
 
@@ -351,7 +351,8 @@ def new_file(path, image, force, binary=True):
         if not force:
             raise ImageError(path, 'exists; --force replaces it')
         if os.path.islink(path) or not os.path.isfile(path):
-            raise ImageError(path, 'is no plain file, so it is not replaced')
+            raise ImageError(path,
+                             'is not a regular file, so it is not replaced')
     directory = os.path.dirname(path) or '.'
     try:
         fd, part = tempfile.mkstemp('.part', os.path.basename(path)[:64] + '.',
@@ -407,7 +408,7 @@ def command_extract(args):
             raise image.error(f"there is no RAM block '{args.BLOCK}'; there "
                               f'are {names}')
         for problem in image.problems:
-            print(f'mapped-ram: going on in spite of this: {problem}',
+            print(f'mapped-ram: continuing despite this: {problem}',
                   file=sys.stderr)
         if args.ignore_bitmap and not image.file.regular:
             print(f'mapped-ram: warning: {printable(image.path)}: is a block '
@@ -568,11 +569,10 @@ def parser():
                         'saved, in bytes (default: 8)')
     partial = argparse.ArgumentParser(add_help=False)
     partial.add_argument('--unfinished', action='store_true',
-                         help='take an image that was never finished, too; '
-                         'with extract also a damaged one, so far as it can '
-                         'be understood')
+                         help='accept an unfinished image, too; with extract '
+                         'also a damaged one, as far as it can be read')
     result = argparse.ArgumentParser(
-        description='Look at, check, compare and take apart images that '
+        description='Inspect, verify, compare and extract images that '
         'QEMU or libvirt saved with the capability mapped-ram.',
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = result.add_subparsers(dest='command', metavar='COMMAND')

@@ -142,8 +142,8 @@ class Input:
             self.stat = os.fstat(self.fd)
             mode = self.stat.st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-                raise ImageError(path, 'is no regular file and no block '
-                                 'device')
+                raise ImageError(path, 'is neither a regular file nor a '
+                                 'block device')
             self.regular = stat.S_ISREG(mode)
             self.size = os.lseek(self.fd, 0, os.SEEK_END)
         except OSError as err:

@@ -181,7 +181,7 @@ static bool guess_align(int fd, const char *name, const struct stat *st,
         int sector;
 
         if (ioctl(fd, BLKSSZGET, &sector) < 0) {
-            error_setg_errno(errp, errno, "%s: cannot find out the logical "
+            error_setg_errno(errp, errno, "%s: cannot determine the logical "
                              "block size of the device", name);
             return false;
         }

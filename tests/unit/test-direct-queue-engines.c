@@ -241,7 +241,7 @@ static void test_sandbox(void)
 {
     static const Forbidden urings[] = {
         { SYS_io_uring_setup, EPERM, "not permitted (*)" },
-        { SYS_io_uring_setup, ENOSYS, "* does not have it" },
+        { SYS_io_uring_setup, ENOSYS, "not available in *" },
         { SYS_io_uring_setup, ENOMEM, "* (raise RLIMIT_MEMLOCK, *)" },
         { SYS_io_uring_setup, EMFILE, "Too many open files" },
         { SYS_io_uring_register, EINVAL, "* that needs Linux 5.6 or later" },
@@ -249,7 +249,7 @@ static void test_sandbox(void)
     };
     static const Forbidden aios[] = {
         { SYS_io_setup, EPERM, "not permitted (*)" },
-        { SYS_io_setup, ENOSYS, "* does not have it" },
+        { SYS_io_setup, ENOSYS, "not available in *" },
         { SYS_io_setup, EAGAIN, "* (raise the sysctl fs.aio-max-nr, *)" },
         { SYS_io_setup, ENOMEM, "Cannot allocate memory" },
         { SYS_io_getevents, EPERM, "not permitted (*)" },

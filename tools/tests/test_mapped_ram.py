@@ -868,8 +868,8 @@ class Damaged(Case):
         self.patch(self.maker.at['header'] + 4, be(8, 3))
         self.result(*args, code=2)
         _, _, err = self.run_tool(*args, '--unfinished')
-        self.assertRegex(err, 'in spite of this: .*page size')
-        self.assertRegex(err, 'in spite of this: .*truncated')
+        self.assertRegex(err, 'despite this: .*page size')
+        self.assertRegex(err, 'despite this: .*truncated')
         memory = self.maker.memory()
         with open(out, 'rb') as f:
             self.assertEqual(f.read(), memory[:7 * PAGE + 99].ljust(
