@@ -19,8 +19,8 @@
 /**
  * file_last_stage_stop_guest: note that the migration will stop the guest now
  *
- * To stop it drops the BQL.  file_last_stage_guest_stopped() must follow.  Does
- * nothing if the migration is not to a file.  BQL held.
+ * Stopping the guest drops the BQL.  file_last_stage_guest_stopped() must
+ * follow.  Does nothing if the migration is not to a file.  BQL held.
  */
 void file_last_stage_stop_guest(void);
 

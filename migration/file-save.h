@@ -19,9 +19,9 @@
  * @prepare: called by file_save_begin() while the previous image still exists;
  *           returns false with @errp set if RAM cannot be saved
  * @cleanup: called by file_save_abort() to stop; more calls do nothing
- * @is_clean: returns whether RAM is saved this way, and no page was dirty when
- *            that was last looked up, or writing them leaves as many.
- *            Migration thread.
+ * @is_clean: returns whether RAM is saved this way and there is nothing useful
+ *            left to write: at the last look no page was dirty, or a pass did
+ *            not reduce their number.  Migration thread.
  */
 typedef struct FileSaveRam {
     bool (*prepare)(QEMUFile *f, Error **errp);

@@ -24,8 +24,9 @@
 #define MAPPED_RAM_UNLOCKED_PASSES 3
 
 /*
- * From this many dirty pages on, it does so again only if a pass has left fewer
- * than the one before: it takes long, and a device may report all as dirty.
+ * With this many dirty pages or more, the last stage makes another such pass
+ * only if the previous one left fewer than the one before it: a pass takes
+ * long, and a device may report every page as dirty each time.
  */
 #define MAPPED_RAM_MANY_PAGES 1024
 

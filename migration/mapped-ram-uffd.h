@@ -137,9 +137,8 @@ bool mapped_ram_uffd_read(int fd, MappedRamFault *fault);
  *
  * Returns: whether it is a thread of this process, which includes those that
  *          the kernel runs for io_uring and for vhost (before Linux 6.4, found
- *          by their name).  Not a thread of the process is one that loads a
- *          page for a CPU which KVM has put to sleep, or lets run, until the
- *          page is there.
+ *          by their name).  A kernel thread that loads a page for KVM while
+ *          the CPU sleeps or runs on (asynchronous page fault) does not count.
  */
 bool mapped_ram_uffd_own_thread(uint64_t thread);
 

@@ -31,8 +31,8 @@ typedef struct MappedRam MappedRam;
 bool mapped_ram_wanted(QEMUFile *f);
 
 /*
- * Returns whether postcopy is on, and part of the stream.  With mapped-ram it
- * is for instant restore, and never is.  Any thread.
+ * Returns whether postcopy is on and uses the stream.  With mapped-ram it never
+ * does: there, the capability asks for instant restore.  Any thread.
  */
 bool mapped_ram_postcopy_by_stream(void);
 

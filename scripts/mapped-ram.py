@@ -33,7 +33,7 @@ exit codes:
   1  verify: the image is damaged; compare: guest RAM differs
   2  it can't be done: wrong usage, no image, a damaged image, a failing disk,
      output that can't be written
-  3  the image is one that was never finished
+  3  the image is unfinished
   128 + N  stopped by signal N
 '''
 
