@@ -98,17 +98,30 @@ class Unfinished(RuntimeError):
     """A migration has not ended in time, although QMP answers."""
 
 
-class Meter:
-    """Measures a process from the creation of this object until stop()."""
+class Machine:
+    """Measures the CPU time of the whole machine, but for that which the
+    function `apart` returns, from the creation of this object on."""
 
-    def __init__(self, pid):
+    def __init__(self, apart=lambda: 0):
+        self.apart = apart
+        self.begun = machine_busy() - apart()
+
+    def cpu(self):
+        return machine_busy() - self.apart() - self.begun
+
+
+class Meter:
+    """Measures a process from the creation of this object until stop().
+    `apart`: see Machine."""
+
+    def __init__(self, pid, apart=lambda: 0):
         self.pid = pid
         with open(f'/proc/{pid}/clear_refs', 'w') as f:
             f.write('5')                # reset the peak
         self.rss = memory(pid, 'VmRSS')
         self.cache = self.peak = page_cache()
         self.slowest = 0
-        self.busy = machine_busy()
+        self.machine = Machine(apart)
         self.cpu = cpu_seconds(pid)
         self.start = time.monotonic()
 
@@ -135,7 +148,7 @@ class Meter:
         file that was written or read."""
         figures = {'seconds': time.monotonic() - self.start,
                    'cpu': cpu_seconds(self.pid) - self.cpu,
-                   'machine_cpu': machine_busy() - self.busy,
+                   'machine_cpu': self.machine.cpu(),
                    'memory': max(memory(self.pid, 'VmHWM') - self.rss, 0),
                    'qmp': self.slowest}
         self.peak = max(self.peak, page_cache())

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The parts of lab/ that need no emulator."""
 
+import ctypes
+import errno
 import os
 import sys
 import tempfile
@@ -9,7 +11,7 @@ import unittest
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__)))))
 
-from lab import content, meter          # noqa: E402
+from lab import content, meter, reserve         # noqa: E402
 
 MIB = 1 << 20
 
@@ -35,6 +37,91 @@ class Meter(unittest.TestCase):
             f.write(bytes(5000))
             f.flush()
             self.assertIn(meter.cached(f.name), (0, 4096, 8192))
+
+
+class Chunk:
+    def close(self):
+        pass
+
+
+class Reserve(unittest.TestCase):
+    def setUp(self):
+        self.free = {'MemFree': 4000, 'MemAvailable': 9000}
+        self.holder = reserve.Holder(lambda _: Chunk(), self.free.get)
+
+    def test_limit(self):
+        self.assertEqual(reserve.limited(1000, 9000), 1000)
+        self.assertEqual(reserve.limited(9000, 9000), 9000 - reserve.LEAVE)
+        self.assertEqual(reserve.limited(9000, 9000, 4000),
+                         5000 - reserve.LEAVE)
+        self.assertEqual(reserve.limited(1000, 1000), 0)
+
+    def test_what_is_held_counts_as_available(self):
+        self.holder.obey('hold 6400 0')
+        self.assertEqual(self.holder.held(), 6400)
+        self.free['MemAvailable'] -= 6400
+        self.holder.obey('hold 6400 0')
+        self.assertEqual(self.holder.held(), 6400)
+        self.holder.obey('hold 640 0')
+        self.assertEqual(self.holder.held(), 640)
+
+    def test_memory_is_given_back_as_it_is_used(self):
+        self.holder.obey('hold 6400 0')
+        self.assertFalse(self.holder.gives_back())
+        self.holder.obey('let_go')
+        self.assertEqual(self.holder.held(), 6400 - reserve.LEAD)
+        self.free['MemFree'] += reserve.LEAD
+        self.holder.look()
+        self.assertEqual(self.holder.held(), 6400 - reserve.LEAD)
+        self.free['MemFree'] -= reserve.CHUNK + 1
+        self.holder.look()
+        self.assertEqual(self.holder.held(),
+                         6400 - reserve.LEAD - 2 * reserve.CHUNK)
+        self.free['MemFree'] = -9000            # all is used
+        self.holder.look()
+        self.assertEqual(self.holder.held(), 0)
+        self.assertFalse(self.holder.gives_back())
+        self.holder.obey('hold 64 0')
+        self.assertFalse(self.holder.gives_back())
+
+    def test_process(self):
+        with reserve.Reserve() as one:
+            held = one.hold(128)
+            if not held:
+                self.skipTest('not enough memory')
+            self.assertEqual(held, 128)
+            self.assertGreater(meter.memory(one.pid, 'VmRSS'), 120 * MIB)
+            self.assertEqual(one.hold(64), 64)
+            self.assertLess(meter.memory(one.pid, 'VmRSS'), 120 * MIB)
+            one.let_go()
+            self.assertEqual(one.held(), 0)
+            self.assertLess(one.cpu(), 1)
+            self.assertEqual(one.hold(128), 128)
+        self.assertFalse(os.path.exists(f'/proc/{one.pid}'))
+
+    def test_old_kernels(self):
+        class Libc:
+            @staticmethod
+            def madvise(*_):
+                ctypes.set_errno(errno.EINVAL)
+                return -1
+
+        memory = ctypes.create_string_buffer(b'abc')
+        reserve.populate(ctypes.addressof(memory), 3, Libc)
+        self.assertEqual(memory.value, b'')
+
+    def test_reporting(self):
+        with tempfile.TemporaryDirectory() as top:
+            self.assertFalse(reserve.reporting(top))
+            for kind, features, wanted in (('0x0002', '000001', False),
+                                           ('0x0005', '000010', False),
+                                           ('0x0005', '000001', True)):
+                where = os.path.join(top, kind + features)
+                os.mkdir(where)
+                for name, text in (('device', kind), ('features', features)):
+                    with open(os.path.join(where, name), 'w') as f:
+                        f.write(text + '\n')
+                self.assertEqual(reserve.reporting(top), wanted)
 
 
 class Contents(unittest.TestCase):
