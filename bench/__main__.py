@@ -9,7 +9,7 @@ import time
 from lab import fs
 from lab.vm import Emulator, NotQEMU
 
-from . import machine, measure, pictures, report, results
+from . import conditions, machine, measure, pictures, report, results
 from .emulators import probe
 from .options import check_system, parse, pieces
 from .place import Place
@@ -45,7 +45,17 @@ def setting_of(args, place):
 
 def session(args):
     return {'machine': machine.describe(args.dir), 'base': args.base,
-            'when': time.strftime('%Y-%m-%d'), 'runs': []}
+            'when': time.strftime('%Y-%m-%d'), 'reserve': True, 'runs': []}
+
+
+def measure_all(args, setting, place, runs, keep):
+    """Adds to `runs`, and calls keep() after each."""
+    clock = measure.Clock(args.minutes)
+    for names, changes, rounds in args.pieces or pieces(setting):
+        tasks = plan(names, setting.but(**changes))
+        if not tasks:
+            fail('nothing is left to measure; name more --sides or --modes')
+        measure.run(tasks, place, rounds, clock, runs, keep)
 
 
 def measured(args):
@@ -65,14 +75,8 @@ def measured(args):
 
     try:
         setting = setting_of(args, place)
-        clock = measure.Clock(args.minutes)
-        for names, changes, rounds in args.pieces or pieces(setting):
-            tasks = plan(names, setting.but(**changes))
-            if not tasks:
-                fail('nothing is left to measure; name more --sides or '
-                     '--modes')
-            measure.run(tasks, place, rounds, clock, sessions[-1]['runs'],
-                        keep)
+        with conditions.reserving():
+            measure_all(args, setting, place, sessions[-1]['runs'], keep)
     except KeyboardInterrupt:
         measure.say('interrupted; this is what there is:')
     finally:

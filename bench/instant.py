@@ -10,10 +10,10 @@ import time
 
 from lab.content import MIB
 from lab.guest import build_checker, configure_checker
-from lab.meter import drop_caches
 from lab.vm import VM
 
-from .sides import MEMORY, PAGE, RECLAIM_SECONDS, Guest, completed
+from . import conditions
+from .sides import MEMORY, PAGE, Guest, completed
 
 CHECK = 1024                        # pages that the guest checks in a round
 FIGURES = {'running': 'running', 'first': 'first sign',
@@ -96,6 +96,7 @@ class Instant(Guest):
         rom = configure_checker(build_checker(place.sockets),
                                 place.path('guest.rom'), dirty=16, check=CHECK,
                                 **pages)
+        conditions.prepare(content.ram, memory)
         return VM(self.emulator, place.sockets, 'instant', ram=content.ram,
                   firmware=rom, incoming=incoming, patience=300,
                   args=('-object', f'{MEMORY[memory]},id=ram0,'
@@ -164,14 +165,12 @@ class Instant(Guest):
         pages = content.ram * MIB // PAGE if content.ram <= self.LARGEST else 0
         image = place.image(content, 'checker', lambda path:
                             self.make_guest_image(place, content, path))
-        drop_caches()
-        time.sleep(RECLAIM_SECONDS)
         vm = self.boot(place, content, True, 'fresh')
         try:
             self.setup(vm)
             if self.instant:
                 vm.set_capabilities('postcopy-ram')
-            drop_caches()
+            conditions.ready(content.ram, self.memory)
             begin = time.monotonic()
             vm.command('migrate-incoming', {'uri': 'file:' + image})
             return {'restore': self.measure(vm, begin, pages, image)}

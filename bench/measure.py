@@ -7,7 +7,9 @@ import sys
 import time
 
 from lab.meter import field
+from lab.reserve import LEAVE
 
+from . import conditions
 from .scenarios import order
 
 GIB = 1 << 30
@@ -25,11 +27,14 @@ def lacks(task, directory, has_image=False, available=None, free=None):
     """Why a task cannot run here, or None."""
     if available is None:
         with open('/proc/meminfo') as f:
-            available = field(f.read(), 'MemAvailable')
+            available = field(f.read(), 'MemAvailable') + conditions.held()
     if free is None:
         free = shutil.disk_usage(directory).free
     guests = 2 if task.scenario == 'tcp' else 1
-    if guests * (task.content.ram << 20) + ROOM > available:
+    ram = task.content.ram
+    need = max((guests * ram << 20) + ROOM,
+               conditions.wanted(ram) + LEAVE << 20)
+    if need > available:
         return f'not {available / GIB:.0f} GiB of memory'
     # The image unless it is kept, and the file that is saved to
     files = 1 if has_image else 2

@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 
+from lab.reserve import reporting
+
 from .emulators import ENGINES
 from .scenarios import SCENARIOS
 
@@ -106,15 +108,20 @@ def figures_files(base):
     return {'json': os.path.join(where, 'figures.json'), 'pictures': where}
 
 
-def pieces(setting):
+def pieces(setting, reclaims=None):
     """What --figures measures, in order: scenarios, special settings, rounds.
-    The last one gets the remaining time.  Ours is compared with its base,
+    The last one but `reclaimed` gets the remaining time; that one is measured
+    once if none is left, and only if the outer host takes memory back (None:
+    find out).  Ours is compared with its base,
     built with the same options, or, if the base has no mapped-ram, with the
     distribution's QEMU."""
+    if reclaims is None:
+        reclaims = reporting()
     base = setting.base
     other = 'base' if base and base.has_mapped_ram else 'stock'
     return [(names, {'programs': ['ours', other, 'exec', 'fio'], **changes},
-             rounds) for names, changes, rounds in PIECES]
+             rounds) for names, changes, rounds in
+            (*PIECES, *(RECLAIMED if reclaims else ()))]
 
 
 PIECES = (
@@ -132,6 +139,7 @@ PIECES = (
     (['random'], {'skip': re.compile('ours.*buffered|final size|'
                                      '(stock|base).*buffered, 8')}, 5),
 )
+RECLAIMED = ((['reclaimed'], {'channels': [1, 2, 4, 8]}, 2),)
 DEFAULT = {'ram': 4096, 'rounds': 5, 'minutes': None,
            'channels': [1, 2, 4, 8], 'engines': None,
            'modes': ['direct', 'buffered']}

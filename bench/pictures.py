@@ -68,7 +68,8 @@ def chart(title, remark, groups):
 
 def _scenario(rows):
     """What users get, if it was measured."""
-    return 'fresh' if rows.of('fresh') else 'random'
+    return next((name for name in ('fresh', 'reclaimed') if rows.of(name)),
+                'random')
 
 
 def _bars(rows, phase, figure, scale):
@@ -94,13 +95,14 @@ def _rates(rows, phase):
 
 
 def draw(rows):
-    """{file name: SVG} of the scenario "fresh", or "random"; empty if neither
-    was measured."""
+    """{file name: SVG} of the scenario "fresh", "reclaimed", or "random"; empty
+    if none of them was measured."""
     main = rows.of(_scenario(rows))
     if not main:
         return {}
-    where = ', restored into fresh memory' if main[0].scenario == 'fresh' \
-        else ''
+    where = {'fresh': ', restored into fresh memory',
+             'reclaimed': ', restored into memory that the outer host had '
+             'taken back'}.get(main[0].scenario, '')
     rounds = max(len(row.runs) for row in main)
     remark = (f'{main[0].ram} MiB of random RAM{where}; the bar is the median '
               f'of {rounds} rounds, the line goes from the least to the most')

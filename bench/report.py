@@ -8,6 +8,7 @@ from .targets import reached, verdicts
 
 TITLES = {
     'fresh': 'Random RAM, restored into fresh memory',
+    'reclaimed': 'The same, into memory that the outer host had taken back',
     'random': 'Random RAM, restored into memory touched before',
     'backends': 'Random RAM, restored into fresh memory of other kinds',
     'tmpfs': 'Random RAM, to and from tmpfs',
@@ -151,7 +152,7 @@ def markdown(rows, sessions):
     machines = dict.fromkeys(sentence(s['machine']) for s in sessions)
     parts = [f"Measured on {'; later additions on '.join(machines)}. "
              + disturbance_text(rows, where['cpus']) + '\n']
-    for scenario in ('fresh', 'random', 'backends', 'tmpfs'):
+    for scenario in ('fresh', 'reclaimed', 'random', 'backends', 'tmpfs'):
         found = rows.of(scenario)
         if found:
             rounds = max(len(row.runs) for row in found)

@@ -8,6 +8,7 @@ import copy
 
 from lab.content import Content
 
+from . import conditions
 from .instant import Instant, Start
 from .sides import Fio, Guest, Live, OnEmulatedDisk, OnTmpfs, Pipe, \
     Populate, Scan, Socket
@@ -103,15 +104,20 @@ def random(setting):
     return _content('random', setting)
 
 
-def fresh(setting):
+def fresh(setting, memory='fresh'):
     """What users get: restores into untouched memory."""
     content = Content('random', min(setting.ram, 2048))
-    sides = [Fio(huge=True), Populate()] if setting.wants('fio') else []
-    return [Task('fresh', side, content) for side in sides] + \
-        [Task('fresh', Guest(name, emulator, channels, True, memory='fresh'),
+    sides = [Fio(huge=True), Populate(memory)] if setting.wants('fio') else []
+    return [Task(memory, side, content) for side in sides] + \
+        [Task(memory, Guest(name, emulator, channels, True, memory=memory),
               content)
          for channels in setting.channels
          for name, emulator in setting.all()]
+
+
+def reclaimed(setting):
+    """The same when the outer host had taken the memory back."""
+    return fresh(setting, conditions.RECLAIMED)
 
 
 def backends(setting):
@@ -236,7 +242,8 @@ SCENARIOS = {'fresh': fresh, 'random': random, 'backends': backends,
              'tmpfs': tmpfs, 'live': live, 'instant': instant, 'start': start,
              'half-zero-64k': half_zero_64k, 'half-zero-8k': half_zero_8k,
              'zero': zero, 'sizes': sizes,
-             'bandwidth': bandwidth, 'slow': slow, 'stall': stall, 'tcp': tcp}
+             'bandwidth': bandwidth, 'slow': slow, 'stall': stall, 'tcp': tcp,
+             'reclaimed': reclaimed}
 
 
 def plan(names, setting):

@@ -19,9 +19,10 @@ from lab.content import MIB
 from lab.guest import build_checker, configure_checker
 from lab.image import blocks
 from lab.memory import huge_pages
-from lab.meter import Meter, Unfinished, cached, drop_caches, page_cache
+from lab.meter import Unfinished, cached, page_cache
 from lab.vm import VM, Mode
 
+from . import conditions
 from .place import Place
 
 PAGE = 4096
@@ -37,22 +38,17 @@ MEMORY = {
                f'prealloc-threads={os.cpu_count() or 1}',
     # what a user's QEMU has that has just been started
     'fresh': 'memory-backend-ram',
+    conditions.RECLAIMED: 'memory-backend-ram',
     'memfd': 'memory-backend-memfd',
     'hugetlb': 'memory-backend-memfd,hugetlb=on,hugetlbsize=2M',
 }
-# The host of a virtual machine may take free memory back after some seconds,
-# and the next use of that memory then costs more.  Wait, so that all sides
-# have the same conditions.
-RECLAIM_SECONDS = 6
 
 
 def start(emulator, place, content, incoming=False, name='bench',
           memory='touched'):
     """Starts a paused guest with the given kind of memory."""
     ram = content.ram
-    if memory != 'touched':
-        drop_caches()
-        time.sleep(RECLAIM_SECONDS)
+    conditions.prepare(ram, memory)
     return VM(emulator, place.sockets, name, ram=ram, incoming=incoming,
               patience=300,
               args=('-object', f'{MEMORY[memory]},id=ram0,size={ram}M',
@@ -119,6 +115,8 @@ class Migration(Side):
 
     def run(self, place, content):
         image = self.image_of(place, content)
+        if self.memory == 'hugetlb':
+            conditions.give_all(content.ram)
         with huge_pages(content.ram) if self.memory == 'hugetlb' else \
                 contextlib.nullcontext():
             vm = start(self.emulator, place, content, incoming=True,
@@ -161,7 +159,7 @@ class Guest(Migration):
             words.append(engine)
         if legacy:
             words.append('legacy')
-        if memory not in ('touched', 'fresh'):
+        if memory not in ('touched', 'fresh', conditions.RECLAIMED):
             words.append(memory)
         words.append(f'{channels} ch' if channels else 'no multifd')
         self.name = ', '.join(words)
@@ -183,8 +181,8 @@ class Guest(Migration):
 
     def save(self, vm, path, timeout=900):
         self.setup(vm)
-        drop_caches()
-        meter = Meter(vm.pid)
+        conditions.ready(vm.ram, self.memory)
+        meter = conditions.meter(vm.pid)
         vm.start_save('file:' + path)
         info = completed(self, 'save', meter.wait(vm, timeout))
         sync(path)
@@ -193,8 +191,8 @@ class Guest(Migration):
 
     def restore(self, vm, path):
         self.setup(vm)
-        drop_caches()
-        meter = Meter(vm.pid)
+        conditions.ready(vm.ram, self.memory)
+        meter = conditions.meter(vm.pid)
         vm.command('migrate-incoming', {'uri': 'file:' + path}, timeout=900)
         info = completed(self, 'restore', meter.wait(vm))
         return {**meter.stop(path), **told(info)}
@@ -218,8 +216,8 @@ class Pipe(Migration):
 
     def migrate(self, vm, command, uri):
         vm.command('migrate-set-parameters', {'max-bandwidth': UNLIMITED})
-        drop_caches()
-        meter = Meter(vm.pid)
+        conditions.ready(vm.ram)
+        meter = conditions.meter(vm.pid)
         vm.command(command, {'uri': uri}, timeout=900)
         completed(self, command, meter.wait(vm))
         while children(vm.pid):
@@ -282,7 +280,7 @@ class Fio(Side):
                 '--iodepth=64']
 
     def job(self, path, rw, content, offset=0):
-        drop_caches()
+        conditions.ready(content.ram)
         before = page_cache()
         out = subprocess.run(
             ['fio', '--name=limit', f'--filename={path}',
@@ -359,12 +357,15 @@ class Scan(Side):
 
 class Populate(Side):
     """First use of as much memory as the guest has, by one thread for each
-    CPU: the minimum cost of a restore into fresh memory."""
+    CPU: the minimum cost of a restore into fresh memory.
+
+    memory      the kind of it: fresh, or reclaimed"""
 
     threads = os.cpu_count() or 1
     POPULATE_WRITE = 23                 # MADV_POPULATE_WRITE
 
-    def __init__(self):
+    def __init__(self, memory='fresh'):
+        self.memory = memory
         self.name = f'first use of memory, {self.threads} threads'
 
     def facts(self):
@@ -375,8 +376,8 @@ class Populate(Side):
         libc = ctypes.CDLL(None, use_errno=True)
         libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t,
                                  ctypes.c_int]
-        drop_caches()
-        time.sleep(RECLAIM_SECONDS)
+        conditions.prepare(content.ram, self.memory)
+        conditions.ready(content.ram, self.memory)
         with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as m:
             m.madvise(mmap.MADV_HUGEPAGE)
             buffer = (ctypes.c_char * size).from_buffer(m)
@@ -444,6 +445,7 @@ class Live(Guest):
         rom = configure_checker(build_checker(place.sockets),
                                 place.path('guest.rom'), dirty=self.DIRTY,
                                 check=1, pause=pause)
+        conditions.prepare(ram)
         vm = VM(self.emulator, place.sockets, 'live', ram=ram,
                 firmware=rom, patience=300)
         vm.wait_guest('tick', 2)
@@ -555,8 +557,9 @@ class Socket(Guest):
         self.setup_socket(target)
         target.command('migrate-incoming', {'uri': 'tcp:127.0.0.1:0'})
         port = target.command('query-migrate')['socket-address'][0]['port']
-        receiving = Meter(target.pid)
-        sending = Meter(source.pid)
+        conditions.ready(content.ram)
+        receiving = conditions.meter(target.pid)
+        sending = conditions.meter(source.pid)
         source.command('migrate', {'uri': f'tcp:127.0.0.1:{port}'})
         completed(self, 'migration', sending.wait(source))
         completed(self, 'migration', receiving.wait(target))

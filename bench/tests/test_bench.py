@@ -9,11 +9,12 @@ import tempfile
 import unittest
 import xml.dom.minidom
 from contextlib import redirect_stderr
+from unittest import mock
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__)))))
 
-from bench import (machine, measure, options, pictures, report, results,
+from bench import (conditions, machine, measure, options, pictures, report, results,
                    scenarios, slowdisk, stats, targets)
 
 MIB = 1 << 20
@@ -258,6 +259,50 @@ def setting(programs=None, engines=(None,), channels=(1, 8), direct=(True,),
                              list(channels), list(direct), 4096, programs, skip)
 
 
+class Conditions(unittest.TestCase):
+    class Reserve:
+        def __init__(self):
+            self.said = []
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def hold(self, *mib):
+            self.said.append(mib)
+
+        def let_go(self):
+            self.said.append('go')
+
+    def setUp(self):
+        self.reserve = self.Reserve()
+        for where, name, value in (
+                (conditions.reserve, 'Reserve', lambda: self.reserve),
+                (conditions, 'drop_caches', lambda: None),
+                (conditions.time, 'sleep', self.reserve.said.append)):
+            patch = mock.patch.object(where, name, value)
+            patch.start()
+            self.addCleanup(patch.stop)
+
+    def said(self, memory):
+        with conditions.reserving():
+            conditions.prepare(1000, memory)
+            conditions.ready(1000, memory)
+        return self.reserve.said
+
+    def test_memory_is_used_beforehand(self):
+        self.assertEqual(self.said('fresh'), [(1406, 0), (1406,), 'go'])
+
+    def test_room_for_memory_that_is_used_at_the_start(self):
+        self.assertEqual(self.said('touched'), [(1406, 1000), (1406,), 'go'])
+
+    def test_reclaimed_memory(self):
+        self.assertEqual(self.said('reclaimed'),
+                         [(0,), conditions.RECLAIM_SECONDS])
+
+
 class Selection(unittest.TestCase):
     def names(self, *scenario, **kw):
         return [t.side.name for t in scenarios.plan(scenario, setting(**kw))]
@@ -336,6 +381,8 @@ class Selection(unittest.TestCase):
             return measure.lacks(task, '/', has_image, available * gib,
                                  free * gib)
 
+        self.assertIsNone(lacks(6.4, 11))
+        self.assertIn('memory', lacks(6.2, 11))     # what is held
         self.assertIsNone(lacks(7, 11))
         self.assertIn('memory', lacks(5, 11))
         self.assertIn('space', lacks(7, 9))
@@ -375,6 +422,19 @@ class Selection(unittest.TestCase):
         self.assertTrue(clock.fits(20))
         self.assertFalse(clock.fits(21))
         self.assertTrue(measure.Clock(None).fits(1e9))
+
+    def test_reclaimed_is_like_fresh(self):
+        found = [scenarios.plan([name], setting())
+                 for name in ('fresh', 'reclaimed')]
+        self.assertEqual(*[[t.side.name for t in tasks] for tasks in found])
+        self.assertEqual([{t.side.memory for t in tasks[1:]}
+                          for tasks in found], [{'fresh'}, {'reclaimed'}])
+
+    def test_reclaimed_is_measured_where_there_is_such_a_host(self):
+        names = [[piece[0] for piece in options.pieces(setting(), reclaims)]
+                 for reclaims in (False, True)]
+        self.assertNotIn(['reclaimed'], names[0])
+        self.assertEqual(names[1], [*names[0], ['reclaimed']])
 
     def test_pieces_name_what_there_is(self):
         for base, other in ((None, 'stock'), (Emulator(False), 'stock'),
