@@ -24,7 +24,7 @@ TITLES = {
     'stall': 'Random RAM, to a disk that stalls for seconds (emulated)',
     'tcp': 'Over TCP (restore: the receiving side)',
 }
-COLUMNS = ('seconds', 'CPU seconds', 'cached MiB', 'memory MiB', 'QMP ms',
+COLUMNS = ('seconds', 'CPU seconds', 'CPU of the machine, s', 'cached MiB', 'memory MiB', 'QMP ms',
            'requests', 'of fio')
 
 
@@ -52,6 +52,7 @@ def _rate(rows, row, phase):
 
 def cells(rows, row, phase):
     return [_spread(row, phase), _spread(row, phase, 'cpu'),
+            _spread(row, phase, 'machine_cpu'),
             _most(row, phase, 'cached', 1 / MIB, 1),
             _most(row, phase, 'memory', 1 / MIB, 1),
             _most(row, phase, 'qmp', 1000),
@@ -189,12 +190,14 @@ def insert(text, figures, base):
 
 
 def _main_table(main):
-    lines = ['| | save, s | CPU, s | restore, s | CPU, s | in the page cache,'
-             ' MiB |', '|---|---|---|---|---|---|']
+    cpu = 'CPU, s | CPU of the machine, s'
+    lines = [f'| | save, s | {cpu} | restore, s | {cpu} | in the page cache,'
+             ' MiB |', '|---' * 8 + '|']
     for row in main:
         lines.append('| ' + ' | '.join([
-            row.name, _spread(row, 'save'), _spread(row, 'save', 'cpu'),
-            _spread(row, 'restore'), _spread(row, 'restore', 'cpu'),
+            row.name, *(_spread(row, phase, figure)
+                        for phase in ('save', 'restore')
+                        for figure in ('seconds', 'cpu', 'machine_cpu')),
             _most(row, 'save', 'cached', 1 / MIB)]) + ' |')
     return '\n'.join(lines) + '\n'
 

@@ -282,6 +282,8 @@ class Fio(Side):
     def job(self, path, rw, content, offset=0):
         conditions.ready(content.ram)
         before = page_cache()
+        own = os.times().children_user + os.times().children_system
+        machine = conditions.machine()
         out = subprocess.run(
             ['fio', '--name=limit', f'--filename={path}',
              *self.amount(rw, content, offset), '--ioengine=io_uring',
@@ -290,10 +292,14 @@ class Fio(Side):
              f'--iomem={"mmaphuge" if self.huge else "malloc"}',
              '--output-format=json'],
             check=True, capture_output=True, text=True).stdout
+        machine = machine.cpu()
+        own = os.times().children_user + os.times().children_system - own
         job = json.loads(out[out.index('{'):])['jobs'][0]
         seconds = job['job_runtime'] / 1000
-        return {'seconds': seconds,
-                'cpu': seconds * (job['usr_cpu'] + job['sys_cpu']) / 100,
+        cpu = seconds * (job['usr_cpu'] + job['sys_cpu']) / 100
+        return {'seconds': seconds, 'cpu': cpu,
+                # Without what fio takes for its start and end
+                'machine_cpu': machine - max(own - cpu, 0),
                 'cache_growth': max(page_cache() - before, 0),
                 'cached': cached(path)}
 
@@ -345,14 +351,18 @@ class Scan(Side):
 
             pool = [threading.Thread(target=scan, args=(i,))
                     for i in range(threads)]
+            machine = conditions.machine()
+            cpu = time.process_time()
             begin = time.monotonic()
             for thread in pool:
                 thread.start()
             for thread in pool:
                 thread.join()
-            seconds = time.monotonic() - begin
+            figures = {'seconds': time.monotonic() - begin,
+                       'cpu': time.process_time() - cpu,
+                       'machine_cpu': machine.cpu()}
             del buffer
-        return {'save': {'seconds': seconds, 'cpu': seconds * threads}}
+        return {'save': figures}
 
 
 class Populate(Side):
@@ -395,13 +405,15 @@ class Populate(Side):
                     for i in range(self.threads)]
             for thread in pool:
                 thread.start()
+            machine = conditions.machine()
             cpu = time.process_time()
             begin = time.monotonic()
             together.wait()
             for thread in pool:
                 thread.join()
             figures = {'seconds': time.monotonic() - begin,
-                       'cpu': time.process_time() - cpu}
+                       'cpu': time.process_time() - cpu,
+                       'machine_cpu': machine.cpu()}
             del buffer
         return {'restore': figures}
 

@@ -14,8 +14,8 @@ from unittest import mock
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__)))))
 
-from bench import (conditions, machine, measure, options, pictures, report, results,
-                   scenarios, slowdisk, stats, targets)
+from bench import (conditions, machine, measure, options, pictures, report,
+                   results, scenarios, slowdisk, stats, targets)
 
 MIB = 1 << 20
 
@@ -86,6 +86,21 @@ class Targets(unittest.TestCase):
         self.assertFalse(targets.reached(verdict))
         self.assertEqual(self.verdict(runs, 'own memory').value, 4)
         self.assertAlmostEqual(self.verdict(runs, 'QMP').value, 10)
+
+    def test_work_of_the_kernel_counts(self):
+        def saved(program, **figures):
+            return {**direct(program, 1, {'seconds': 1, **figures},
+                             scenario='fresh'),
+                    'restore': {'seconds': 1, 'cpu': 1}}
+
+        text = 'save, 1 channel: CPU time of the whole machine'
+        runs = [saved('ours', cpu=0.1, machine_cpu=0.4),
+                saved('stock', cpu=0.9, machine_cpu=1.0)]
+        self.assertEqual(self.verdict(runs, text).value, 2.5)
+        # Earlier figures
+        runs = [saved('ours', cpu=0.1), saved('stock', cpu=0.9)]
+        self.assertFalse([v for v in targets.verdicts(stats.Rows(runs))
+                          if text in v.text])
 
     def test_a_file_on_tmpfs_may_be_in_the_page_cache(self):
         runs = [direct('ours', 1, {'seconds': 1, 'cached': c * MIB},
@@ -184,15 +199,16 @@ class Report(unittest.TestCase):
     RUNS = [run('fio, fresh file', {'seconds': 2.0, 'cpu': 0.1},
                 program='fio', final=False),
             direct('ours', 1, {'seconds': 1.0, 'cpu': 0.25,
-                               'cached': MIB // 2}),
-            direct('ours', 1, {'seconds': 3.0, 'cpu': 0.75, 'cached': MIB})]
+                               'machine_cpu': 0.3, 'cached': MIB // 2}),
+            direct('ours', 1, {'seconds': 3.0, 'cpu': 0.75,
+                               'machine_cpu': 0.9, 'cached': MIB})]
 
     def test_table(self):
         text = report.tables(stats.Rows(self.RUNS))
         line = next(x for x in text.splitlines() if 'ours' in x)
         self.assertEqual(line.split(), ['ours', '1', 'ch', '2.00',
                                         '(1.00-3.00)', '0.50', '(0.25-0.75)',
-                                        '1.0', '1.00'])
+                                        '0.60', '(0.30-0.90)', '1.0', '1.00'])
         self.assertNotIn('QMP', text)           # no row has that figure
 
     def test_judgement(self):
@@ -208,7 +224,7 @@ class Report(unittest.TestCase):
         self.assertIn('| ours 1 ch | 2.00 (1.00-3.00) |', text)
         widths = {line.count('|') for line in text.splitlines()
                   if line.startswith('|')}
-        self.assertEqual(widths, {5, 7})
+        self.assertEqual(widths, {5, 9})
 
     def test_figures_are_put_into_a_page(self):
         page = ''.join(f'a\n<!-- figures {base} -->\nold {base}\n{report.END}'
@@ -226,7 +242,7 @@ class Report(unittest.TestCase):
         self.assertEqual(report.disturbance(stats.Rows(runs), 2), 0.25)
         self.assertIn('took 25%',
                       report.disturbance_text(stats.Rows(runs), 2))
-        rows = stats.Rows(self.RUNS)
+        rows = stats.Rows([direct('ours', 1, 1.0)])
         self.assertIsNone(report.disturbance(rows, 2))
         self.assertEqual(report.disturbance_text(rows, 2), '')
 
