@@ -2,10 +2,6 @@
 """Measures how soon a restored guest runs and how soon its RAM is loaded."""
 
 import contextlib
-import mmap
-import os
-import random
-import threading
 import time
 
 from lab.content import MIB
@@ -13,6 +9,7 @@ from lab.guest import build_checker, configure_checker
 from lab.vm import VM
 
 from . import conditions
+from .probe import Probe
 from .sides import MEMORY, PAGE, Guest, completed
 
 CHECK = 1024                        # pages that the guest checks in a round
@@ -22,43 +19,6 @@ FIGURES = {'running': 'running', 'first': 'first sign',
 # Microseconds, as query-migrate reports them; shown as milliseconds
 FAULTS = {'fault-median': 'fault, median, ms', 'fault-p99': 'p99, ms',
           'probe-median': 'a read of 4 KiB, median, ms', 'probe-p99': 'p99, ms'}
-
-
-class Probe(threading.Thread):
-    """Reads 4 KiB at a time from a file with direct I/O, with a pause after
-    each read: shows how long a page read takes beside other reads."""
-
-    PAUSE = 0.001                       # seconds
-
-    def __init__(self, path):
-        super().__init__()
-        self._fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
-        self._pages = os.fstat(self._fd).st_size // PAGE
-        self._buffer = mmap.mmap(-1, PAGE)
-        self._ended = threading.Event()
-        self._times = []
-        self.start()
-
-    def run(self):
-        while not self._ended.wait(self.PAUSE):
-            page = random.randrange(self._pages)
-            begin = time.monotonic()
-            os.preadv(self._fd, [self._buffer], page * PAGE)
-            self._times.append((time.monotonic() - begin) * 1e6)
-
-    def close(self):
-        """Stops reading; may be called again."""
-        if not self._ended.is_set():
-            self._ended.set()
-            self.join()
-            os.close(self._fd)
-
-    def figures(self):
-        """Microseconds: {'probe-median', 'probe-p99'}, or nothing if there was
-        no time to read."""
-        times = sorted(self._times)
-        return {f'probe-{name}': times[int(share * (len(times) - 1))]
-                for name, share in (('median', 0.5), ('p99', 0.99)) if times}
 
 
 class Instant(Guest):
@@ -115,14 +75,14 @@ class Instant(Guest):
         finally:
             vm.kill()
 
-    def watch(self, vm, begin, pages, image):
+    def watch(self, vm, begin, pages, probe):
         """Records the times as the events occur, and until all RAM is loaded,
         how long a read of a page takes.  `pages`: the number of pages that the
         guest uses, if it uses all."""
         sweep = vm.last_number('sweep')
         found = {'running': self.resume(vm, begin)}
-        with contextlib.closing(Probe(image)) as probe:
-            self.watch_guest(vm, begin, pages, sweep, probe, found)
+        probe.begin()
+        self.watch_guest(vm, begin, pages, sweep, probe, found)
         if self.instant:
             found.update(probe.figures())
         return found
@@ -156,7 +116,7 @@ class Instant(Guest):
                 if now[name]:
                     found[name] = time.monotonic() - begin
             if 'seconds' in found:
-                probe.close()
+                probe.stop()
             vm.check_guest()
             vm.raise_if_dead()
             time.sleep(0.002)
@@ -170,17 +130,18 @@ class Instant(Guest):
             self.setup(vm)
             if self.instant:
                 vm.set_capabilities('postcopy-ram')
-            conditions.ready(content.ram, self.memory)
-            begin = time.monotonic()
-            vm.command('migrate-incoming', {'uri': 'file:' + image})
-            return {'restore': self.measure(vm, begin, pages, image)}
+            with contextlib.closing(Probe(image)) as probe:
+                conditions.ready(content.ram, self.memory)
+                begin = time.monotonic()
+                vm.command('migrate-incoming', {'uri': 'file:' + image})
+                return {'restore': self.measure(vm, begin, pages, probe)}
         finally:
             vm.kill()
 
-    def measure(self, vm, begin, pages, image):
+    def measure(self, vm, begin, pages, probe):
         if self.paused:
             return self.watch_paused(vm, begin)
-        figures = self.watch(vm, begin, pages, image)
+        figures = self.watch(vm, begin, pages, probe)
         info = completed(self, 'restore', vm.migration())
         told = info.get('direct-io', {}).get('instant', {})
         return {**figures, **{key: told[key] for key in
@@ -195,7 +156,7 @@ class Start(Instant):
     def __init__(self, program, emulator, channels):
         super().__init__(program, emulator, channels, True)
 
-    def measure(self, vm, begin, pages, image):
+    def measure(self, vm, begin, pages, probe):
         found = {'running': self.resume(vm, begin)}
         while not vm.count_lines('tick'):
             vm.raise_if_dead()

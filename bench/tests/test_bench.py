@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 import unittest
 import xml.dom.minidom
 from contextlib import redirect_stderr
@@ -14,8 +15,8 @@ from unittest import mock
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__)))))
 
-from bench import (conditions, machine, measure, options, pictures, report,
-                   results, scenarios, slowdisk, stats, targets)
+from bench import (conditions, machine, measure, options, pictures, probe,
+                   report, results, scenarios, slowdisk, stats, targets)
 
 MIB = 1 << 20
 
@@ -517,6 +518,44 @@ class Options(unittest.TestCase):
         self.assertIn('--json', self.refused('--append'))
         for argv in (['--figures'], ['--readme', 'RESULTS.md']):
             self.assertIn('need --base', self.refused(*argv))
+
+
+class Probe(unittest.TestCase):
+    def setUp(self):
+        self.file = tempfile.NamedTemporaryFile(dir=os.path.dirname(
+            os.path.abspath(__file__)))
+        self.addCleanup(self.file.close)
+        self.file.write(bytes(1 << 16))
+        self.file.flush()
+
+    def test_figures(self):
+        self.assertEqual(probe.figures([3, 1, 2]),
+                         {'probe-median': 2, 'probe-p99': 2})
+        self.assertEqual(probe.figures([]), {})
+
+    def test_process(self):
+        one = probe.Probe(self.file.name)
+        one.begin()
+        time.sleep(0.2)
+        one.close()
+        one.close()
+        found = one.figures()
+        self.assertLess(0, found['probe-median'])
+        self.assertLessEqual(found['probe-median'], found['probe-p99'])
+
+    def test_process_that_never_begins(self):
+        one = probe.Probe(self.file.name)
+        one.close()
+        self.assertEqual(one.figures(), {})
+
+    def test_sigterm(self):
+        one = probe.Probe(self.file.name)
+        one.begin()
+        time.sleep(0.1)
+        one._process.terminate()
+        one._process.wait()
+        one.close()
+        self.assertIn('probe-p99', one.figures())
 
 
 class Files(unittest.TestCase):
