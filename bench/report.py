@@ -202,16 +202,25 @@ def _main_table(main):
     return '\n'.join(lines) + '\n'
 
 
+def _dirtied(row):
+    if not row.has('save', 'dirtied'):
+        return ''
+    least, most = (f(row.values('save', 'dirtied')) / 1e6 for f in (min, max))
+    return f"{row.median('save', 'dirtied') / 1e6:.0f} " \
+        f'({least:.0f}-{most:.0f})'
+
+
 def _live_table(found):
-    lines = ['| | save, s | downtime, s | file, MiB | passes |',
-             '|---|---|---|---|---|']
+    lines = ['| | rewrites, MB/s | save, s | downtime, s | file, MiB | passes '
+             '|', '|---' * 6 + '|']
     for row in found:
         if row.has('save', 'given_up'):
-            lines.append(f"| {row.name} | given up after "
+            lines.append(f"| {row.name} | {_dirtied(row)} | given up after "
                          f"{row.spread('save').most:.0f} s | | | |")
             continue
         lines.append('| ' + ' | '.join([
-            row.name, _spread(row, 'save'), _spread(row, 'save', 'downtime'),
+            row.name, _dirtied(row), _spread(row, 'save'),
+            _spread(row, 'save', 'downtime'),
             f"{row.median('save', 'file') / MIB:.0f}",
             _spread(row, 'save', 'passes', 0)]) + ' |')
     return '\n'.join(lines) + '\n'

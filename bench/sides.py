@@ -442,7 +442,10 @@ class Live(Guest):
 
     PATIENCE = 60
     DIRTY = 64                          # pages in a round of the guest
-    COSTS = []                          # seconds of a round; see pause()
+    LOOPS = 1 << 20
+    COSTS = {}          # by emulator: seconds of a round; see costs()
+    ATTEMPTS = 3
+    OFF = 0.05          # how far the rate may be from the wanted one
 
     def __init__(self, *args, rate, **kwargs):
         super().__init__(*args, **kwargs)
@@ -470,25 +473,54 @@ class Live(Guest):
         time.sleep(2)
         return (time.monotonic() - begin) / (vm.last_number('tick') - first)
 
-    def pause(self, place):
-        """The number of idle loops that leads to this rate.  A round takes as
-        long as without them, plus a time for each; both are measured once, in
-        small guests."""
-        if not self.COSTS:
-            for pause in (0, 1 << 20):
+    def costs(self, place):
+        """How many seconds a round takes without idle loops, and how many each
+        of these adds; measured once for an emulator, in small guests."""
+        if self.emulator.path not in self.COSTS:
+            seconds = []
+            for pause in (0, self.LOOPS):
                 vm = self.boot(place, 128, pause)
                 try:
-                    self.COSTS.append(self.round_seconds(vm))
+                    seconds.append(self.round_seconds(vm))
                 finally:
                     vm.kill()
-        least, most = self.COSTS
-        wanted = self.DIRTY * PAGE / self.rate
-        return max(int((wanted - least) / (most - least) * (1 << 20)), 0)
+            least, most = seconds
+            self.COSTS[self.emulator.path] = \
+                least, (most - least) / self.LOOPS
+        return self.COSTS[self.emulator.path]
+
+    def wanted(self):
+        """Seconds of a round that lead to the rate."""
+        return self.DIRTY * PAGE / self.rate
+
+    def corrected(self, pause, seconds, loop):
+        """The number of idle loops, each of which takes `loop` seconds, for
+        the rate, if with `pause` of them a round took `seconds`."""
+        return max(int(pause + (self.wanted() - seconds) / loop), 0)
+
+    def at_rate(self, place, ram):
+        """A guest at the rate, or nearly, and its rate.  Its rounds take
+        longer than those of small guests, and more so if others use the
+        CPUs."""
+        seconds, loop = self.costs(place)
+        pause = self.corrected(0, seconds, loop)
+        for more in reversed(range(self.ATTEMPTS)):
+            vm = self.boot(place, ram, pause)
+            try:
+                seconds = self.round_seconds(vm)
+            except BaseException:
+                vm.kill()
+                raise
+            better = self.corrected(pause, seconds, loop)
+            if abs(self.wanted() / seconds - 1) <= self.OFF or \
+                    better == pause or not more:
+                return vm, self.DIRTY * PAGE / seconds
+            vm.kill()
+            pause = better
 
     def run(self, place, content):
-        vm = self.boot(place, content.ram, self.pause(place))
+        vm, rate = self.at_rate(place, content.ram)
         try:
-            rate = self.DIRTY * PAGE / self.round_seconds(vm)
             with place.fresh() as path:
                 try:
                     save = self.save(vm, path, self.PATIENCE)

@@ -16,7 +16,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__)))))
 
 from bench import (conditions, machine, measure, options, pictures, probe,
-                   report, results, scenarios, slowdisk, stats, targets)
+                   report, results, scenarios, sides, slowdisk, stats,
+                   targets)
 
 MIB = 1 << 20
 
@@ -556,6 +557,56 @@ class Probe(unittest.TestCase):
         one._process.wait()
         one.close()
         self.assertIn('probe-p99', one.figures())
+
+
+class Live(unittest.TestCase):
+    def side(self, seconds, rate=64 * 4096 * 10):
+        """A guest whose rounds take seconds(pause)."""
+        emulator = Emulator()
+        emulator.path = str(id(self))
+
+        class Side(sides.Live):
+            COSTS = {}
+            booted = []
+
+            def boot(self, place, ram, pause):
+                self.booted.append(pause)
+                vm = mock.Mock()
+                vm.pause, vm.ram = pause, ram
+                return vm
+
+            def round_seconds(self, vm):
+                return seconds(vm)
+
+        return Side('ours', emulator, 1, True, rate=rate)
+
+    def test_the_rate_is_corrected(self):
+        # 0.1 s is wanted; in a larger guest an idle loop takes longer
+        side = self.side(lambda vm: 0.05 + vm.pause * 1e-6 *
+                         (1 if vm.ram == 128 else 1.5))
+        vm, rate = side.at_rate(None, 1024)
+        self.assertEqual(side.booted[2], 50000)
+        self.assertGreater(len(side.booted), 3)
+        self.assertLess(abs(rate / side.rate - 1), 0.1)
+        # Once for an emulator
+        side.at_rate(None, 1024)
+        self.assertEqual(side.booted.count(side.LOOPS), 1)
+        side.emulator.path = 'another'
+        side.at_rate(None, 1024)
+        self.assertEqual(side.booted.count(side.LOOPS), 2)
+
+    def test_a_guest_that_cannot_be_faster(self):
+        side = self.side(lambda vm: 0.2 + vm.pause * 1e-6)
+        vm, rate = side.at_rate(None, 1024)
+        self.assertEqual(side.booted[2:], [0])
+        self.assertFalse(vm.kill.called)
+
+    def test_the_rate_is_shown(self):
+        one = direct('ours', 1, {'seconds': 1.0, 'downtime': 0.1, 'passes': 2,
+                                 'file': MIB, 'dirtied': 99.6e6},
+                     scenario='live')
+        self.assertIn('| ours 1 ch | 100 (100-100) | 1.00 (1.00-1.00) |',
+                      report._live_table(stats.Rows([one]).rows))
 
 
 class Files(unittest.TestCase):
