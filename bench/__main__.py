@@ -45,7 +45,8 @@ def setting_of(args, place):
 
 def session(args):
     return {'machine': machine.describe(args.dir), 'base': args.base,
-            'when': time.strftime('%Y-%m-%d'), 'reserve': True, 'runs': []}
+            'when': time.strftime('%Y-%m-%d'), 'reserve': True,
+            'any_load': args.any_load, 'runs': []}
 
 
 def measure_all(args, setting, place, runs, keep):
@@ -55,7 +56,7 @@ def measure_all(args, setting, place, runs, keep):
         tasks = plan(names, setting.but(**changes))
         if not tasks:
             fail('nothing is left to measure; name more --sides or --modes')
-        measure.run(tasks, place, rounds, clock, runs, keep)
+        measure.run(tasks, place, rounds, clock, runs, keep, args.any_load)
 
 
 def measured(args):

@@ -11,11 +11,10 @@ from lab.reserve import LEAVE
 
 from . import conditions
 from .scenarios import order
+from .stats import BUSY, busiest
 
 GIB = 1 << 30
 ROOM = 2 * GIB              # how much memory and disk space must stay free
-# If others use more of the CPU time than this, a run is worthless
-BUSY = 0.25
 ATTEMPTS = 3
 
 
@@ -47,24 +46,16 @@ def record(task, number, result):
     return {'scenario': task.scenario, 'content': task.content.kind,
             'ram': task.content.ram, 'data': task.content.data_bytes(),
             'name': task.side.name, 'facts': task.side.facts(),
-            'round': number, **result}
+            'round': number, 'alone': task.side.works_alone, **result}
 
 
-def busiest(result, cpus):
-    """The share of the CPU time that something else used, in the worst phase.
-    Part of it is kernel work for our own I/O."""
-    return max((max(f['machine_cpu'] - f['cpu'], 0) / (f['seconds'] * cpus)
-                for f in result.values()
-                if {'machine_cpu', 'cpu'} <= f.keys() and f['seconds']),
-               default=0)
-
-
-def undisturbed(task, place, cpus):
-    """The result of a run during which the machine was otherwise nearly idle,
-    or None if it stayed busy."""
+def undisturbed(task, place, cpus, any_load=False):
+    """The result of a run during which the machine was otherwise nearly idle
+    (unless that does not matter), or None if it stayed busy."""
     for attempt in range(ATTEMPTS):
         result = task.side.run(place, task.content)
-        busy = busiest(result, cpus) if task.side.works_alone else 0
+        busy = busiest(result, cpus) \
+            if task.side.works_alone and not any_load else 0
         if busy <= BUSY:
             break
         say(f'{task.side.name}: something else took {busy:.0%} of the CPUs'
@@ -83,32 +74,73 @@ class Clock:
         return self.end is None or self.now() + seconds <= self.end
 
 
-def run(tasks, place, rounds, clock, runs, done=lambda: None):
+class Round:
+    """The runs of one round.  If one side could not be measured undisturbed,
+    the other runs of that round with the same content go as well, because
+    figures are compared round by round."""
+
+    def __init__(self, number, runs):
+        self.number = number
+        self.runs = runs
+        self.first = len(runs)
+        self.spoiled = set()
+
+    @staticmethod
+    def _of(task):
+        return task.scenario, task.content.kind, task.content.ram
+
+    def wants(self, task):
+        return self._of(task) not in self.spoiled
+
+    def add(self, task, result):
+        self.runs.append(record(task, self.number, result))
+
+    def spoil(self, task):
+        self.spoiled.add(self._of(task))
+        self.runs[self.first:] = [
+            run for run in self.runs[self.first:]
+            if (run['scenario'], run['content'], run['ram'])
+            != self._of(task)]
+
+
+def run(tasks, place, rounds, clock, runs, done=lambda: None, any_load=False):
     """Runs all tasks `rounds` times, but starts no round that is likely to end
-    late, except the first one; adds to `runs`, and calls done() after each."""
+    late, except the first one; adds to `runs`, and calls done() after each.
+    `any_load`: also counts what others disturbed."""
     longest = 0
     for number in range(rounds):
         if number and not clock.fits(longest):
             say(f'no time for round {number + 1}')
             return
         begun = time.monotonic()
+        this = Round(number, runs)
         for task in order(tasks, number):
-            why = lacks(task, place.directory,
-                        place.has_image(task.content))
-            if why:
-                say(f'left out, {why}: {task.content.name}, '
-                    f'{task.side.name}')
-                continue
-            result = undisturbed(task, place, os.cpu_count() or 1)
-            if result is None:
-                continue
-            runs.append(record(task, number, result))
+            if this.wants(task) and _measure(task, place, this, any_load):
+                say_times(task, runs[-1], f'{number + 1}/{rounds}')
             done()
-            times = ', '.join(
-                f'{phase} {figures.get("seconds", figures.get("first")):.2f} s'
-                for phase, figures in result.items())
-            say(f'round {number + 1}/{rounds}: {task.content.name}, '
-                f'{task.side.name}: {times}')
-            if task.scenario == 'sizes':
-                place.forget_images(task.content.ram)
         longest = max(longest, time.monotonic() - begun)
+
+
+def _measure(task, place, this, any_load):
+    """Whether a run was added."""
+    why = lacks(task, place.directory, place.has_image(task.content))
+    if why:
+        say(f'left out, {why}: {task.content.name}, {task.side.name}')
+        return False
+    result = undisturbed(task, place, os.cpu_count() or 1, any_load)
+    if task.scenario == 'sizes':
+        place.forget_images(task.content.ram)
+    if result is None:
+        say(f'round {this.number + 1} does not count: {task.scenario}, '
+            f'{task.content.name}')
+        this.spoil(task)
+        return False
+    this.add(task, result)
+    return True
+
+
+def say_times(task, run_, which):
+    times = ', '.join(
+        f'{phase} {run_[phase].get("seconds", run_[phase].get("first")):.2f} s'
+        for phase in ('save', 'restore') if phase in run_)
+    say(f'round {which}: {task.content.name}, {task.side.name}: {times}')

@@ -71,6 +71,8 @@ def _parser():
         help='only these, of ' + ', '.join(PROGRAMS))
     add('--skip', type=re.compile, metavar='REGEXP',
         help="skip sides whose names match, such as 'buffered, 8 ch'")
+    add('--any-load', action='store_true',
+        help='also count runs during which something else was busy')
     add('--dir', default=os.getcwd(), metavar='DIR',
         help='directory to save to, whose disk is measured (default: here)')
     add('--images', metavar='DIR',

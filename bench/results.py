@@ -4,6 +4,8 @@
 import json
 import os
 
+from .stats import disturbed
+
 VERSION = 1
 
 
@@ -62,4 +64,9 @@ def without(sessions, scenarios):
 
 
 def runs(sessions):
-    return [run for session in sessions for run in session['runs']]
+    """The runs that count, each with the number of its session."""
+    return [{**run, 'session': number}
+            for number, session in enumerate(sessions)
+            for run in session['runs']
+            if session.get('any_load') or
+            not disturbed(run, session.get('machine', {}).get('cpus', 1))]

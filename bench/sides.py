@@ -244,7 +244,13 @@ def children(pid):
     return found
 
 
-class Fio(Side):
+class Limit(Side):
+    """A side that shows what the machine can do."""
+
+    works_alone = True
+
+
+class Fio(Limit):
     """The performance of the disk: sequential direct I/O of 1 MiB, 16 in
     flight, for as many bytes as the guest has data.
 
@@ -316,7 +322,7 @@ class Fio(Side):
                     'restore': self.job(path, 'read', content, offset)}
 
 
-class Scan(Side):
+class Scan(Limit):
     """Reads zeros from memory: the minimum cost of zero page detection with
     this number of channels, but with no more threads than CPUs."""
 
@@ -365,7 +371,7 @@ class Scan(Side):
         return {'save': figures}
 
 
-class Populate(Side):
+class Populate(Limit):
     """First use of as much memory as the guest has, by one thread for each
     CPU: the minimum cost of a restore into fresh memory.
 

@@ -8,6 +8,31 @@ import statistics
 from lab.meter import spread
 
 MIB = 1 << 20
+# If others use more of the CPU time than this, a run is worthless
+BUSY = 0.25
+TICKS = 0.1             # seconds: so inexact is the CPU time of the machine
+# There something else has work to do, by design; for runs that were recorded
+# without saying so
+SHARED = ('slow', 'stall', 'tcp', 'live', 'instant', 'start')
+
+
+def busiest(result, cpus):
+    """The share of the CPU time that something else used, in the worst phase.
+    Part of it is kernel work for our own I/O."""
+    return max((max(f['machine_cpu'] - f['cpu'] - TICKS, 0)
+                / (f['seconds'] * cpus)
+                for f in result.values()
+                if isinstance(f, dict) and
+                {'machine_cpu', 'cpu'} <= f.keys() and f['seconds']),
+               default=0)
+
+
+def disturbed(run, cpus):
+    """Whether something else took so much CPU time that a run does not
+    count."""
+    alone = run.get('alone', run['facts'].get('direct', False)
+                    and run['scenario'] not in SHARED)
+    return alone and busiest(run, cpus) > BUSY
 
 
 class Row:

@@ -184,6 +184,20 @@ class Results(unittest.TestCase):
                          [{'when': 'x', 'runs': [{'scenario': 'fresh'}]}])
         self.assertEqual(len(sessions[0]['runs']), 2)
 
+    def test_runs_that_were_disturbed(self):
+        def one(machine_cpu, **more):
+            return {**direct('ours', 1, {'seconds': 10, 'cpu': 1,
+                                         'machine_cpu': machine_cpu}), **more}
+
+        runs = [one(2), one(9), one(9, alone=False), one(9, scenario='slow'),
+                one(9, scenario='slow', alone=True)]
+        sessions = [{'machine': {'cpus': 2}, 'runs': []},
+                    {'machine': {'cpus': 2}, 'runs': runs}]
+        self.assertEqual(results.runs(sessions), [
+            {**runs[i], 'session': 1} for i in (0, 2, 3)])
+        sessions[1]['any_load'] = True
+        self.assertEqual(len(results.runs(sessions)), 5)
+
     def test_figures_are_short(self):
         results.save(self.path, [{'runs': [run('a', 1 / 3)], 'when': 'x'}])
         self.assertEqual(results.runs(results.load(self.path))[0]['save'],
@@ -431,6 +445,40 @@ class Selection(unittest.TestCase):
         side = Side(8)
         side.works_alone = False
         self.assertIsNotNone(result(side))
+
+    def test_limits_are_checked_as_well(self):
+        for one in (sides.Fio(), sides.Scan(1), sides.Populate()):
+            self.assertTrue(one.works_alone)
+
+    def test_a_busy_machine_spoils_the_round(self):
+        class Side:
+            works_alone = True
+
+            def __init__(self, name, *busy):
+                self.name = name
+                self.busy = list(busy)
+
+            def facts(self):
+                return {}
+
+            def run(self, place, content):
+                return {'save': {'seconds': 10, 'cpu': 1,
+                                 'machine_cpu': 1 + self.busy.pop(0)}}
+
+        content = scenarios.Content('random', 1)
+        tasks = [scenarios.Task(scenario, side, content)
+                 for scenario, side in (
+                     ('random', Side('a', 0, 0)), ('fresh', Side('b', 0, 0)),
+                     ('random', Side('c', 9, 9, 9, 0)),
+                     ('random', Side('d', 0)))]
+        runs = []
+        with redirect_stderr(io.StringIO()), \
+                mock.patch.object(measure, 'lacks', lambda *_: None), \
+                mock.patch.object(measure, 'order', lambda tasks, _: tasks), \
+                mock.patch.object(measure.os, 'cpu_count', lambda: 2):
+            measure.run(tasks, mock.Mock(), 2, measure.Clock(None), runs)
+        self.assertEqual([(run['round'], run['name']) for run in runs],
+                         [(0, 'b'), (1, 'a'), (1, 'b'), (1, 'c'), (1, 'd')])
 
     def test_clock(self):
         now = [100]

@@ -444,7 +444,7 @@ class Tests:
             argv = [os.path.join(ROOT, 'run'), 'bench', 'random', 'slow',
                     '--emulator', build.emulator, '--ram', '32',
                     '--rounds', '1', '--channels', '2', '--engines', 'auto',
-                    '--sides', 'ours,fio,exec', '--dir', where,
+                    '--sides', 'ours,fio,exec', '--any-load', '--dir', where,
                     '--json', where + '/results.json', '--pictures', where]
             code = step(f'benchmark {build.base.name}', argv, log,
                         check=False, timeout=1800)
