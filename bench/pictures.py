@@ -4,7 +4,7 @@
 import os
 from xml.sax.saxutils import escape
 
-from .stats import MIB
+from .stats import MIB, rounds
 
 COLOURS = {'ours': '#2a7f4f', 'stock': '#b5533c', 'base': '#8a6d3b',
            'exec': '#7a6aa8', 'fio': '#6b7785'}
@@ -103,9 +103,8 @@ def draw(rows):
     where = {'fresh': ', restored into fresh memory',
              'reclaimed': ', restored into memory that the outer host had '
              'taken back'}.get(main[0].scenario, '')
-    rounds = max(len(row.runs) for row in main)
     remark = (f'{main[0].ram} MiB of random RAM{where}; the bar is the median '
-              f'of {rounds} rounds, the line goes from the least to the most')
+              f'of {rounds(main)} rounds, the line goes from the least to the most')
 
     def picture(title, bars):
         return chart(title, remark, [(phase, bars(phase)) for phase in PHASES])

@@ -3,7 +3,7 @@
 
 from .instant import FAULTS, FIGURES
 from .machine import sentence
-from .stats import MIB, best
+from .stats import MIB, best, rounds
 from .targets import reached, verdicts
 
 TITLES = {
@@ -105,14 +105,35 @@ def _limit(verdict):
     return f'{sign} {verdict.want:g}{verdict.unit}'
 
 
+UNPAIRED = '* not measured in the same rounds: the quotient of medians'
+
+
+def _value(verdict):
+    """What was measured; of ratios also the range."""
+    text = f'{verdict.value:.2f}{verdict.unit}'
+    if not verdict.ratio:
+        return text
+    if not verdict.ratio.paired:
+        return text + '*'
+    if verdict.ratio.count == 1:
+        return text
+    return f'{text} ({verdict.ratio.least:.2f}-{verdict.ratio.most:.2f})'
+
+
+def _unpaired(found):
+    return any(v.ratio and not v.ratio.paired for v in found)
+
+
 def judgement(rows):
     """The targets, and whether they are reached, as text."""
     found = verdicts(rows)
     if not found:
         return ''
     width = max(len(v.text) for v in found) + 2
-    lines = [f'{v.text:{width}}{_limit(v):>16}{v.value:9.2f}{v.unit:4}  '
+    lines = [f'{v.text:{width}}{_limit(v):>16}  {_value(v):<20}  '
              + ('reached' if reached(v) else 'NOT REACHED') for v in found]
+    if _unpaired(found):
+        lines.append(UNPAIRED)
     return '\n'.join(lines) + '\n'
 
 
@@ -156,9 +177,8 @@ def markdown(rows, sessions):
     for scenario in ('fresh', 'reclaimed', 'random', 'backends', 'tmpfs'):
         found = rows.of(scenario)
         if found:
-            rounds = max(len(row.runs) for row in found)
             parts.append(f'{TITLES[scenario]}: {found[0].ram} MiB, interleaved '
-                         f'rounds: {rounds}. Medians (least-most).\n')
+                         f'rounds: {rounds(found)}. Medians (least-most).\n')
             parts.append(_main_table(found))
     if rows.of('live'):
         parts.append(f"{TITLES['live']}. Medians (least-most).\n")
@@ -168,7 +188,7 @@ def markdown(rows, sessions):
         if found:
             parts.append(f'{TITLES[scenario]}: seconds until the guest runs, '
                          'gives a first sign, and so on, interleaved rounds: '
-                         f'{len(found[0].runs)}. Medians (least-most).\n')
+                         f'{rounds(found)}. Medians (least-most).\n')
             parts.append(_instant_table(found))
     parts.append(_verdict_table(rows))
     return '\n'.join(parts)
@@ -247,7 +267,10 @@ def _instant_table(found):
 
 def _verdict_table(rows):
     lines = ['| figure | target | measured | |', '|---|---|---|---|']
-    for v in verdicts(rows):
-        lines.append(f'| {v.text} | {_limit(v)} | {v.value:.2f}{v.unit} | '
+    found = verdicts(rows)
+    for v in found:
+        lines.append(f'| {v.text} | {_limit(v)} | {_value(v)} | '
                      f'{"reached" if reached(v) else "**not reached**"} |')
+    if _unpaired(found):
+        lines += ['', UNPAIRED.replace('*', '\\*') + '.']
     return '\n'.join(lines) + '\n'

@@ -3,6 +3,7 @@
 scenario, content, ram, name and facts of the side, and its figures by phase.
 Nothing here measures or prints."""
 
+import collections
 import statistics
 
 from lab.meter import spread
@@ -55,6 +56,16 @@ class Row:
         return [run[phase][figure] for run in self.runs
                 if figure in run.get(phase, {})]
 
+    def rounds(self, phase, figure='seconds'):
+        """The values by round, whose key is (session, number)."""
+        found = {}
+        for run in self.runs:
+            if figure in run.get(phase, {}):
+                key = run.get('session', 0), run['round']
+                found.setdefault(key, []).append(run[phase][figure])
+        return {key: statistics.median(values)
+                for key, values in found.items()}
+
     def spread(self, phase, figure='seconds'):
         return spread(self.values(phase, figure))
 
@@ -95,16 +106,71 @@ class Rows:
         return [row for row in rows if row.facts.get('engine') == first]
 
 
-def _medians(rows, phase, figure):
-    return [row.median(phase, figure) for row in rows
+# A quotient of figures: median, least and most of all rounds that have both;
+# or, if no round has both, the quotient of medians, not `paired`
+Ratio = collections.namedtuple('Ratio', 'median least most count paired')
+
+
+class Figure:
+    """One figure of a row, times `scale`."""
+
+    def __init__(self, row, phase, figure='seconds', scale=1):
+        self.scenario = row.scenario
+        self.rounds = {key: value * scale for key, value in
+                       row.rounds(phase, figure).items()}
+        self.median = row.median(phase, figure) * scale
+
+
+def figures(rows, phase, figure='seconds', scale=lambda row: 1):
+    """The figures of those rows that have it."""
+    return [Figure(row, phase, figure, scale(row)) for row in rows
             if row.has(phase, figure)]
+
+
+def lowest(found):
+    """The figure with the least median, or None."""
+    return min(found, key=lambda one: one.median, default=None)
+
+
+def highest(found):
+    return max(found, key=lambda one: one.median, default=None)
+
+
+def ratio(above, below):
+    """The Ratio of two figures, the first of which may be a constant; None if
+    there is none."""
+    if not above or not below:
+        return None
+    if not isinstance(above, Figure):
+        pairs = [(above, value) for value in below.rounds.values()]
+    elif above.scenario != below.scenario:
+        pairs = []              # they did not take turns
+    else:
+        pairs = [(above.rounds[key], below.rounds[key])
+                 for key in above.rounds if key in below.rounds]
+    values = [one / other for one, other in pairs if one and other]
+    if values:
+        return Ratio(*spread(values), True)
+    if not above.median or not below.median:
+        return None
+    value = above.median / below.median
+    return Ratio(value, value, value, 0, False)
+
+
+def rounds(rows):
+    """The least number of rounds of a QEMU among these rows, or of all."""
+    counts = {len(row.runs) for row in rows
+              if row.facts['program'] in ('ours', 'stock', 'base', 'exec')}
+    return min(counts or {len(row.runs) for row in rows})
 
 
 def best(rows, phase, figure='seconds'):
     """The least median among the rows that have the figure, or None."""
-    return min(_medians(rows, phase, figure), default=None)
+    found = lowest(figures(rows, phase, figure))
+    return found and found.median
 
 
 def worst(rows, phase, figure='seconds'):
     """The largest one."""
-    return max(_medians(rows, phase, figure), default=None)
+    found = highest(figures(rows, phase, figure))
+    return found and found.median

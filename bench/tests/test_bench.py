@@ -58,6 +58,68 @@ class Stats(unittest.TestCase):
                          'ours 1 ch0')
 
 
+class Ratios(unittest.TestCase):
+    @staticmethod
+    def figure(name, *rounds, **more):
+        """Of (session, round, seconds)."""
+        runs = [{**direct(name, 1, seconds, **more), 'session': session,
+                 'round': number} for session, number, seconds in rounds]
+        return stats.Figure(stats.Rows(runs).rows[0], 'save')
+
+    def test_rounds_are_paired(self):
+        # A round in which all was slow changes nothing
+        ours = self.figure('ours', (0, 0, 1.0), (0, 1, 5.0), (1, 0, 1.0))
+        stock = self.figure('stock', (0, 0, 2.0), (0, 1, 10.0), (1, 0, 3.0),
+                            (1, 1, 99.0))
+        self.assertEqual(stats.ratio(stock, ours), (2.0, 2.0, 3.0, 3, True))
+        self.assertEqual(stats.ratio(8, ours), (8.0, 1.6, 8.0, 3, True))
+        self.assertIsNone(stats.ratio(None, ours))
+        self.assertIsNone(stats.ratio(stock, None))
+
+    def test_no_common_round(self):
+        ours = self.figure('ours', (0, 0, 1.0), (0, 1, 3.0))
+        for stock in (self.figure('stock', (1, 0, 4.0), (1, 1, 8.0)),
+                      self.figure('stock', (0, 0, 4.0), (0, 1, 8.0),
+                                  scenario='zero')):
+            self.assertEqual(stats.ratio(stock, ours), (3, 3, 3, 0, False))
+
+    def verdict_line(self, stock_session):
+        runs = [{**direct(name, 1, {'seconds': 1.0, 'cpu': cpu}),
+                 'session': session, 'round': number}
+                for name, session, cpus in (('ours', 0, (1, 2)),
+                                            ('stock', stock_session, (2, 6)))
+                for number, cpu in enumerate(cpus)]
+        rows = stats.Rows(runs)
+        return next(x for x in report._verdict_table(rows).splitlines()
+                    if 'save: CPU' in x), report.judgement(rows), \
+            report._verdict_table(rows)
+
+    def test_table(self):
+        line, text, table = self.verdict_line(0)
+        self.assertIn('| 2.50 (2.00-3.00) | reached |', line)
+        self.assertNotIn('*', text)
+        self.assertNotIn('quotient', table)
+
+    def test_footnote(self):
+        line, text, table = self.verdict_line(1)
+        self.assertIn('| 2.67* | reached |', line)
+        self.assertIn('\n* not measured in the same rounds', text)
+        self.assertIn('\n\\* not measured in the same rounds', table)
+
+    def test_rounds_of_emulators(self):
+        runs = [direct('ours', 1, 1.0)] * 3 + [direct('stock', 1, 1.0)] * 2 + \
+            [run('fio', 1.0)]
+        self.assertEqual(stats.rounds(stats.Rows(runs).rows), 2)
+        self.assertEqual(stats.rounds(stats.Rows(runs[-1:]).rows), 1)
+
+    def test_sides_are_chosen_by_their_medians(self):
+        low = self.figure('a', (0, 0, 1.0), (0, 1, 9.0), (0, 2, 2.0))
+        high = self.figure('b', (0, 0, 3.0), (0, 1, 3.0), (0, 2, 3.0))
+        self.assertIs(stats.lowest([high, low]), low)
+        self.assertIs(stats.highest([high, low]), high)
+        self.assertIsNone(stats.lowest([]))
+
+
 class Targets(unittest.TestCase):
     def verdict(self, runs, word):
         found = [v for v in targets.verdicts(stats.Rows(runs))
