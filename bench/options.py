@@ -138,7 +138,7 @@ PIECES = (
     (['half-zero-64k', 'half-zero-8k'],
      {'programs': ['ours', 'fio'], 'direct': [True]}, 2),
     (['sizes'], {'channels': [1]}, 1),
-    (['random'], {'skip': re.compile('ours.*buffered|final size|'
+    (['random'], {'skip': re.compile('ours.*buffered|'
                                      '(stock|base).*buffered, 8')}, 5),
 )
 RECLAIMED = ((['reclaimed'], {'channels': [1, 2, 4, 8]}, 2),)

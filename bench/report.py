@@ -43,9 +43,8 @@ def _most(row, phase, figure, scale, digits=0):
 
 
 def _rate(rows, row, phase):
-    """The share of fio's rate; saves are compared with fio on a fresh file."""
-    facts = {'final': False} if phase == 'save' else {}
-    fio = best([r for r in rows.of(row.scenario, phase, program='fio', **facts)
+    """The share of the rate of the fastest fio."""
+    fio = best([r for r in rows.of(row.scenario, phase, program='fio')
                 if (r.content, r.ram) == (row.content, row.ram)], phase)
     return f'{fio / row.median(phase):.2f}' if fio else ''
 

@@ -45,9 +45,10 @@ def _figure(row, phase, figure='seconds'):
 def _save(rows):
     ours = rows.ours('random', 'save')
     seconds = _worst(ours, 'save')
-    fio = _best(rows.of('random', 'save', program='fio', final=False), 'save')
-    yield ('save: rate, of fio writing a fresh file', 0.9,
-           ratio(fio, seconds), True, '')
+    # Ours sets the size first, so that fio may do so as well
+    fio = _best(rows.of('random', 'save', program='fio'), 'save')
+    yield ('save: rate, of fio writing a file', 0.9, ratio(fio, seconds), True,
+           '')
     stock = _best(_stock(rows, 'random', 'save', direct=True), 'save', 'cpu')
     yield ("save: CPU time of stock's best direct, over ours", 2,
            ratio(stock, _worst(ours, 'save', 'cpu')), True, '')

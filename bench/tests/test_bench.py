@@ -135,11 +135,24 @@ class Targets(unittest.TestCase):
         self.assertFalse(targets.reached(verdict))
         self.assertTrue(targets.reached(self.verdict(runs[:2], 'save: rate')))
 
-    def test_a_file_of_final_size_is_not_what_saves_are_compared_with(self):
-        runs = [run('fio f', 1.0, program='fio', final=True),
-                direct('ours', 1, 2.0)]
-        self.assertFalse([v for v in targets.verdicts(stats.Rows(runs))
-                          if 'save: rate' in v.text])
+    def test_saves_are_compared_with_the_faster_fio(self):
+        final = run('fio f', 1.0, program='fio', final=True)
+        fresh = run('fio', 2.0, program='fio', final=False)
+        ours = direct('ours', 1, 4.0)
+        for runs, value in (([final, ours], 0.25), ([fresh, ours], 0.5),
+                            ([fresh, final, ours], 0.25)):
+            self.assertEqual(self.verdict(runs, 'save: rate').value, value)
+            line = next(x for x in report.tables(stats.Rows(runs)).splitlines()
+                        if x.startswith('  ours'))
+            self.assertEqual(line.split()[-1], f'{value:.2f}')
+
+    def test_random_is_measured_with_all_files(self):
+        one = setting()
+        changes = next(changes for names, changes, _ in options.PIECES
+                       if names == ['random'])
+        names = [t.side.name for t in
+                 scenarios.plan(['random'], one.but(**changes))]
+        self.assertIn('fio, file of final size', names)
 
     def test_resources_count_the_worst_round(self):
         runs = [direct('ours', 2, {'seconds': 1, 'cached': c * MIB,
