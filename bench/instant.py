@@ -21,6 +21,18 @@ FAULTS = {'fault-median': 'fault, median, ms', 'fault-p99': 'p99, ms',
           'probe-median': 'a read of 4 KiB, median, ms', 'probe-p99': 'p99, ms'}
 
 
+def status(vm):
+    """The status of a restore, unless that has failed or QEMU has ended."""
+    vm.raise_if_dead()
+    info = vm.migration()
+    # None before it has begun
+    said = info.get('status')
+    if said in ('failed', 'cancelled'):
+        raise RuntimeError(f'{vm.name}: restore {said}: '
+                           f'{info.get("error-desc")}')
+    return said
+
+
 class Instant(Guest):
     """A guest that checks its memory, restored with a cold page cache.
 
@@ -90,15 +102,14 @@ class Instant(Guest):
     @staticmethod
     def resume(vm, begin):
         """Lets the guest run as soon as it may.  Returns when that was."""
-        while vm.migration()['status'] not in ('postcopy-active', 'completed'):
+        while status(vm) not in ('postcopy-active', 'completed'):
             time.sleep(0.001)
         vm.command('cont')
         return time.monotonic() - begin
 
     @staticmethod
     def watch_paused(vm, begin):
-        while vm.migration()['status'] != 'completed':
-            vm.raise_if_dead()
+        while status(vm) != 'completed':
             time.sleep(0.01)
         return {'seconds': time.monotonic() - begin}
 
@@ -111,7 +122,7 @@ class Instant(Guest):
             now = {'first': ticks > 0,
                    'tenth': ticks * CHECK * 10 >= pages,
                    'sweep': vm.last_number('sweep') > sweep,
-                   'seconds': vm.migration()['status'] == 'completed'}
+                   'seconds': status(vm) == 'completed'}
             for name in wanted - found.keys():
                 if now[name]:
                     found[name] = time.monotonic() - begin

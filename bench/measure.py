@@ -11,6 +11,7 @@ from lab.reserve import LEAVE
 
 from . import conditions
 from .scenarios import order
+from .sides import Lacking
 from .stats import BUSY, busiest
 
 GIB = 1 << 30
@@ -127,7 +128,11 @@ def _measure(task, place, this, any_load):
     if why:
         say(f'left out, {why}: {task.content.name}, {task.side.name}')
         return False
-    result = undisturbed(task, place, os.cpu_count() or 1, any_load)
+    try:
+        result = undisturbed(task, place, os.cpu_count() or 1, any_load)
+    except Lacking as err:
+        say(f'left out, {err}: {task.content.name}, {task.side.name}')
+        return False
     if task.scenario == 'sizes':
         place.forget_images(task.content.ram)
     if result is None:

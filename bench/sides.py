@@ -20,6 +20,7 @@ from lab.guest import build_checker, configure_checker
 from lab.image import blocks
 from lab.memory import huge_pages
 from lab.meter import Unfinished, cached, page_cache
+from lab.uring import io_uring_error
 from lab.vm import VM, Mode
 
 from . import conditions
@@ -54,6 +55,19 @@ def start(emulator, place, content, incoming=False, name='bench',
               args=('-object', f'{MEMORY[memory]},id=ram0,size={ram}M',
                     '-machine', 'memory-backend=ram0')
               + (() if incoming else ('-S',)))
+
+
+class Lacking(Exception):
+    """This host does not have what a side needs."""
+
+
+@contextlib.contextmanager
+def pages_for(mib):
+    """So many MiB of huge pages."""
+    with huge_pages(mib) as there:
+        if not there:
+            raise Lacking(f'not {mib} MiB of huge pages')
+        yield
 
 
 def completed(side, what, info):
@@ -117,7 +131,7 @@ class Migration(Side):
         image = self.image_of(place, content)
         if self.memory == 'hugetlb':
             conditions.give_all(content.ram)
-        with huge_pages(content.ram) if self.memory == 'hugetlb' else \
+        with pages_for(content.ram) if self.memory == 'hugetlb' else \
                 contextlib.nullcontext():
             vm = start(self.emulator, place, content, incoming=True,
                        memory=self.memory)
@@ -273,7 +287,11 @@ class Fio(Limit):
 
     def facts(self):
         return {'program': 'fio', 'final': self.final, 'huge': self.huge,
-                'runs': bool(self.runs)}
+                'runs': bool(self.runs), 'ioengine': self.ioengine()}
+
+    @staticmethod
+    def ioengine():
+        return 'libaio' if io_uring_error() else 'io_uring'
 
     def amount(self, rw, content, offset):
         """The options that define how much is written or read, and where."""
@@ -292,7 +310,7 @@ class Fio(Limit):
         machine = conditions.machine()
         out = subprocess.run(
             ['fio', '--name=limit', f'--filename={path}',
-             *self.amount(rw, content, offset), '--ioengine=io_uring',
+             *self.amount(rw, content, offset), f'--ioengine={self.ioengine()}',
              '--direct=1', '--end_fsync=1',
              f'--fallocate={"truncate" if self.final else "none"}',
              f'--iomem={"mmaphuge" if self.huge else "malloc"}',
@@ -311,7 +329,7 @@ class Fio(Limit):
 
     def run(self, place, content):
         with place.fresh('fio') as path, \
-                huge_pages(32) if self.huge else contextlib.nullcontext():
+                pages_for(32) if self.huge else contextlib.nullcontext():
             save = self.job(path, 'write', content)
             offset = 0
             if self.runs:
@@ -402,10 +420,13 @@ class Populate(Limit):
 
             # No new thread gets a stack while memory is being populated
             together = threading.Barrier(self.threads + 1)
+            errors = []
 
             def populate(number):
                 together.wait()
-                libc.madvise(at + number * part, part, self.POPULATE_WRITE)
+                if libc.madvise(at + number * part, part,
+                                self.POPULATE_WRITE):
+                    errors.append(os.strerror(ctypes.get_errno()))
 
             pool = [threading.Thread(target=populate, args=(i,))
                     for i in range(self.threads)]
@@ -421,6 +442,8 @@ class Populate(Limit):
                        'cpu': time.process_time() - cpu,
                        'machine_cpu': machine.cpu()}
             del buffer
+        if errors:
+            raise Lacking(f'madvise: {errors[0]}')
         return {'restore': figures}
 
 

@@ -2,7 +2,6 @@
 """Emulators and disks with I/O faults, and how to observe these."""
 
 import contextlib
-import ctypes
 import functools
 import json
 import os
@@ -12,6 +11,7 @@ import time
 from lab.faultfd import build_library, with_faults
 from lab.faultfs import FaultFS
 from lab.fuse import NoFuse
+from lab.uring import io_uring_error
 from lab.vm import FINAL, Mode
 
 from .checks import case
@@ -141,17 +141,6 @@ def check_engine(info, engine):
 
 
 @functools.cache
-def io_uring_error():
-    """Why the kernel gives this process no io_uring, or ''."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    params = ctypes.create_string_buffer(120)
-    fd = libc.syscall(425, 1, params)           # io_uring_setup
-    if fd < 0:
-        return os.strerror(ctypes.get_errno())
-    os.close(fd)
-    return ''
-
-
 def engines(t):
     """The engines that this host permits."""
     if not io_uring_error():

@@ -5,11 +5,11 @@ counts, or is slow: errors as the kernel reports them, for each engine."""
 import errno
 import os
 
+from lab.uring import io_uring_error
 from lab.vm import Mode
 
 from .checks import check_error, check_leftover, check_says
-from .faults import broken, check_engine, each_engine, io_uring_error, \
-    with_engine
+from .faults import broken, check_engine, each_engine, with_engine
 from .harness import test
 
 RAM = 32

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Tests the parts of the benchmark that measure nothing."""
 
+import contextlib
+import ctypes
+import errno
 import io
 import os
 import re
@@ -15,8 +18,8 @@ from unittest import mock
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__)))))
 
-from bench import (conditions, machine, measure, options, pictures, probe,
-                   report, results, scenarios, sides, slowdisk, stats,
+from bench import (conditions, instant, machine, measure, options, pictures,
+                   probe, report, results, scenarios, sides, slowdisk, stats,
                    targets)
 
 MIB = 1 << 20
@@ -554,6 +557,56 @@ class Selection(unittest.TestCase):
             measure.run(tasks, mock.Mock(), 2, measure.Clock(None), runs)
         self.assertEqual([(run['round'], run['name']) for run in runs],
                          [(0, 'b'), (1, 'a'), (1, 'b'), (1, 'c'), (1, 'd')])
+
+    def test_a_side_that_lacks_something_is_left_out(self):
+        class Side(sides.Side):
+            name = 'side'
+
+            def run(self, place, content):
+                with mock.patch.object(
+                        sides, 'huge_pages',
+                        lambda _: contextlib.nullcontext(False)):
+                    with sides.pages_for(32):
+                        self.fail('it went on')
+
+        task = scenarios.Task('backends', Side(),
+                              scenarios.Content('random', 1))
+        runs = []
+        with redirect_stderr(io.StringIO()) as said, \
+                mock.patch.object(measure, 'lacks', lambda *_: None):
+            measure.run([task], mock.Mock(), 1, measure.Clock(None), runs)
+        self.assertEqual(runs, [])
+        self.assertIn('left out, not 32 MiB of huge pages', said.getvalue())
+
+    def test_memory_that_cannot_be_used(self):
+        class Libc:
+            def __init__(self, *_, **__):
+                self.madvise = lambda *_: ctypes.set_errno(errno.ENOMEM) or -1
+
+        Libc.madvise = None
+        with mock.patch.object(sides.ctypes, 'CDLL', Libc), \
+                mock.patch.object(sides, 'conditions'), \
+                self.assertRaisesRegex(sides.Lacking, 'Cannot allocate'):
+            sides.Populate().run(None, scenarios.Content('random', 4))
+
+    def test_fio_without_io_uring(self):
+        for why, engine in (('', 'io_uring'), ('no', 'libaio')):
+            with mock.patch.object(sides, 'io_uring_error', lambda: why):
+                self.assertEqual(sides.Fio().facts()['ioengine'], engine)
+
+    def test_instant_restores_that_fail(self):
+        vm = mock.Mock()
+        vm.name = 'x'
+        for said in ({}, {'status': 'active'}, {'status': 'completed'}):
+            vm.migration.return_value = said
+            self.assertEqual(instant.status(vm), said.get('status'))
+        vm.migration.return_value = {'status': 'failed', 'error-desc': 'why'}
+        for wait in (instant.Instant.resume, instant.Instant.watch_paused):
+            with self.assertRaisesRegex(RuntimeError, 'x: restore failed: w'):
+                wait(vm, 0)
+        vm.raise_if_dead.side_effect = EOFError
+        with self.assertRaises(EOFError):
+            instant.Instant.resume(vm, 0)
 
     def test_clock(self):
         now = [100]

@@ -2,15 +2,17 @@
 """Which parts of `./run test` run on which base, and which bases exchange
 images."""
 
+import json
 import os
 import sys
+import tempfile
 import types
 import unittest
 
 from madeup import MadeUp
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from qdio.testing import Tests                          # noqa: E402
+from qdio.testing import Tests, has_ours                # noqa: E402
 
 
 def tree(name, parts=(), exchange=()):
@@ -49,6 +51,19 @@ class Parts(unittest.TestCase):
         tests = tests_of(one, two, three)
         self.assertEqual(tests._peers(three), [two, one])
         self.assertEqual(tests._peers(one), [])
+
+
+class Benchmark(unittest.TestCase):
+    def test_ours_was_measured(self):
+        for program, direct, wanted in (('fio', True, False),
+                                        ('ours', False, False),
+                                        ('ours', True, True)):
+            runs = [{'facts': {'program': 'fio'}},
+                    {'facts': {'program': program, 'direct': direct}}]
+            with tempfile.NamedTemporaryFile('w') as f:
+                json.dump({'sessions': [{'runs': []}, {'runs': runs}]}, f)
+                f.flush()
+                self.assertEqual(has_ours(f.name), wanted)
 
 
 class Description(MadeUp):
