@@ -28,6 +28,12 @@ COLUMNS = ('seconds', 'CPU seconds', 'CPU of the machine, s', 'cached MiB', 'mem
            'requests', 'of fio')
 
 
+def title(rows, scenario):
+    text = TITLES[scenario]
+    return text if scenario != 'reclaimed' or rows.of('fresh') else \
+        text.replace('The same, into', 'Random RAM, restored into')
+
+
 def _spread(row, phase, figure='seconds', digits=2):
     if not row.has(phase, figure):
         return ''
@@ -75,7 +81,7 @@ def tables(rows):
     for scenario in rows.scenarios():
         sizes = {row.ram for row in rows.of(scenario)}
         size = f', {sizes.pop()} MiB' if len(sizes) == 1 else ''
-        text.append(f'{TITLES[scenario]}{size}\n')
+        text.append(f'{title(rows, scenario)}{size}\n')
         if scenario in ('instant', 'start'):
             text.append(_instant_table(rows.of(scenario)))
             continue
@@ -176,8 +182,9 @@ def markdown(rows, sessions):
     for scenario in ('fresh', 'reclaimed', 'random', 'backends', 'tmpfs'):
         found = rows.of(scenario)
         if found:
-            parts.append(f'{TITLES[scenario]}: {found[0].ram} MiB, interleaved '
-                         f'rounds: {rounds(found)}. Medians (least-most).\n')
+            parts.append(f'{title(rows, scenario)}: {found[0].ram} MiB, '
+                         f'interleaved rounds: {rounds(found)}. '
+                         'Medians (least-most).\n')
             parts.append(_main_table(found))
     if rows.of('live'):
         parts.append(f"{TITLES['live']}. Medians (least-most).\n")

@@ -305,6 +305,14 @@ class Report(unittest.TestCase):
                                         '0.60', '(0.30-0.90)', '1.0', '1.00'])
         self.assertNotIn('QMP', text)           # no row has that figure
 
+    def test_title_of_reclaimed(self):
+        runs = [direct('ours', 1, 1.0, scenario='reclaimed')]
+        self.assertIn('Random RAM, restored into memory that the outer',
+                      report.tables(stats.Rows(runs)))
+        runs.append(direct('ours', 1, 1.0, scenario='fresh'))
+        self.assertIn('The same, into memory that the outer',
+                      report.tables(stats.Rows(runs)))
+
     def test_judgement(self):
         self.assertRegex(report.judgement(stats.Rows(self.RUNS)),
                          r'save: rate, .* at least 0.9 +1.00 +reached')
