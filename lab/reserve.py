@@ -22,6 +22,9 @@ from .vm import die_with_parent
 MIB = 1 << 20
 CHUNK = 64                  # MiB that are given back at once
 LEAD = 512                  # MiB that are free beyond what is used so far
+# MiB that the kernel takes off the lists of free memory for a moment, when it
+# reports them to the host: 32 blocks of 4 MiB, and some
+REPORTED = 144
 LEAVE = 1536                # MiB that always stay available to others
 PAUSE = 0.002               # seconds between two looks at the free memory
 POPULATE_WRITE = 23         # MADV_POPULATE_WRITE, since Linux 5.14
@@ -162,7 +165,7 @@ class Holder:
             self.chunks.pop().close()
 
     def let_go(self):
-        self.level = self.memory('MemFree') + LEAD
+        self.level = self.memory('MemFree') + LEAD - REPORTED
         self.release(LEAD // CHUNK)
 
     def gives_back(self):

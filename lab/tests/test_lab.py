@@ -73,6 +73,9 @@ class Reserve(unittest.TestCase):
         self.free['MemFree'] += reserve.LEAD
         self.holder.look()
         self.assertEqual(self.holder.held(), 6400 - reserve.LEAD)
+        self.free['MemFree'] -= reserve.REPORTED        # for a moment
+        self.holder.look()
+        self.assertEqual(self.holder.held(), 6400 - reserve.LEAD)
         self.free['MemFree'] -= reserve.CHUNK + 1
         self.holder.look()
         self.assertEqual(self.holder.held(),
