@@ -70,14 +70,14 @@ def ready(ram, memory='touched'):
         _reserve.let_go()
 
 
-def _apart():
+def apart():
     """CPU seconds of the Reserve."""
     return _reserve.cpu() if _reserve else 0
 
 
 def meter(pid):
-    return Meter(pid, _apart)
+    return Meter(pid, apart)
 
 
 def machine():
-    return Machine(_apart)
+    return Machine(apart)

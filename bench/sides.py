@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import subprocess
+import tempfile
 import threading
 import time
 
@@ -19,7 +20,7 @@ from lab.content import MIB
 from lab.guest import build_checker, configure_checker
 from lab.image import blocks
 from lab.memory import huge_pages
-from lab.meter import Unfinished, cached, page_cache
+from lab.meter import Unfinished, cached, page_cache, parse_busy
 from lab.uring import io_uring_error
 from lab.vm import VM, Mode
 
@@ -277,6 +278,8 @@ class Fio(Limit):
                 size, but read from the guest's image, because the same runs
                 are not everywhere on the disk equally fast"""
 
+    JOB = 'limit'
+
     def __init__(self, final=False, huge=False, runs=None):
         self.final = final or bool(runs)
         self.huge = huge
@@ -303,29 +306,40 @@ class Fio(Limit):
                 f'--offset={offset}', f'--size={content.ram}M',
                 '--iodepth=64']
 
+    def command(self, path, rw, content, offset):
+        return ['fio', f'--name={self.JOB}',
+                f'--filename={os.path.abspath(path)}',
+                *self.amount(rw, content, offset),
+                f'--ioengine={self.ioengine()}', '--direct=1', '--end_fsync=1',
+                f'--fallocate={"truncate" if self.final else "none"}',
+                f'--iomem={"mmaphuge" if self.huge else "malloc"}',
+                # fio's own start and end take long, compared with short jobs
+                '--exec_prerun=cat /proc/stat',
+                '--exec_postrun=cat /proc/stat', '--output-format=json']
+
     def job(self, path, rw, content, offset=0):
         conditions.ready(content.ram)
         before = page_cache()
-        own = os.times().children_user + os.times().children_system
-        machine = conditions.machine()
-        out = subprocess.run(
-            ['fio', '--name=limit', f'--filename={path}',
-             *self.amount(rw, content, offset), f'--ioengine={self.ioengine()}',
-             '--direct=1', '--end_fsync=1',
-             f'--fallocate={"truncate" if self.final else "none"}',
-             f'--iomem={"mmaphuge" if self.huge else "malloc"}',
-             '--output-format=json'],
-            check=True, capture_output=True, text=True).stdout
-        machine = machine.cpu()
-        own = os.times().children_user + os.times().children_system - own
+        apart = conditions.apart()
+        with tempfile.TemporaryDirectory() as where:
+            out = subprocess.run(self.command(path, rw, content, offset),
+                                 cwd=where, check=True, capture_output=True,
+                                 text=True).stdout
+            busy = [self.busy(os.path.join(where, f'{self.JOB}.{when}.txt'))
+                    for when in ('prerun', 'postrun')]
+        apart = conditions.apart() - apart
         job = json.loads(out[out.index('{'):])['jobs'][0]
         seconds = job['job_runtime'] / 1000
-        cpu = seconds * (job['usr_cpu'] + job['sys_cpu']) / 100
-        return {'seconds': seconds, 'cpu': cpu,
-                # Without what fio takes for its start and end
-                'machine_cpu': machine - max(own - cpu, 0),
+        return {'seconds': seconds,
+                'cpu': seconds * (job['usr_cpu'] + job['sys_cpu']) / 100,
+                'machine_cpu': busy[1] - busy[0] - apart,
                 'cache_growth': max(page_cache() - before, 0),
                 'cached': cached(path)}
+
+    @staticmethod
+    def busy(path):
+        with open(path) as f:
+            return parse_busy(f.read())
 
     def run(self, place, content):
         with place.fresh('fio') as path, \

@@ -602,6 +602,23 @@ class Selection(unittest.TestCase):
             with mock.patch.object(sides, 'io_uring_error', lambda: why):
                 self.assertEqual(sides.Fio().facts()['ioengine'], engine)
 
+    def test_fio_counts_no_work_before_and_after_its_job(self):
+        def run(argv, cwd, **_):
+            # 100 ticks before the job, 50 during it
+            for when, busy in (('prerun', 100), ('postrun', 150)):
+                with open(f'{cwd}/limit.{when}.txt', 'w') as f:
+                    f.write(f'cpu {busy} 0 0 7 0 0 0 0 0 0\n')
+            return mock.Mock(stdout='note\n{"jobs": [{"job_runtime": 2000, '
+                             '"usr_cpu": 5, "sys_cpu": 10}]}')
+
+        with tempfile.NamedTemporaryFile() as f, \
+                mock.patch.object(sides.subprocess, 'run', run), \
+                mock.patch.object(sides.conditions, 'ready'):
+            found = sides.Fio().job(f.name, 'write',
+                                    scenarios.Content('random', 1))
+        self.assertAlmostEqual(found['cpu'], 0.3)
+        self.assertEqual(found['machine_cpu'], 50 / os.sysconf('SC_CLK_TCK'))
+
     def test_instant_restores_that_fail(self):
         vm = mock.Mock()
         vm.name = 'x'
