@@ -229,16 +229,21 @@ SPIN = b'\xeb\xfe'                  # jmp to itself
 
 def other_cpus(t, code):
     """Restores a guest of three CPUs, the second and third of which will run
-    `code`.  The pages that the first one uses are loaded."""
-    path = t.path('code')
+    `code`.  The pages that the first one uses are loaded, the code is not: it
+    lies within what is read in large pieces."""
+    path, other = t.path('code'), t.path('other')
     with open(path, 'wb') as f:
-        f.write(os.urandom(0x10000) + code)
+        f.write(os.urandom(0x80000) + code.ljust(0x10000, b'\xf4'))
+    with open(other, 'wb') as f:
+        f.write(os.urandom(16 << 20))
     disk, _, _, vm, _ = restore(
         t, HELD, ('later small read', ALL, errno.EIO), args=(
             '-smp', '3',
-            '-device', f'loader,file={path},addr=0x80000,force-raw=on'),
+            '-device', f'loader,file={path},addr=0x10000,force-raw=on',
+            '-device', f'loader,file={other},addr={32 << 20},force-raw=on'),
         guest={'second': 2, 'check': 8, 'pages': 64}, **FOUR)
-    wait_hung(vm, lambda: disk.held)
+    # As in wait_hung(), but what has the code is read in one request
+    vm.wait_until(lambda: disk.held >= 7)
     vm.command('cont')
     vm.wait_guest('sweep', 2)
     return disk, vm

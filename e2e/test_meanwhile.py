@@ -152,8 +152,8 @@ def test_mirror(t):
     path = t.path('image')
     uri = f'file:{path}'
     vm = t.source(ram=RAM, guest=GUEST, args=(
-        '-blockdev', 'null-co,node-name=from,size=64M',
-        '-blockdev', 'null-co,node-name=to,size=64M'))
+        '-blockdev', 'null-co,node-name=from,size=67108864',
+        '-blockdev', 'null-co,node-name=to,size=67108864'))
     vm.save(uri, DIRECT)
     with open(path, 'rb') as f:
         old = f.read()
