@@ -49,7 +49,7 @@ def read_by_dma(vm):
 
 
 def stands_still(vm):
-    return any('the guest stops' in line for line in vm.errors())
+    return any('stopping the guest' in line for line in vm.errors())
 
 
 def check_answers(vm):
