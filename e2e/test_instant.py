@@ -129,7 +129,7 @@ def test_error_running(t):
     assert 'RAM block' in said and 'Input/output error' in said, said
     assert path in said, said
     assert len(vm.events('STOP')) >= 3, vm.qmp.events
-    assert any('instant restore: the guest stops' in line and path in line
+    assert any('instant restore: stopping the guest' in line and path in line
                for line in vm.errors()), vm.errors()
     disk.disarm()
     # A read in flight may still fail
@@ -317,7 +317,7 @@ def test_late_error(t):
     disk.fail_held()
     check_complete(t, vm, want)
     assert 'error-desc' not in vm.migration(), vm.migration()
-    assert not any('the guest stops' in line for line in vm.errors()), \
+    assert not any('stopping the guest' in line for line in vm.errors()), \
         vm.errors()
     vm.command('cont')
     vm.ticks_on()
