@@ -22,10 +22,10 @@
 
 /*
  * How many workers load in the background, at most, and how many reads each has
- * in flight.  A fault waits in the disk's queue behind these: while 1 GiB was
- * loaded by two workers with four reads each, half of the faults took more than
- * 9 ms, with two reads each 5 ms; the load took 0.59 and 0.70 s (medians of
- * three).
+ * in flight while the guest needs pages, and otherwise.  A fault waits in the
+ * disk's queue behind these: while 1 GiB was loaded by two workers with four
+ * reads each, half of the faults took more than 9 ms, with two reads each 5 ms;
+ * the load took 0.59 and 0.70 s (medians of three).
  *
  * Each of these reads has a thread of its own, which waits for nothing else: so
  * a read that never ends delays neither the other pages nor the report of an
@@ -33,6 +33,9 @@
  */
 #define WORKERS_MAX 4
 #define READS 2
+#define READS_QUIET 4
+/* So long after a fault the guest is taken to need no pages. */
+#define QUIET_US (100 * 1000)
 
 /* Classes of times, eight for each power of two: the error is below 13 %. */
 #define TIME_CLASSES (40 * 8)
@@ -111,6 +114,8 @@ typedef struct LazyThread {
     QemuThread thread;
     char *name;
     bool created;
+    /* whether it only reads when no fault has come for QUIET_US */
+    bool extra;
     LazySlot slot;
     /* the fault that it serves; under the object's lock */
     bool serves;
@@ -124,7 +129,7 @@ struct MappedRamLazy {
     /* The first FAULT_THREADS of these serve faults. */
     unsigned threads;
     LazyThread *thread;
-    /* how many reads, and thus threads, each worker has */
+    /* how many reads, and thus threads, each worker has at most */
     unsigned reads;
     /* number of ranges of all blocks; for the thread that adds them */
     unsigned ranges;
@@ -151,6 +156,8 @@ struct MappedRamLazy {
     bool stop;
     bool freeing;
     unsigned running;
+    /* when the last fault came, in microseconds of the monotonic clock */
+    int64_t last_fault;
     /* where the background load continues */
     unsigned cursor_block;
     unsigned long cursor_extent;

@@ -239,6 +239,9 @@ static bool receive_fault(LazyThread *t)
     QEMU_LOCK_GUARD(&l->lock);
     t->serves = mapped_ram_uffd_read(l->uffd, &t->fault) &&
                 !is_parked(l, &t->fault);
+    if (t->serves) {
+        l->last_fault = g_get_monotonic_time();
+    }
     return t->serves;
 }
 
@@ -440,9 +443,31 @@ static void load_extent(MappedRamLazy *l, LazySlot *slot)
     }
 }
 
+/* Lets an extra thread wait until the guest seems to need no pages. */
+static void wait_for_quiet(LazyThread *t)
+{
+    MappedRamLazy *l = t->lazy;
+    int64_t left;
+
+    QEMU_LOCK_GUARD(&l->lock);
+    while (t->extra && !l->stop) {
+        left = l->last_fault + QUIET_US - g_get_monotonic_time();
+        if (left <= 0) {
+            break;
+        }
+        qemu_cond_timedwait(&l->retry, &l->lock, left / 1000 + 1);
+    }
+}
+
+static bool next_extent(LazyThread *t)
+{
+    wait_for_quiet(t);
+    return take_extent(t->lazy, &t->slot);
+}
+
 static void load_rest(LazyThread *t)
 {
-    while (take_extent(t->lazy, &t->slot)) {
+    while (next_extent(t)) {
         load_extent(t->lazy, &t->slot);
     }
 }
@@ -650,6 +675,8 @@ bool mapped_ram_lazy_start(MappedRamLazy *l, Error **errp)
             return false;
         }
         l->started = true;
+        /* A guest that begins to run needs pages at once. */
+        l->last_fault = MAX(l->last_fault, g_get_monotonic_time());
     }
     if (l->blocks->len) {
         for (unsigned i = FAULT_THREADS; i < l->threads; i++) {
@@ -709,7 +736,8 @@ static void make_threads(MappedRamLazy *l)
     MappedRamPoolConfig *file = &l->config.file;
 
     /* The page cache reads ahead. */
-    l->reads = file->direct_fd < 0 ? 1 : MIN(READS, file->depth ?: READS);
+    l->reads = file->direct_fd < 0 ? 1 :
+               MIN(READS_QUIET, file->depth ?: READS_QUIET);
     l->threads = FAULT_THREADS + file->workers * l->reads;
     l->thread = g_new0(LazyThread, l->threads);
     for (unsigned i = 0; i < l->threads; i++) {
@@ -718,6 +746,7 @@ static void make_threads(MappedRamLazy *l)
 
         t->lazy = l;
         t->slot.fault = fault;
+        t->extra = i >= FAULT_THREADS + file->workers * READS;
         t->name = g_strdup_printf("mapped-%s_%u", fault ? "fault" : "rest",
                                   fault ? i : i - FAULT_THREADS);
     }

@@ -466,6 +466,35 @@ static void test_writers(void)
     fixture_destroy(&f);
 }
 
+/* While the guest needs pages, less is read in the background. */
+static void test_quiet(void)
+{
+    MappedRamStats stats = {};
+    unsigned extra = 0;
+    Fixture f;
+
+    if (!usable() || !fixture_init(&f, ANONYMOUS, 8 * 2048)) {
+        return;
+    }
+    new_lazy(&f, DIRECT_IO_ENGINE_AUTO, PAGE);
+    add_block(&f);
+    /* An hour from now */
+    f.lazy->last_fault = g_get_monotonic_time() + G_TIME_SPAN_HOUR;
+    g_assert_true(mapped_ram_lazy_start(f.lazy, &error_abort));
+    qemu_sem_wait(&f.ended);
+    for (unsigned i = 0; i < f.lazy->threads; i++) {
+        if (f.lazy->thread[i].extra) {
+            mapped_ram_worker_stats(&f.lazy->thread[i].slot.worker, &stats);
+            extra++;
+        }
+    }
+    g_assert_cmpuint(extra, ==, 2 * (READS_QUIET - READS));
+    g_assert_cmpuint(stats.direct.requests, ==, 0);
+    check_counts(&f);
+    check_all(&f);
+    fixture_destroy(&f);
+}
+
 typedef struct Waiter {
     Fixture *f;
     QemuThread thread;
@@ -1294,6 +1323,7 @@ int main(int argc, char **argv)
         g_test_add_data_func(discarded, &cases[i], test_discard);
     }
     g_test_add_func("/mapped-ram-lazy/depth", test_depth);
+    g_test_add_func("/mapped-ram-lazy/quiet", test_quiet);
     g_test_add_func("/mapped-ram-lazy/writers", test_writers);
     g_test_add_func("/mapped-ram-lazy/retry", test_retry);
     g_test_add_func("/mapped-ram-lazy/waits", test_waits);
