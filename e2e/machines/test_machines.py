@@ -127,10 +127,10 @@ def test_cancel_late(t):
     """KVM is asked for the state of the CPUs then, which releases the lock that
     the cancel has waited for.  The guest runs, and nothing more is saved."""
     disk = broken(t, ('write', ALL, 'hold'), armed=False)
-    src = source(t, args=(
+    src = t.source(ram=RAM, **guest(t, args=(
         '-smp', '4', '-device', 'virtio-scsi-pci',
         '-blockdev', 'null-co,node-name=d0,read-zeroes=on',
-        '-device', 'scsi-hd,drive=d0'))
+        '-device', 'scsi-hd,drive=d0')))
     src.setup(None)
     src.set_capabilities('pause-before-switchover')
     src.start_save(f'file:{disk.mount}/image')
