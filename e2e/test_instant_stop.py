@@ -187,6 +187,19 @@ def test_suspended(t):
     assert check_complete(t, vm)['background-bytes'] > before
 
 
+def check_stops(t, disk, vm):
+    """The guest stops, and QMP answers, although CPUs cannot go on."""
+    vm.wait_runstate('io-error')
+    vm.command('cont')
+    vm.command('stop')
+    vm.command('system_reset')
+    check_answers(vm)
+    disk.disarm()
+    disk.release()
+    vm.command('cont')
+    check_complete(t, vm)
+
+
 def second_count(vm):
     """The word that the second CPU increments."""
     return vm.hmp('xp /1hx 0xe01')
@@ -205,15 +218,7 @@ def test_exclusive(t):
     before = second_count(vm)
     vm.wait_until(lambda: second_count(vm) != before)
     disk.arm_later()
-    vm.wait_runstate('io-error')
-    vm.command('cont')
-    vm.command('stop')
-    vm.command('system_reset')
-    check_answers(vm)
-    disk.disarm()
-    disk.release()
-    vm.command('cont')
-    check_complete(t, vm)
+    check_stops(t, disk, vm)
     # The reset has waited for the CPU
     while not vm.count_lines('ready'):
         resume(vm)
@@ -247,19 +252,6 @@ def other_cpus(t, code):
     vm.command('cont')
     vm.wait_guest('sweep', 2)
     return disk, vm
-
-
-def check_stops(t, disk, vm):
-    """The guest stops, and QMP answers, although CPUs cannot go on."""
-    vm.wait_runstate('io-error')
-    vm.command('cont')
-    vm.command('stop')
-    vm.command('system_reset')
-    check_answers(vm)
-    disk.disarm()
-    disk.release()
-    vm.command('cont')
-    check_complete(t, vm)
 
 
 @test('instant: QMP answers while a CPU that has stopped all others waits for '

@@ -81,6 +81,22 @@ static bool usable(void)
     return true;
 }
 
+/*
+ * Returns whether this is a process for one test, which may change it for good;
+ * otherwise runs the test in such a process.
+ */
+static bool in_subprocess(void)
+{
+    if (!usable()) {
+        return false;
+    }
+    if (!g_test_subprocess()) {
+        g_test_trap_subprocess(NULL, 0, 0);
+        g_test_trap_assert_passed();
+    }
+    return g_test_subprocess();
+}
+
 /* Fill @buf with the content of page @page, which is unique and not zero. */
 static void fill_page(uint64_t *buf, uint64_t page)
 {
@@ -867,12 +883,7 @@ static void test_no_memory(void)
     Fixture f;
     int fd;
 
-    if (!usable()) {
-        return;
-    }
-    if (!g_test_subprocess()) {
-        g_test_trap_subprocess(NULL, 0, 0);
-        g_test_trap_assert_passed();
+    if (!in_subprocess()) {
         return;
     }
     g_assert_true(fixture_init(&f, SHARED, 2 * 2048));
@@ -1286,12 +1297,7 @@ static void test_move_refused(const void *opaque)
     int err = GPOINTER_TO_INT(opaque);
     Fixture f;
 
-    if (!usable()) {
-        return;
-    }
-    if (!g_test_subprocess()) {
-        g_test_trap_subprocess(NULL, 0, 0);
-        g_test_trap_assert_passed();
+    if (!in_subprocess()) {
         return;
     }
     if (!forbid_move(err) ||
