@@ -353,8 +353,8 @@ static void find_data(MappedRamWorker *w, const MappedRamExtent *extent,
  * Sets @healed to the pages that have become zero since they were written, and
  * that can be read without allocating memory.  The guest may have changed one
  * while it was written, and then its checksum may be wrong, on file systems and
- * devices that have some.  Whoever read it, because it shares a unit with others
- * or lies between them, would get an error.
+ * devices that have some.  Whoever read it, because it shares a unit with other
+ * pages or lies between them, would get an error.
  */
 static void find_healed(MappedRamWorker *w, const MappedRamExtent *extent,
                         const unsigned long *data, unsigned long *healed)
