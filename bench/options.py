@@ -114,9 +114,8 @@ def pieces(setting, reclaims=None):
     """What --figures measures, in order: scenarios, special settings, rounds.
     The last one but `reclaimed` gets the remaining time; that one is measured
     once if none is left, and only if the outer host takes memory back (None:
-    find out).  Ours is compared with its base,
-    built with the same options, or, if the base has no mapped-ram, with the
-    distribution's QEMU."""
+    find out).  Ours is compared with its base, built with the same options, or,
+    if the base has no mapped-ram, with the distribution's QEMU."""
     if reclaims is None:
         reclaims = reporting()
     base = setting.base

@@ -104,7 +104,8 @@ def draw(rows):
              'reclaimed': ', restored into memory that the outer host had '
              'taken back'}.get(main[0].scenario, '')
     remark = (f'{main[0].ram} MiB of random RAM{where}; the bar is the median '
-              f'of {rounds(main)} rounds, the line goes from the least to the most')
+              f'of {rounds(main)} rounds, the line goes from the least to the '
+              'most')
 
     def picture(title, bars):
         return chart(title, remark, [(phase, bars(phase)) for phase in PHASES])

@@ -24,8 +24,8 @@ TITLES = {
     'stall': 'Random RAM, to a disk that stalls for seconds (emulated)',
     'tcp': 'Over TCP (restore: the receiving side)',
 }
-COLUMNS = ('seconds', 'CPU seconds', 'CPU of the machine, s', 'cached MiB', 'memory MiB', 'QMP ms',
-           'requests', 'of fio')
+COLUMNS = ('seconds', 'CPU seconds', 'CPU of the machine, s', 'cached MiB',
+           'memory MiB', 'QMP ms', 'requests', 'of fio')
 
 
 def title(rows, scenario):

@@ -168,9 +168,3 @@ def best(rows, phase, figure='seconds'):
     """The least median among the rows that have the figure, or None."""
     found = lowest(figures(rows, phase, figure))
     return found and found.median
-
-
-def worst(rows, phase, figure='seconds'):
-    """The largest one."""
-    found = highest(figures(rows, phase, figure))
-    return found and found.median
