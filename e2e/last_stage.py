@@ -23,18 +23,29 @@ def wait_for(vm, what, condition):
         time.sleep(0.01)
 
 
-def at_switchover(t, fs, mode=DIRECT, **kwargs):
-    """Starts a save and holds it at the switchover, when the guest is stopped;
-    then continues with the last stage, in which the disk hangs."""
-    vm = t.source(ram=RAM, guest=GUEST, **kwargs)
+def to_switchover(vm, uri, mode):
+    """Starts a save and holds it at the switchover, when the guest is
+    stopped."""
     vm.setup(mode)
     vm.set_capabilities('pause-before-switchover')
-    vm.start_save(f'file:{os.path.join(fs.mount, "image")}')
+    vm.start_save(uri)
     wait_for(vm, 'switchover',
              lambda: vm.migration()['status'] == 'pre-switchover')
     assert vm.command('query-status')['status'] == 'finish-migrate'
-    fs.arm()
+
+
+def go_on(vm):
+    """Continues with the last stage."""
     vm.command('migrate-continue', {'state': 'pre-switchover'})
+
+
+def at_switchover(t, fs, mode=DIRECT, **kwargs):
+    """Starts a save and holds it at the switchover; then continues with the
+    last stage, in which the disk hangs."""
+    vm = t.source(ram=RAM, guest=GUEST, **kwargs)
+    to_switchover(vm, f'file:{os.path.join(fs.mount, "image")}', mode)
+    fs.arm()
+    go_on(vm)
     wait_for(vm, 'the disk hung', lambda: fs.held)
     return vm
 

@@ -18,7 +18,7 @@ from .faults import HeldRestore, broken, faulty, open_gate, stalls, wait_stall
 from .harness import Skip, test
 from .instant import ALL, FOUR, HELD, begin, check_complete, figures, \
     restore, saved, wait_hung
-from .last_stage import DIRECT, GUEST, RAM, hung
+from .last_stage import DIRECT, GUEST, RAM, go_on, hung, to_switchover
 from .ports import SOFT_OFF, SUSPEND, power
 from .snapshots import SIZE, add_disk, snapshot
 
@@ -160,34 +160,27 @@ def test_mirror(t):
     vm.command('cont')
     vm.ticks_on()
 
-    def mirror():
-        vm.command('blockdev-mirror', {
-            'job-id': 'job', 'device': 'from', 'target': 'to', 'sync': 'full',
-            'speed': 65536})
-
-    mirror()
+    vm.command('blockdev-mirror', {
+        'job-id': 'job', 'device': 'from', 'target': 'to', 'sync': 'full',
+        'speed': 65536})
     with expect_error('it was accepted', "Block job 'job' still copies"):
         vm.start_save(uri)
     with open(path, 'rb') as f:
         assert f.read() == old
 
-    vm.set_capabilities('pause-before-switchover')
     for mode in (DIRECT, None):
-        vm.setup(mode)
-        vm.start_save(uri)
-        vm.wait_until(lambda: vm.migration()['status'] == 'pre-switchover')
-        vm.command('migrate-continue', {'state': 'pre-switchover'})
+        to_switchover(vm, uri, mode)
+        go_on(vm)
         info = vm.wait_migration()
         check_error(info, "Block job 'job' still copies a disk")
         vm.wait_runstate('running')
         vm.ticks_on()
     assert vm.command('query-block-jobs'), 'the job has ended'
 
-    vm.start_save(uri)
-    vm.wait_until(lambda: vm.migration()['status'] == 'pre-switchover')
+    to_switchover(vm, uri, DIRECT)
     vm.command('block-job-cancel', {'device': 'job', 'force': True})
     vm.wait_until(lambda: not vm.command('query-block-jobs'))
-    vm.command('migrate-continue', {'state': 'pre-switchover'})
+    go_on(vm)
     assert vm.wait_migration()['status'] == 'completed'
 
 
