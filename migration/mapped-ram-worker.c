@@ -103,8 +103,9 @@ bool mapped_ram_worker_init(MappedRamWorker *w,
     w->keep_zeros = config->keep_zeros;
     /*
      * Before Linux 6.15, btrfs fails to read what the guest has changed while
-     * it was written directly.  Such a page is written again, unless it has
-     * become zero: so do not read where no page is.
+     * it was written directly.  Such a page is written again, but if it has
+     * become zero, not by all versions that write images, see find_healed():
+     * so do not read where no page is.
      */
     w->read_gap = g_str_equal(fs, "btrfs") ? 0 : GAP_BYTES;
     mapped_ram_memory_open(&w->memory);

@@ -120,6 +120,15 @@ void direct_io_limits_buffered(DirectIOLimits *limits)
 }
 
 #ifdef O_DIRECT
+/*
+ * What nearly all files are content with.  OpenZFS and Lustre require multiples
+ * of the host's page size.
+ */
+static uint64_t usual_align(void)
+{
+    return MAX(DIRECT_IO_ALIGN_DEFAULT, qemu_real_host_page_size());
+}
+
 /* Refuse a value that can only be a bug below, before it is used. */
 static bool check_align(const char *name, const char *what, uint64_t align,
                         Error **errp)
@@ -160,8 +169,7 @@ static AskResult ask_statx(int fd, const char *name, uint64_t *mem_align,
     *mem_align = stx.stx_dio_mem_align;
     if (fs_stat(fd, &magic, &block_size) && magic == MAGIC_ZFS) {
         /* It reports the size of its records, but only needs whole pages. */
-        *offset_align = MIN(*offset_align, MAX(DIRECT_IO_ALIGN_DEFAULT,
-                                               qemu_real_host_page_size()));
+        *offset_align = MIN(*offset_align, usual_align());
     }
     return ASK_OK;
 #else
@@ -173,8 +181,7 @@ static AskResult ask_statx(int fd, const char *name, uint64_t *mem_align,
 static bool guess_align(int fd, const char *name, const struct stat *st,
                         uint64_t *align, Error **errp)
 {
-    /* OpenZFS and Lustre require multiples of the host's page size. */
-    *align = MAX(DIRECT_IO_ALIGN_DEFAULT, qemu_real_host_page_size());
+    *align = usual_align();
 
 #ifdef CONFIG_LINUX
     if (S_ISBLK(st->st_mode)) {
