@@ -11,6 +11,7 @@ from .faults import broken
 RAM = 64
 GUEST = {'dirty': 32}
 DIRECT = Mode(4, True)
+GO_ON = 'migrate-continue', {'state': 'pre-switchover'}
 
 
 def wait_for(vm, what, condition):
@@ -36,7 +37,7 @@ def to_switchover(vm, uri, mode):
 
 def go_on(vm):
     """Continues with the last stage."""
-    vm.command('migrate-continue', {'state': 'pre-switchover'})
+    vm.command(*GO_ON)
 
 
 def at_switchover(t, fs, mode=DIRECT, **kwargs):

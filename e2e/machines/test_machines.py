@@ -21,7 +21,7 @@ from ..faults import broken
 from ..harness import Skip, test
 from ..instant import ALL, DIRECT, HELD, LATER, RAM, check_complete, follows, \
     restore, saved
-from ..last_stage import go_on, to_switchover
+from ..last_stage import GO_ON, to_switchover
 
 MODES = [Mode(0), Mode(1, True), Mode(4, True)]
 
@@ -129,13 +129,14 @@ def cancel_late(t, vm):
     disk = broken(t, ('write', ALL, 'hold'), armed=False)
     to_switchover(vm, f'file:{disk.mount}/image', None)
     disk.arm()
-    go_on(vm)
-    # QMP does not answer while the disk hangs
+    # QMP may not even answer this one while the disk hangs
+    vm.qmp.send(*GO_ON)
     vm.wait_until(lambda: disk.held)
     vm.qmp.send('migrate_cancel')
     time.sleep(0.2)
     disk.release()
-    vm.qmp.answer('migrate_cancel')
+    for command in (GO_ON[0], 'migrate_cancel'):
+        vm.qmp.answer(command)
     return vm.wait_migration()
 
 
