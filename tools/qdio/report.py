@@ -8,6 +8,15 @@ import time
 from .progress import table
 from .say import Failure, Fault, duration, say, tail
 
+# How many failed cases of a check the end of the output repeats
+MOST_CASES = 10
+
+
+def _failed_cases(log):
+    """The lines of a TAP log that name failed cases, without its comments."""
+    with open(log, errors='replace') as f:
+        return re.findall(r'^not ok\b.*', f.read(), re.M)
+
 
 def _excerpt(log):
     """The lines of a log that show what failed: the failed cases of TAP, with
@@ -59,6 +68,7 @@ class Report:
 
     def __init__(self):
         self._parts = {}            # by name, in the order of the table
+        self._failures = []         # lines to repeat at the end
         self._lane = threading.local()
 
     def expect(self, names):
@@ -90,7 +100,18 @@ class Report:
         if not ok and log:
             lines += ['  ' + line for line in _excerpt(log).split('\n')]
             lines.append(f'  # all of the output: {log}')
+        if not ok:
+            self._remember(part, name, _failed_cases(log) if log else [])
         say(*lines, *(f'  {line}' for line in remarks))
+
+    def _remember(self, part, name, cases):
+        """Keep what the end of the output says again of a failed check: its
+        own lines may be hours and thousands of lines earlier."""
+        self._failures.append(name if name.startswith(part.name)
+                              else f'{part.name}: {name}')
+        self._failures += [f'  {case}' for case in cases[:MOST_CASES]]
+        if len(cases) > MOST_CASES:
+            self._failures.append(f'  and {len(cases) - MOST_CASES} more')
 
     def skip(self, name, why):
         part = self._part()
@@ -123,6 +144,8 @@ class Report:
                  if p.seconds is not None or p.skipped or p.passed or p.failed]
         for line in table(['part', 'passed', 'time', 'skipped (why)'],
                           [p.cells() for p in parts], left=(0, 3)):
+            say('# ' + line)
+        for line in ['failed:', *self._failures] if self._failures else ():
             say('# ' + line)
         passed, failed, skipped = self.total
         say(f'{passed} passed, {failed} failed, {skipped} skipped')

@@ -79,8 +79,25 @@ class Printed(unittest.TestCase):
 
         lines = self.printed(fails)
         self.assertIn('not ok - part0: the step failed', lines)
-        self.assertEqual(lines[-1], '1 passed, 1 failed, 0 skipped')
+        self.assertEqual(lines[-3:], ['# failed:',
+                                      '# part0: the step failed',
+                                      '1 passed, 1 failed, 0 skipped'])
         self.assertEqual(self.code, 1)
+
+    def test_failed_cases(self):
+        """The end says again which cases failed."""
+        with tempfile.NamedTemporaryFile('w') as log:
+            log.write('ok 1 - one\nnot ok 2 - two: why\n# remark\n'
+                      + ''.join(f'not ok {i} - more\n' for i in range(3, 14)))
+            log.flush()
+            lines = self.printed(
+                lambda r: r(False, 'cases', count=(1, 12, 0), log=log.name),
+                lambda r: r(True, 'other'))
+        end = lines[lines.index('# failed:'):]
+        self.assertEqual(end[1:3], ['# part0: cases',
+                                    '#   not ok 2 - two: why'])
+        self.assertEqual(end[-2:], ['#   and 2 more',
+                                    '2 passed, 12 failed, 0 skipped'])
 
     def test_nothing(self):
         self.printed(lambda r: None)
