@@ -133,6 +133,7 @@ def check_complete(t, vm, want=None):
     assert found['total'] > 0, found
     assert found['fault-bytes'] + found['background-bytes'] == \
         found['total'], found
+    assert found['moved-bytes'] <= found['background-bytes'], found
     direct = info['direct-io']
     assert direct['load-done'] == direct['load-total'], direct
     if want:

@@ -30,6 +30,44 @@ def test_same(t):
         os.unlink(path)
 
 
+@test('instant: images of stock QEMU', quick=True)
+def test_stock(t):
+    if not t.config.stock:
+        raise Skip('no stock QEMU: give --stock')
+    for mode in (Mode(0), Mode(4, True)):
+        path = t.path('image')
+        want = saved(t, path, mode, emulator=t.config.stock)
+        follows(t, f'file:{path}', mode, want)
+        os.unlink(path)
+
+
+@test('instant: what QMP and HMP tell', quick=True)
+def test_told(t):
+    """The events, and the figures of the threads that load while the guest
+    runs, of which there are fewer than channels."""
+    disk, _, _, vm, info = restore(t, HELD, mode=Mode(8, True))
+    assert info['direct-io']['channels'] == 4, info
+    assert 'instant restore: active' in vm.hmp('info migrate')
+    disk.release()
+    found = check_complete(t, vm)
+    statuses = [e['data']['status'] for e in vm.events('MIGRATION')]
+    assert statuses[-2:] == ['postcopy-active', 'completed'], statuses
+    assert 'failed' not in statuses, statuses
+    said = vm.hmp('info migrate')
+    for line in (
+            'instant restore: inactive',
+            f'instant restore ram: {found["total"] >> 10} kbytes, '
+            f'{found["fault-bytes"] >> 10} by faults, '
+            f'{found["background-bytes"] >> 10} in the background, '
+            f'{found["moved-bytes"] >> 10} of these moved',
+            f'instant restore faults: {found["faults"]}, median '
+            f'{found["fault-median"]} us, p99 {found["fault-p99"]} us, '
+            f'slowest {found["fault-slowest"]} us at offset '
+            f'{found["fault-slowest-offset"]}; {found["zero-faults"]} on '
+            'pages that are zero'):
+        assert line in said, f'no "{line}" in: {said}'
+
+
 @test('instant: the guest runs, and writes, before its RAM is there',
       quick=True)
 def test_runs(t):
@@ -341,6 +379,9 @@ def test_quit(t):
 def test_save_refused(t):
     disk, path, want, vm, _ = restore(t, HELD)
     other = t.path('other')
+    # There is nothing to go back to, so as in any postcopy this has no effect
+    vm.command('migrate_cancel')
+    assert vm.migration()['status'] == 'postcopy-active', vm.migration()
     with expect_error('the load was paused', 'Loading RAM from a file cannot '
                                              'be paused'):
         vm.command('migrate-pause')
@@ -350,6 +391,8 @@ def test_save_refused(t):
     assert 'still being loaded' in info['error-desc'], info
     assert path in info['error-desc'], info
     assert not os.path.exists(other)
+    info = vm.try_save(f'unix:{other}')
+    assert 'still being loaded' in info['error-desc'], info
     # The image is in use, so no other process may write it
     second = t.source(ram=RAM)
     info = second.try_save(f'file:{path}', DIRECT)
@@ -450,6 +493,8 @@ def check_reason(t, path, want, reason, wrapper=(), args=(), ram=RAM):
     assert not found['active'] and reason in found['reason'], found
     assert found['total'] == 0, found
     assert vm.ram_hash() == want, 'restored RAM is not what was saved'
+    said = vm.hmp('info migrate')
+    assert reason in said and 'instant restore faults' not in said, said
     return vm
 
 

@@ -61,14 +61,20 @@ static void print_instant(Monitor *mon, const MigrationInstantRestore *info)
         monitor_printf(mon, "instant restore: eager in part or whole, because "
                        "%s\n", info->reason);
     }
+    if (!info->total) {
+        return;
+    }
     monitor_printf(mon, "instant restore ram: %" PRIu64 " kbytes, %" PRIu64
-                   " by %" PRIu64 " faults, %" PRIu64 " in the background\n",
-                   info->total >> 10, info->fault_bytes >> 10, info->faults,
-                   info->background_bytes >> 10);
-    monitor_printf(mon, "instant restore faults: median %" PRIu64 " us, p99 %"
-                   PRIu64 " us, slowest %" PRIu64 " us at offset %" PRIu64
-                   "\n", info->fault_median, info->fault_p99,
-                   info->fault_slowest, info->fault_slowest_offset);
+                   " by faults, %" PRIu64 " in the background, %" PRIu64
+                   " of these moved\n", info->total >> 10,
+                   info->fault_bytes >> 10, info->background_bytes >> 10,
+                   info->moved_bytes >> 10);
+    monitor_printf(mon, "instant restore faults: %" PRIu64 ", median %" PRIu64
+                   " us, p99 %" PRIu64 " us, slowest %" PRIu64
+                   " us at offset %" PRIu64 "; %" PRIu64 " on pages that are "
+                   "zero\n", info->faults, info->fault_median,
+                   info->fault_p99, info->fault_slowest,
+                   info->fault_slowest_offset, info->zero_faults);
 }
 
 void hmp_info_direct_io(Monitor *mon, const MigrationDirectIO *info)

@@ -114,15 +114,16 @@ static void fill_stats(MigrationDirectIO *info, const MappedRamStats *stats)
 
 /* Fills in how the workers work or worked. */
 static void fill_workers(MigrationDirectIO *info,
-                         const MappedRamRecord *record)
+                         const MappedRamRecord *record,
+                         const MappedRamStats *stats)
 {
     info->engine = g_strdup(record->engine);
     info->engine_reason = g_strdup(record->engine_reason);
     info->has_channels = info->has_depth = info->has_depth_reached = true;
     info->channels = record->workers;
     info->depth = record->depth;
-    info->depth_reached = MAX(record->stats.direct.max_in_flight,
-                              record->stats.buffered.max_in_flight);
+    info->depth_reached = MAX(stats->direct.max_in_flight,
+                              stats->buffered.max_in_flight);
     info->has_alignment = info->active;
     info->alignment = record->alignment;
 }
@@ -170,12 +171,12 @@ MigrationDirectIO *mapped_ram_info(bool of_load)
         info->reason = g_strdup(reason ?: record->buffered_reason ?:
                                 "the settings were changed after the start");
     }
-    if (record->valid) {
-        fill_workers(info, record);
-    }
     stats = record->stats;
     if (of_load) {
         mapped_ram_instant_add_stats(&stats);
+    }
+    if (record->valid) {
+        fill_workers(info, record, &stats);
     }
     fill_stats(info, &stats);
     if (of_load && record->valid) {

@@ -761,9 +761,11 @@ void mapped_ram_instant_fill_info(MigrationDirectIO *info, uint64_t loaded)
         return;
     }
     info->load_done = loaded + lazy.length - lazy.missing;
+    info->channels = lazy.workers;
     out->total = lazy.total;
     out->fault_bytes = lazy.fault_bytes;
     out->background_bytes = lazy.background_bytes;
+    out->moved_bytes = lazy.moved_bytes;
     out->faults = lazy.faults;
     out->zero_faults = lazy.zero_faults;
     out->fault_median = lazy.median_us;

@@ -707,6 +707,7 @@ void mapped_ram_lazy_info(MappedRamLazy *l, MappedRamLazyInfo *info)
 {
     QEMU_LOCK_GUARD(&l->lock);
     *info = (MappedRamLazyInfo) {
+        .workers = l->config.file.workers,
         .total = l->total,
         .fault_bytes = l->fault_pages * l->page_size,
         .background_bytes = l->background_pages * l->page_size,

@@ -257,6 +257,9 @@ class Domain(Console):
             {'execute': command, 'arguments': arguments or {}}))
         return json.loads(text)['return']
 
+    def migration(self):
+        return self.qmp('query-migrate')
+
     def job(self):
         """The output of `virsh domjobinfo`, {name: text}."""
         _, text = self.virsh('domjobinfo')

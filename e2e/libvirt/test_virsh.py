@@ -14,11 +14,13 @@ from lab.guest import build_initramfs
 
 from ..faults import faulty, open_gate, stalls
 from ..harness import Skip, test
+from ..instant import need_userfaultfd, wait_status
 from .daemon import Domain, Libvirt, VirshError
 
 MIB = 1 << 20
 CHANNELS = ((), ('--parallel-channels', '4'))
 DIRECT = ('--bypass-cache',)
+QEMU_XML = 'http://libvirt.org/schemas/domain/qemu/1.0'
 LIVE = {'dirty': 64, 'pause': 20000}
 
 
@@ -57,7 +59,7 @@ def whole(path):
 
 def told_direct(guest, expected=True):
     """Checks what our QEMU reports about direct I/O after a restore."""
-    told = guest.qmp('query-migrate')['direct-io']
+    told = guest.migration()['direct-io']
     assert told['active'] == expected, told
     assert (told['direct-bytes'] > 32 * MIB) == expected, told
 
@@ -311,6 +313,49 @@ def test_truncated(t):
         # libvirt itself detects that its own header is truncated
         assert ('is truncated' if size > 100 else 'domain XML') in said, said
         assert guest.state() == 'shut off', guest.state()
+    daemon.virsh('restore', path, *DIRECT)
+    goes_on(guest)
+
+
+def waiting_xml(t, daemon, path):
+    """Writes the XML of a saved domain, changed so that its QEMU waits for an
+    image when it starts; returns its path.  The operator's page shows this."""
+    _, text = daemon.virsh('save-image-dumpxml', path, '--security-info')
+    text = text.replace('<domain ', f"<domain xmlns:qemu='{QEMU_XML}' ", 1)
+    text = text.replace('</domain>', '<qemu:commandline>'
+                        "<qemu:arg value='-incoming'/>"
+                        "<qemu:arg value='defer'/>"
+                        '</qemu:commandline></domain>')
+    with open(t.path('waiting.xml'), 'w') as f:
+        f.write(text)
+    return f.name
+
+
+@test('libvirt: instant restore', quick=True, timeout=200)
+def test_instant(t):
+    """libvirt cannot do it by itself, but leaves it to the operator.  When RAM
+    is loaded, the domain can be saved as before."""
+    need_userfaultfd()
+    daemon = libvirt(t)
+    path = t.path('guest.save')
+    guest = domain(t, daemon)
+    guest.virsh('save', path, *DIRECT)
+    _, found = image.tool('info', path)
+    daemon.virsh('create', waiting_xml(t, daemon, path), '--paused')
+    guest.qmp('migrate-set-capabilities', {'capabilities': [
+        {'capability': name, 'state': True}
+        for name in ('mapped-ram', 'postcopy-ram', 'multifd')]})
+    guest.qmp('migrate-set-parameters', {'direct-io': True})
+    guest.qmp('migrate-incoming',
+              {'uri': f'file:{path},offset={found["offset"]}'})
+    wait_status(guest, 'postcopy-active', 'completed')
+    guest.virsh('resume')
+    goes_on(guest)
+    told = wait_status(guest, 'completed')['direct-io']
+    assert told['active'] and told['instant']['total'] > 32 * MIB, told
+    assert 'reason' not in told['instant'], told
+    os.unlink(path)
+    guest.virsh('save', path, *DIRECT)
     daemon.virsh('restore', path, *DIRECT)
     goes_on(guest)
 

@@ -57,10 +57,11 @@ typedef struct MappedRamLazy MappedRamLazy;
 
 /**
  * MappedRamLazyConfig:
- * @file: the file, and how to read it.  For each of @workers, up to 4, creates
- *        one or two background threads, each with one read of
- *        MAPPED_RAM_LAZY_EXTENT in flight, which share @depth requests; reads
- *        for faults come on top.
+ * @file: the file, and how to read it.  Each of @workers, up to 4, consists of
+ *        up to four background threads, or one without O_DIRECT, each with one
+ *        read of MAPPED_RAM_LAZY_EXTENT in flight; they share @depth requests.
+ *        Two of the four read only while no page faults.  Reads for faults come
+ *        on top.
  *        @thread_name and @keep_zeros are not used.  The caller owns the
  *        descriptors and what pointers refer to, which must live as long as the
  *        object.
@@ -80,6 +81,7 @@ typedef struct MappedRamLazyConfig {
 
 /**
  * MappedRamLazyInfo:
+ * @workers: how many workers load in the background
  * @length: bytes of the blocks
  * @total: bytes of the blocks that are in the file
  * @missing: bytes of these that are not loaded yet
@@ -97,6 +99,7 @@ typedef struct MappedRamLazyConfig {
  * @stats: the queues' figures
  */
 typedef struct MappedRamLazyInfo {
+    unsigned workers;
     uint64_t length;
     uint64_t total;
     uint64_t missing;
