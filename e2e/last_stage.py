@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Holds saves in their last stage, when the guest is stopped."""
 
+import contextlib
 import os
 import time
 
+from lab.freeze import frozen
 from lab.vm import FINAL, Mode
 
 from .faults import broken
+from .harness import Skip
 
 RAM = 64
 GUEST = {'dirty': 32}
@@ -33,6 +36,18 @@ def to_switchover(vm, uri, mode):
     wait_for(vm, 'switchover',
              lambda: vm.migration()['status'] == 'pre-switchover')
     assert vm.command('query-status')['status'] == 'finish-migrate'
+
+
+@contextlib.contextmanager
+def freeze(vm, cpu=0):
+    """Stops the thread of a CPU of the guest."""
+    tid = vm.command('query-cpus-fast')[cpu]['thread-id']
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(frozen(tid))
+        except PermissionError as err:
+            raise Skip(f'not on this host: {err}') from None
+        yield
 
 
 def go_on(vm):

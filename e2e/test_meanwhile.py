@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the guest or the user does while the machine is saved or restored."""
 
-import contextlib
 import copy
 import errno
 import os
@@ -9,16 +8,16 @@ import socket
 import threading
 import time
 
-from lab.freeze import frozen
 from lab.qmp import QMPError
 
 from . import ivshmem
 from .checks import check_error, check_says, expect_error
 from .faults import HeldRestore, broken, faulty, open_gate, stalls, wait_stall
-from .harness import Skip, test
+from .harness import test
 from .instant import ALL, FOUR, HELD, begin, check_complete, figures, \
     restore, saved, wait_hung
-from .last_stage import DIRECT, GUEST, RAM, go_on, hung, to_switchover
+from .last_stage import DIRECT, GUEST, RAM, freeze, go_on, hung, \
+    to_switchover
 from .ports import SOFT_OFF, SUSPEND, power
 from .snapshots import SIZE, add_disk, snapshot
 
@@ -184,16 +183,6 @@ def test_mirror(t):
     assert vm.wait_migration()['status'] == 'completed'
 
 
-@contextlib.contextmanager
-def freeze(tid):
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(frozen(tid))
-        except PermissionError as err:
-            raise Skip(f'not on this host: {err}') from None
-        yield
-
-
 @test('meanwhile: a stream is cancelled while a CPU is slow to stop',
       quick=True)
 def test_slow_cpu(t):
@@ -205,7 +194,7 @@ def test_slow_cpu(t):
         '-blockdev', 'driver=null-co,node-name=d0,read-zeroes=on'))
     vm.setup(None)
     for stop in (False, True):
-        with freeze(vm.command('query-cpus-fast')[0]['thread-id']):
+        with freeze(vm):
             vm.start_save(f'file:{t.path("image")}')
             vm.wait_runstate('finish-migrate')
             if stop:

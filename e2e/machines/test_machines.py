@@ -21,7 +21,7 @@ from ..faults import broken
 from ..harness import Skip, test
 from ..instant import ALL, DIRECT, HELD, LATER, RAM, check_complete, follows, \
     restore, saved
-from ..last_stage import GO_ON, to_switchover
+from ..last_stage import GO_ON, freeze, go_on, to_switchover
 
 MODES = [Mode(0), Mode(1, True), Mode(4, True)]
 
@@ -153,6 +153,29 @@ def test_cancel_late(t):
         src.command('cont')
     assert info['status'] == 'cancelled', info
     src.ticks_on()
+
+
+@machines('a save is cancelled while a CPU is asked for its state', 'kvm')
+def test_cancel_slow_cpu(t):
+    """QEMU waits for the CPU without its lock.  The guest runs afterwards, and
+    its disks are active."""
+    vm = t.source(ram=RAM, **guest(t, args=(
+        '-device', 'virtio-scsi-pci',
+        '-blockdev', 'null-co,node-name=d0,read-zeroes=on',
+        '-device', 'scsi-hd,drive=d0,id=disk')))
+    for mode in (None, DIRECT):
+        with case(str(mode)):
+            to_switchover(vm, f'file:{t.path("image")}', mode)
+            with freeze(vm):
+                go_on(vm)
+                vm.wait_until(lambda: vm.migration()['status'] == 'device')
+                vm.command('migrate_cancel')
+            info = vm.wait_migration()
+            assert info['status'] == 'cancelled', info
+            vm.ticks_on()
+            said = vm.hmp('qemu-io -d disk "write 0 512"')
+            assert not said, said
+            vm.ticks_on()
 
 
 @machines('a failed save ends the dirty limit', 'kvm')
