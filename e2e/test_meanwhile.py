@@ -183,6 +183,43 @@ def test_mirror(t):
     assert vm.wait_migration()['status'] == 'completed'
 
 
+def mirror_job(vm):
+    jobs = vm.command('query-block-jobs')
+    return jobs[0] if jobs else None
+
+
+@test('meanwhile: a job has copied a disk, and follows its changes',
+      quick=True)
+def test_ready_mirror(t):
+    """It does not prevent a save, unless there are changes left to copy."""
+    uri = f'file:{t.path("image")}'
+    size = 64 << 20
+    vm = t.source(ram=RAM, guest=GUEST, args=(
+        '-blockdev', f'null-co,node-name=from,size={size}',
+        '-blockdev', f'null-co,node-name=to,size={size}',
+        '-device', 'virtio-blk-pci,drive=from,id=disk'))
+    vm.command('blockdev-mirror', {'job-id': 'job', 'device': 'from',
+                                   'target': 'to', 'sync': 'full'})
+    vm.wait_until(lambda: mirror_job(vm)['ready'])
+    for mode in (DIRECT, None):
+        vm.save(uri, mode)
+        vm.command('cont')
+        vm.ticks_on()
+    vm.command('stop')
+    vm.save(uri, DIRECT)
+    assert mirror_job(vm)['ready'], mirror_job(vm)
+    vm.command('cont')
+
+    vm.command('block-job-set-speed', {'device': 'job', 'speed': 1})
+    vm.hmp(f'qemu-io -d disk "write 0 {size}"')
+    check_error(vm.try_save(uri, DIRECT),
+                "Block job 'job' still copies a disk")
+    vm.ticks_on()
+    vm.command('block-job-cancel', {'device': 'job', 'force': True})
+    vm.wait_until(lambda: not mirror_job(vm))
+    vm.save(uri, DIRECT)
+
+
 @test('meanwhile: a stream is cancelled while a CPU is slow to stop',
       quick=True)
 def test_slow_cpu(t):

@@ -5,7 +5,9 @@
  */
 
 #include "qemu/osdep.h"
+#include "block/block_int-common.h"
 #include "block/blockjob.h"
+#include "block/dirty-bitmap.h"
 #include "file-last-stage.h"
 #include "file-queue.h"
 #include "file-save-compat.h"
@@ -40,14 +42,34 @@ void file_last_stage_begin(QEMUFile *f)
     }
 }
 
-bool file_last_stage_check_jobs(Error **errp)
+/* Returns whether @job, a mirror, has nothing left to copy. */
+static bool mirror_is_idle(const BlockJob *job)
+{
+    for (const GSList *node = job->nodes; node; node = node->next) {
+        const BdrvChild *child = node->data;
+        BdrvDirtyBitmap *bitmap;
+
+        /* Its own bitmap, which has no name, is on one of its nodes. */
+        FOR_EACH_DIRTY_BITMAP(child->bs, bitmap) {
+            if (!bdrv_dirty_bitmap_name(bitmap) &&
+                bdrv_get_dirty_count(bitmap)) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+bool file_last_stage_check_jobs(bool guest_stopped, Error **errp)
 {
     BlockJob *job = NULL;
 
     JOB_LOCK_GUARD();
     while ((job = block_job_next_locked(job))) {
         if (job->job.driver->job_type == JOB_TYPE_MIRROR &&
-            !job_is_completed_locked(&job->job)) {
+            !job_is_completed_locked(&job->job) &&
+            !(job_is_ready_locked(&job->job) &&
+              (!guest_stopped || mirror_is_idle(job)))) {
             error_setg(errp, "Block job '%s' still copies a disk, which must "
                        "not change any more when the machine is saved; "
                        "complete or cancel it first", job->job.id);

@@ -43,15 +43,18 @@ void file_last_stage_begin(QEMUFile *f);
 
 /**
  * file_last_stage_check_jobs: check that no job writes to inactive disks
+ * @guest_stopped: whether the guest is stopped and all disks are drained, so
+ *                 that a job which has nothing left to copy stays so
  * @errp: where to report a job
  *
  * A job that mirrors a disk lets its target be inactivated, as the guest writes
  * no more.  But it may have data left, and writes it when the BQL is released;
- * QEMU would abort.  BQL held, before disks are inactivated.
+ * QEMU would abort.  While the guest runs, only jobs that are not ready yet are
+ * reported.  BQL held, before disks are inactivated.
  *
  * Returns: false if there is such a job
  */
-bool file_last_stage_check_jobs(Error **errp);
+bool file_last_stage_check_jobs(bool guest_stopped, Error **errp);
 
 /**
  * file_last_stage_flush: write the data that was kept in memory

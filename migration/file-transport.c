@@ -113,7 +113,7 @@ static bool file_check_capabilities(bool outgoing, Error **errp)
 static bool file_check_jobs(Error **errp)
 {
     return migrate_pause_before_switchover() || migrate_background_snapshot() ||
-           file_last_stage_check_jobs(errp);
+           file_last_stage_check_jobs(false, errp);
 }
 
 /* Like qemu_open(), but from an fdset takes a descriptor without O_DIRECT */

@@ -240,20 +240,6 @@ static bool is_cpu(uint64_t thread)
     return false;
 }
 
-bool mapped_ram_instant_cpus_stopped(void)
-{
-    CPUState *cpu;
-
-    if (instant) {
-        CPU_FOREACH(cpu) {
-            if (!cpu->stopped) {
-                return false;
-            }
-        }
-    }
-    return true;
-}
-
 /* Restarts CPUs that have stopped for an error that is gone by now. */
 static void resume_cpus(Instant *i)
 {
@@ -298,6 +284,20 @@ bool mapped_ram_instant_can_reset(void)
     return !instant ||
            (!any_stuck() && !(has_error(instant) &&
                               (others_wait(instant) || devices_busy())));
+}
+
+bool mapped_ram_instant_ready_for_reset(void)
+{
+    CPUState *cpu;
+
+    if (instant) {
+        CPU_FOREACH(cpu) {
+            if (!cpu->stopped) {
+                return false;
+            }
+        }
+    }
+    return mapped_ram_instant_can_reset();
 }
 
 /*

@@ -54,6 +54,8 @@ void lazy_count_down(MappedRamLazy *l, uint64_t count)
     }
     unregister_all(l);
     WITH_QEMU_LOCK_GUARD(&l->lock) {
+        /* Of a page that another thread has loaded after all */
+        g_clear_pointer(&l->err, error_free);
         l->stop = true;
         qemu_cond_broadcast(&l->retry);
     }

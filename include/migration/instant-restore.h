@@ -81,10 +81,10 @@ bool mapped_ram_instant_stuck(CPUState *cpu);
 bool mapped_ram_instant_can_reset(void);
 
 /*
- * Returns: whether each CPU has really stopped after pause_all_vcpus(), which
- * does not wait for stuck ones.
+ * Returns: whether the machine can still be reset after pause_all_vcpus(), which
+ * does not wait for stuck CPUs, and meanwhile a device may have begun to wait.
  */
-bool mapped_ram_instant_cpus_stopped(void);
+bool mapped_ram_instant_ready_for_reset(void);
 
 /**
  * mapped_ram_instant_stop:
