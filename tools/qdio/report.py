@@ -6,7 +6,7 @@ import threading
 import time
 
 from .progress import table
-from .say import Failure, Fault, duration, say, tail
+from .say import Failure, Fault, Late, duration, say, tail
 
 # How many failed cases of a check the end of the output repeats
 MOST_CASES = 10
@@ -66,7 +66,9 @@ class Report:
     One check may represent several cases of a test program.  Several threads
     may report, each on a separate part."""
 
-    def __init__(self):
+    def __init__(self, essential=()):
+        """`essential`: the parts for which there must be time."""
+        self._essential = essential
         self._parts = {}            # by name, in the order of the table
         self._failures = []         # lines to repeat at the end
         self._lane = threading.local()
@@ -104,6 +106,13 @@ class Report:
             self._remember(part, name, _failed_cases(log) if log else [])
         say(*lines, *(f'  {line}' for line in remarks))
 
+    def late(self, err):
+        """Report a step that was cut short because the time was over."""
+        if self._part().name in self._essential:
+            self(False, str(err), log=err.log)
+        else:
+            self.skip(str(err), 'the time was over')
+
     def _remember(self, part, name, cases):
         """Keep what the end of the output says again of a failed check: its
         own lines may be hours and thousands of lines earlier."""
@@ -127,6 +136,8 @@ class Report:
         self._lane.name = name
         try:
             run()
+        except Late as err:
+            self.late(err)
         except Failure as err:
             self(False, f'{name}: {err}', log=err.log)
         except Fault as err:

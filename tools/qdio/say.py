@@ -11,6 +11,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 
+# A step that has written nothing for so many seconds hangs
+SILENCE = 300
+
 _speaking = threading.Lock()
 _libc = ctypes.CDLL(None)
 
@@ -85,6 +88,11 @@ class Failure(Exception):
     def __init__(self, text, log=None):
         super().__init__(text)
         self.log = log
+
+
+class Late(Failure):
+    """The time of the run was over before the step began, or while it made
+    progress: nothing has failed."""
 
 
 class Ended(Exception):
@@ -181,7 +189,7 @@ def step(name, argv, log, cwd=None, env=None, check=True, append=False,
         out.flush()
         patience = _steps.patience(timeout)
         if patience == 0:
-            raise Failure(f'{name}: not begun, because the time is over', log)
+            raise Late(f'{name}: not begun, because the time is over', log)
         ticker = _Ticker(name, log)
         try:
             process = _steps.start(argv, cwd=cwd, env=env, stdout=out,
@@ -198,8 +206,11 @@ def step(name, argv, log, cwd=None, env=None, check=True, append=False,
             _end(process)
             ticker.stop('stopped,')
             if isinstance(err, subprocess.TimeoutExpired):
-                raise Failure(f'{name}: not done after {duration(patience)}; '
-                              f'its output is in {log}', log) from None
+                silence = time.time() - os.path.getmtime(log)
+                kind = Late if patience != timeout and silence < SILENCE \
+                    else Failure
+                raise kind(f'{name}: not done after {duration(patience)}; '
+                           f'its output is in {log}', log) from None
             raise
         finally:
             _steps.forget(process)

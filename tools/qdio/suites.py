@@ -8,7 +8,7 @@ import sys
 
 from . import build as building
 from .config import ROOT, log_path
-from .say import Failure, step, tail
+from .say import Failure, Late, step, tail
 
 SKIPPED = 77            # the exit code that means "skipped" to test harnesses
 _PLAN = re.compile(r'^1\.\.(\d+)', re.M)
@@ -79,7 +79,10 @@ def run_program(name, argv, log, report, env=None, cwd=None, timeout=2400,
         if code == SKIPPED:
             code = run([])
     except Failure as err:
-        report(False, str(err), log=log)
+        if isinstance(err, Late) and not count_cases(log)[1]:
+            report.late(err)
+        else:
+            report(False, str(err), log=log)
         return
     passed, failed, skipped = count_cases(log)
     ran, planned = passed + failed + skipped, planned_cases(log)

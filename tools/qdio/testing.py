@@ -110,7 +110,7 @@ class Tests:
 
     def __init__(self, bases, source, clock, quick=False, every=False):
         """`every`: run each part also on bases that do not list it."""
-        self.report = Report()
+        self.report = Report(self.ESSENTIAL)
         self.series = Series(ROOT)
         self.all_trees = [Tree(base, source) for base in bases]
         self._every = every

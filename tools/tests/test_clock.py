@@ -164,9 +164,10 @@ class Steps(unittest.TestCase):
             def hangs():
                 say.step('hang', ['sh', '-c', 'echo so far; sleep 1000'], log)
 
-            say.end_steps_at(time.monotonic() + 0.5)
+            say.end_steps_at(time.monotonic() + 5)
             out = io.StringIO()
-            with contextlib.redirect_stdout(out), \
+            with mock.patch('qdio.say.SILENCE', 0), \
+                    contextlib.redirect_stdout(out), \
                     contextlib.redirect_stderr(io.StringIO()):
                 report = Report()
                 report.part('some', hangs)
@@ -174,6 +175,31 @@ class Steps(unittest.TestCase):
         self.assertEqual(code, 1)
         self.assertIn('not ok - some: hang: not done', out.getvalue())
         self.assertIn('\n  so far\n', out.getvalue())
+
+    def cut_short(self, part, line='ok 1'):
+        """Returns what is printed for a program that writes until its time is
+        over, and the exit code."""
+        with tempfile.TemporaryDirectory() as top, \
+                contextlib.redirect_stdout(io.StringIO()) as out, \
+                contextlib.redirect_stderr(io.StringIO()):
+            log = os.path.join(top, 'log')
+            say.end_steps_at(time.monotonic() + 5)
+            report = Report(['first'])
+            report(True, 'before')
+            report.part(part, lambda: run_program(
+                'slow', ['sh', '-c', f'echo {line}; sleep 1000'], log, report))
+            return out.getvalue(), report.close()
+
+    def test_slow(self):
+        """What makes progress until the time is over has not failed, unless it
+        is essential."""
+        said, code = self.cut_short('other')
+        self.assertRegex(said, 'ok - slow: not done after .* # SKIP the time')
+        self.assertEqual(code, 0)
+        for case in ('first',), ('other', 'not ok 1'):
+            said, code = self.cut_short(*case)
+            self.assertIn('\nnot ok - slow: not done after', said)
+            self.assertEqual(code, 1)
 
     def test_no_time(self):
         """After that nothing starts."""
@@ -185,7 +211,7 @@ class Steps(unittest.TestCase):
             run_program('late', ['touch', touched], os.path.join(top, 'log'),
                         Report())
             self.assertFalse(os.path.exists(touched))
-        self.assertIn('not ok - late: not begun, because the time is over\n',
+        self.assertIn('ok - late: not begun, because the time is over # SKIP',
                       out.getvalue())
 
 
