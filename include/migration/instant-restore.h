@@ -81,8 +81,8 @@ bool mapped_ram_instant_stuck(CPUState *cpu);
 bool mapped_ram_instant_can_reset(void);
 
 /*
- * Returns: whether the machine can still be reset after pause_all_vcpus().  That
- * does not wait for stuck CPUs, and meanwhile a device may have begun to wait.
+ * Returns: whether the machine can still be reset after pause_all_vcpus();
+ * that does not wait for stuck CPUs; a device may have begun to wait, too
  */
 bool mapped_ram_instant_ready_for_reset(void);
 
