@@ -203,7 +203,8 @@ class Targets(unittest.TestCase):
         runs += started('start', 1024, 0.01, 0.01, 0.03) + \
             started('start', 4096, 0.012, 0.011, 0.013)
         self.assertAlmostEqual(self.verdict(runs, text).value, 1.2)
-        self.assertEqual(self.verdict(runs, 'first sign').value, 0.024)
+        self.assertEqual(self.verdict(runs, 'first sign of').value, 0.024)
+        self.assertAlmostEqual(self.verdict(runs, 'its first sign').value, 1.2)
 
     def test_numbers_of_channels(self):
         runs = [direct(program, channels, 1.0, scenario='tcp')
