@@ -356,6 +356,7 @@ static void test_past_cache(void)
 /* Waits until RAM is being written. */
 static void wait_writing(FileVM *vm)
 {
+    gint64 end = g_get_monotonic_time() + FILE_VM_TIMEOUT_US;
     int64_t written = 0;
 
     while (written < 1 * MiB) {
@@ -368,6 +369,7 @@ static void wait_writing(FileVM *vm)
                       qdict_get_int(info, "buffered-bytes");
         }
         qobject_unref(info);
+        g_assert_cmpint(g_get_monotonic_time(), <, end);
     }
 }
 
