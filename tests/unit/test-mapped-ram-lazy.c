@@ -889,6 +889,7 @@ static void test_no_memory(void)
     g_assert_true(fixture_init(&f, SHARED, 2 * 2048));
     fd = use_full_tmpfs(&f);
     if (fd < 0) {
+        fixture_destroy(&f);
         return;
     }
     new_lazy(&f, DIRECT_IO_ENGINE_AUTO, PAGE);
