@@ -19,10 +19,11 @@ TOO_LARGE = ('File too large', 'RLIMIT_FSIZE', 'file size limit')
 
 @contextlib.contextmanager
 def case(*what):
-    """Adds `what` to the message of any failure in the block."""
+    """Adds `what` to the message of any failure in the block, also if the
+    test's time is over."""
     try:
         yield
-    except Exception as err:
+    except BaseException as err:
         err.args = (f'{", ".join(map(str, what))}: {err}', *err.args[1:])
         raise
 

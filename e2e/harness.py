@@ -214,8 +214,15 @@ class Context:
         return dst
 
 
-class _Terminated(Exception):
-    """The time limit was reached."""
+class _Terminated(BaseException):
+    """The time limit was reached.  It is no Exception, so that a test that
+    expects one does not take it for that."""
+
+
+def _limit(config, entry):
+    """The seconds that a test may take.  Parallel tests compete for CPU time,
+    as does what else runs on the machine, also beside a single test."""
+    return entry[3] * max(config.jobs, 4)
 
 
 def _why_no_mounts():
@@ -232,13 +239,15 @@ def _why_no_mounts():
 def _child(config, entry, directory):
     """Runs one test and reports through the exit code: 0 passed, 1 failed, 77
     skipped; the reason is in the file 'reason'."""
-    name, function, _, timeout = entry
+    function = entry[1]
+    ended = []
 
     def on_signal(number, _):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise _Terminated('interrupted' if number == signal.SIGINT else
-                          f'still not done after {timeout} s')
+        ended.append('interrupted' if number == signal.SIGINT else
+                     f'still not done after {_limit(config, entry)} s')
+        raise _Terminated(ended[0])
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
@@ -256,6 +265,8 @@ def _child(config, entry, directory):
         kind = type(err).__name__
         reason = str(err) if kind in ('AssertionError', '_Terminated') \
             else f'{kind}: {err}'
+        if ended and kind != '_Terminated':     # cleaning up failed, too
+            reason = f'{ended[0]}, then {reason}'
         where = [f for f in traceback.extract_tb(err.__traceback__)
                  if os.path.basename(f.filename).startswith('test_')]
         if where:
@@ -284,9 +295,9 @@ class _Job:
         shutil.rmtree(self.directory, ignore_errors=True)
         os.makedirs(self.directory)
         self.output = os.path.join(self.directory, 'output')
-        # Parallel tests compete for CPU time
-        self._deadline = self.start + entry[3] * config.jobs
+        self._deadline = self.start + _limit(config, entry)
         self._signals = [(signal.SIGTERM, 60), (signal.SIGKILL, 30)]
+        self._died = 'the test died'            # if it gives no reason
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:
@@ -313,6 +324,8 @@ class _Job:
         if done:
             return os.waitstatus_to_exitcode(status)
         if time.monotonic() > self._deadline:
+            self._died = 'still not done after ' \
+                         f'{_limit(self.config, self.entry)} s, and killed'
             if not self._signals:
                 return 1
             self.end(*self._signals.pop(0))
@@ -341,7 +354,7 @@ class _Job:
         output, reason = self.read('output'), self.read('reason')
         if not keep:
             clean(self.directory)
-        return output, reason or 'the test died'
+        return output, reason or self._died
 
 
 def selected(pattern, quick):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The end-to-end tests are interrupted."""
+"""The end-to-end tests are interrupted, or take too long."""
 
 import os
 import signal
@@ -41,6 +41,18 @@ config = harness.Config(*[None] * 6, top, False, False, 2)
 sys.exit(harness.run_all(config, None))
 '''
 
+# A test that does not end, which any failure of stock QEMU would satisfy
+HANGS = r'''
+import sys, time
+from e2e import harness
+
+harness.fs.private_mounts = lambda: None
+harness.test('hangs', timeout=0.25, stock='.')(lambda t: time.sleep(1000))
+config = harness.Config(*[None] * 2, 'stock', *[None] * 3, sys.argv[1], False,
+                        False)
+harness.run_all(config, None)
+'''
+
 
 class Interrupt(unittest.TestCase):
     def test_all_at_once(self):
@@ -55,6 +67,15 @@ class Interrupt(unittest.TestCase):
             self.assertIn('Bail out! interrupted', said)
             for name in 'ended-a', 'ended-b':
                 self.assertTrue(os.path.exists(os.path.join(top, name)), name)
+
+    def test_time_limit(self):
+        """It is not taken for the failure that a test expects."""
+        with tempfile.TemporaryDirectory() as top:
+            said = subprocess.run([sys.executable, '-c', HANGS, top], cwd=ROOT,
+                                  stdout=subprocess.PIPE, text=True).stdout
+        for name in 'hangs', 'stock fails: hangs':
+            self.assertRegex(said, f'not ok . - {name} .*: still not done '
+                             'after 1.0 s')
 
 
 if __name__ == '__main__':
