@@ -32,7 +32,7 @@ def test_busy_guest(t):
             # Slow enough for the guest to modify pages already written
             vm.setup(mode, max_bandwidth=32 << 20)
             vm.start_save(uri)
-            info = vm.wait_migration()
+            info = vm.wait_or_hurry()
             assert info['status'] == 'completed', info
             check_engine(info, engine)
             ram = info['ram']

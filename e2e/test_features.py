@@ -197,7 +197,10 @@ def test_busy_page(t):
         for i in range(4):
             path = t.path(f'image{i}')
             # Slow enough to take several passes
-            vm.save(f'file:{path}', Mode(i & 1), max_bandwidth=400 << 20)
+            vm.setup(Mode(i & 1), max_bandwidth=400 << 20)
+            vm.start_save(f'file:{path}')
+            info = vm.wait_or_hurry()
+            assert info['status'] == 'completed', info
             t.restores(f'file:{path}', vm.ram_hash(), Mode(i & 1),
                        args=args).kill()
             os.unlink(path)

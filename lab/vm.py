@@ -360,6 +360,17 @@ class VM(Console):
         self.command('migrate-set-parameters', {'max-bandwidth': 1 << 40,
                                                 'downtime-limit': 5000})
 
+    def wait_or_hurry(self, passes=4):
+        """Waits until a live save with a limited bandwidth ends; hurries it if
+        it has not ended after so many passes, since it may never end if the
+        disk writes more slowly than the guest does."""
+        while (info := self.migration()).get('status') not in FINAL:
+            if info.get('ram', {}).get('dirty-sync-count', 0) > passes:
+                self.hurry()
+                break
+            time.sleep(0.01)
+        return self.wait_migration()
+
     def add_fds(self, fdset, *fds):
         for fd in fds:
             self.command('add-fd', {'fdset-id': fdset}, fds=[fd])
