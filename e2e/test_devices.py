@@ -41,7 +41,8 @@ def test_slow_device(t):
             t.open(t.path('disk'), os.O_RDWR | os.O_CREAT)
             device = t.loop(os.path.join(disk.mount, 'disk'), 512 * MIB)
             vm = t.source(ram=64)
-            vm.setup(mode, max_bandwidth=16 * MIB, file_sync=False)
+            # So slow that the save does not end before the disk hangs
+            vm.setup(mode, max_bandwidth=MIB, file_sync=False)
             vm.start_save(f'file:{device}')
             vm.wait_until(lambda: vm.written() >= MIB)
             disk.arm()
