@@ -11,6 +11,7 @@ import time
 from lab import image, meter
 from lab.fs import free_bytes
 from lab.guest import build_initramfs
+from lab.vm import PATIENCE
 
 from ..faults import faulty, open_gate, stalls
 from ..harness import Skip, test
@@ -98,17 +99,25 @@ def test_save_restore(t):
 
 def state_after_failure(guest):
     """The state of a domain whose save has failed, 'running' or 'shut off'.
-    If QEMU has ended, libvirt notices it a moment later."""
-    deadline = time.monotonic() + 30
+    QEMU may still answer just before it aborts, and if it has ended, libvirt
+    notices it a moment later.  So the domain only counts as running if QEMU
+    also answers some seconds after its first answer."""
+    deadline = time.monotonic() + PATIENCE * 60
+    first = None
     while True:
         state = guest.state()
         if state == 'shut off' or time.monotonic() > deadline:
             return state
         try:
             guest.qmp('query-status')
-            return guest.state()
         except VirshError:              # it is about to be shut off
-            time.sleep(0.1)
+            first = None
+        else:
+            now = time.monotonic()
+            first = first or now
+            if now - first > 5:
+                return guest.state()
+        time.sleep(0.1)
 
 
 @test('libvirt: buffered after direct', timeout=200,
