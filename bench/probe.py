@@ -24,7 +24,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def figures(times):
-    """{'probe-median', 'probe-p99'}, or nothing if there was no time to
+    """{'probe-median', 'probe-p99'}, or nothing if it never began to
     read."""
     times = sorted(times)
     return {f'probe-{name}': times[int(share * (len(times) - 1))]
@@ -33,16 +33,18 @@ def figures(times):
 
 def read(path, ended):
     """The times of reads in microseconds, until ended(seconds), which waits as
-    long, returns true."""
+    long, returns true; one at least, however late this process runs."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
     pages = os.fstat(fd).st_size // PAGE
     times = []
     with mmap.mmap(-1, PAGE) as buffer:
-        while not ended(PAUSE):
+        while True:
             page = random.randrange(pages)
             begin = time.monotonic()
             os.preadv(fd, [buffer], page * PAGE)
             times.append((time.monotonic() - begin) * 1e6)
+            if ended(PAUSE):
+                break
     os.close(fd)
     return times
 

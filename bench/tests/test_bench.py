@@ -752,6 +752,11 @@ class Probe(unittest.TestCase):
         one.close()
         self.assertEqual(one.figures(), {})
 
+    def test_process_that_hardly_runs(self):
+        one = probe.Probe(self.file.name)
+        one.begin()
+        self.assertIn('probe-p99', one.figures())
+
     def test_sigterm(self):
         one = probe.Probe(self.file.name)
         one.begin()
