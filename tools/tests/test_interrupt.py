@@ -27,8 +27,8 @@ def mark(name):
     open(os.path.join(top, name), 'w').close()
 
 def run(mine, others):
-    mark('started-' + mine)
     try:
+        mark('started-' + mine)
         until('never')
     finally:
         mark('ends-' + mine)
