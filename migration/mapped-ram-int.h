@@ -96,7 +96,7 @@ void mapped_ram_record(MappedRam *m);
  *
  * Replaces the previous entry if @rb is added again.
  *
- * Returns: the block, which @m owns, with an empty bitmap
+ * Returns: the block, which @m owns, with empty bitmaps
  */
 MappedRamBlock *mapped_ram_add_block(MappedRam *m, RAMBlock *rb,
                                      const MappedRamLayout *layout);

@@ -351,11 +351,13 @@ static void find_data(MappedRamWorker *w, const MappedRamExtent *extent,
 }
 
 /*
- * Sets @healed to the pages that have become zero since they were written, and
+ * Sets @healed to the dirty pages that are zero, but were written before, and
  * that can be read without allocating memory.  The guest may have changed one
  * while it was written, and then its checksum may be wrong, on file systems and
  * devices that have some.  Whoever read it, because it shares a unit with other
- * pages or lies between them, would get an error.
+ * pages or lies between them, would get an error.  That can happen in any
+ * write: in one that heals, or of a zero page because of its neighbors, too.
+ * So being present is not what matters.
  */
 static void find_healed(MappedRamWorker *w, const MappedRamExtent *extent,
                         const unsigned long *data, unsigned long *healed)
@@ -367,7 +369,7 @@ static void find_healed(MappedRamWorker *w, const MappedRamExtent *extent,
     if (!w->direct) {
         return;
     }
-    bitmap_and(healed, extent->dirty, b->present + BIT_WORD(extent->first),
+    bitmap_and(healed, extent->dirty, b->written + BIT_WORD(extent->first),
                extent->pages);
     bitmap_andnot(healed, healed, data, extent->pages);
     if (b->keep_absent && !bitmap_empty(healed, extent->pages)) {
@@ -392,6 +394,19 @@ static void update_present(const MappedRamExtent *extent,
     }
     counts->normal += normal;
     counts->zero += bitmap_count_one(extent->dirty, extent->pages) - normal;
+}
+
+/* Records which pages are written, for find_healed(). */
+static void update_written(MappedRamWorker *w, const MappedRamExtent *extent,
+                           const unsigned long *plan)
+{
+    unsigned long *written;
+
+    /* The page cache takes a copy, whose checksum is right. */
+    if (w->direct) {
+        written = extent->block->written + BIT_WORD(extent->first);
+        bitmap_or(written, written, plan, extent->pages);
+    }
 }
 
 void mapped_ram_worker_count(MappedRamWorker *w, const MappedRamExtent *extent,
@@ -429,6 +444,7 @@ bool mapped_ram_worker_save(MappedRamWorker *w, const MappedRamExtent *extent,
     }
     mapped_ram_plan_extent(plan, wanted, allowed, extent->pages,
                            GAP_BYTES / b->layout.page_size, align_pages(w, b));
+    update_written(w, extent, plan);
     return transfer_plan(w, extent, plan, do_write, counts, errp);
 }
 

@@ -59,7 +59,7 @@ const char *mapped_ram_worker_engine_reason(MappedRamWorker *w);
 void mapped_ram_worker_stats(MappedRamWorker *w, MappedRamStats *sum);
 
 /*
- * Saves @extent: updates the block's present bitmap and starts the writes.
+ * Saves @extent: updates the block's bitmaps and starts the writes.
  * Adds to @counts.  Returns false with @errp set on the first error.
  */
 bool mapped_ram_worker_save(MappedRamWorker *w, const MappedRamExtent *extent,

@@ -75,6 +75,7 @@ static void block_free(void *opaque)
     MappedRamBlock *b = opaque;
 
     g_free(b->present);
+    g_free(b->written);
     g_free(b);
 }
 
@@ -198,11 +199,15 @@ MappedRamBlock *mapped_ram_add_block(MappedRam *m, RAMBlock *rb,
                                      const MappedRamLayout *layout)
 {
     MappedRamBlock *b = g_new0(MappedRamBlock, 1);
+    size_t bitmap_size = mapped_ram_layout_bitmap_size(layout);
 
     b->name = rb->idstr;
     b->host = rb->host;
     b->layout = *layout;
-    b->present = g_malloc0(mapped_ram_layout_bitmap_size(layout));
+    b->present = g_malloc0(bitmap_size);
+    if (!m->load && m->alignment) {
+        b->written = g_malloc0(bitmap_size);
+    }
     /* Reading unplugged memory to check for zeros would populate it. */
     b->keep_absent = memory_region_has_ram_discard_manager(rb->mr);
     b->backing = mapped_ram_memory_backing(rb->fd, rb->fd_offset,

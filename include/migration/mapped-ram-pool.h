@@ -50,6 +50,10 @@ typedef struct MappedRamPool MappedRamPool;
  * @layout: its layout in the file
  * @present: one bit per page, set when the page is in the file.  Written by the
  *           workers while saving, read by them while loading.
+ * @written: one bit per page, set when a save has written the page, also if
+ *           only because of its neighbors, and also if it was zero; never
+ *           cleared.  For the workers, who share it out like @present.  Needed
+ *           to save with O_DIRECT, otherwise unused and NULL.
  * @keep_absent: when loading, leave pages alone that are not in the file and
  *               may have no memory behind them; when saving, those that are not
  *               dirty.  For memory whose pages may be discarded and must not
@@ -66,6 +70,7 @@ typedef struct MappedRamBlock {
     uint8_t *host;
     MappedRamLayout layout;
     unsigned long *present;
+    unsigned long *written;
     bool keep_absent;
     MappedRamBacking backing;
 } MappedRamBlock;

@@ -129,6 +129,7 @@ static void fixture_init(Fixture *f, unsigned long pages)
 static void fixture_destroy(Fixture *f)
 {
     g_free(f->block.present);
+    g_free(f->block.written);
     qemu_vfree(f->block.host);
     close(f->fd);
     g_unlink(f->path);
@@ -147,6 +148,9 @@ static MappedRamPool *new_pool(Fixture *f, unsigned workers, unsigned align)
         .engine = DIRECT_IO_ENGINE_SYNC,
     };
 
+    if (align && !f->block.written) {
+        f->block.written = bitmap_new(f->pages);
+    }
     return mapped_ram_pool_new(&config, &error_abort);
 }
 
@@ -388,6 +392,83 @@ static void test_become_zero(void)
                             PAGE);
             g_assert_cmpmem(page, PAGE, f.block.host + i * PAGE, PAGE);
         }
+        fixture_destroy(&f);
+    }
+}
+
+/* Saves one page as dirty, and returns how many bytes are written for it. */
+static uint64_t save_page(Fixture *f, MappedRamPool *pool, unsigned long page)
+{
+    g_autofree unsigned long *dirty = bitmap_new(f->pages);
+    MappedRamCounts before, counts;
+
+    set_bit(page, dirty);
+    mapped_ram_pool_counts(pool, &before);
+    g_assert_true(save_pages(f, pool, dirty, 128, &error_abort));
+    mapped_ram_pool_counts(pool, &counts);
+    return counts.direct_bytes + counts.buffered_bytes -
+           before.direct_bytes - before.buffered_bytes;
+}
+
+/*
+ * The guest may also change a page while it is written as zero, and make it
+ * zero again.  The page cache has a copy, so there it does not matter.
+ */
+static void test_zero_again(void)
+{
+    static const unsigned aligns[] = { 0, 4096, 64 * KiB };
+
+    for (int n = 0; n < ARRAY_SIZE(aligns); n++) {
+        MappedRamPool *pool;
+        Fixture f = {};
+
+        fixture_init(&f, 128);
+        pool = new_pool(&f, 1, aligns[n]);
+        fill_page(&f, 5, 1);
+        g_assert_cmpuint(save_page(&f, pool, 5), ==, MAX(aligns[n], PAGE));
+        fill_page(&f, 5, 0);
+        for (int pass = 0; pass < 3; pass++) {
+            g_assert_cmpuint(save_page(&f, pool, 5), ==, aligns[n]);
+        }
+        g_assert_true(bitmap_empty(f.block.present, 128));
+        mapped_ram_pool_free(pool);
+        fixture_destroy(&f);
+    }
+}
+
+/*
+ * The guest may change a zero page that is written because of its neighbors:
+ * between them, or in the same unit of the device.  Others stay holes.
+ */
+static void test_zero_neighbors(void)
+{
+    static const struct {
+        unsigned align, between, in_unit;
+    } cases[] = {
+        { 0, 0, 0 },
+        { 4096, 4096, 0 },
+        { 64 * KiB, 64 * KiB, 64 * KiB },
+    };
+
+    for (int n = 0; n < ARRAY_SIZE(cases); n++) {
+        g_autofree unsigned long *dirty = bitmap_new(128);
+        MappedRamPool *pool;
+        Fixture f = {};
+
+        fixture_init(&f, 128);
+        pool = new_pool(&f, 1, cases[n].align);
+        fill_page(&f, 64, 1);
+        fill_page(&f, 66, 1);
+        bitmap_set(dirty, 0, 128);
+        g_assert_true(save_pages(&f, pool, dirty, 128, &error_abort));
+        for (int pass = 0; pass < 2; pass++) {
+            g_assert_cmpuint(save_page(&f, pool, 65), ==, cases[n].between);
+            g_assert_cmpuint(save_page(&f, pool, 79), ==, cases[n].in_unit);
+            g_assert_cmpuint(save_page(&f, pool, 63), ==, 0);
+            g_assert_cmpuint(save_page(&f, pool, 80), ==, 0);
+        }
+        g_assert_cmpuint(bitmap_count_one(f.block.present, 128), ==, 2);
+        mapped_ram_pool_free(pool);
         fixture_destroy(&f);
     }
 }
@@ -746,6 +827,7 @@ static void test_idle(void)
     for (unsigned long i = 0; i < f.pages; i++) {
         fill_page(&f, i, 1);
     }
+    f.block.written = bitmap_new(f.pages);
     extent.block = &f.block;
     extent.pages = 1024;
     bitmap_set(extent.dirty, 0, 1024);
@@ -941,6 +1023,8 @@ int main(int argc, char **argv)
     g_test_add_func("/mapped-ram-pool/gaps", test_gaps);
     g_test_add_func("/mapped-ram-pool/clean-gaps", test_clean_gaps);
     g_test_add_func("/mapped-ram-pool/become-zero", test_become_zero);
+    g_test_add_func("/mapped-ram-pool/zero-again", test_zero_again);
+    g_test_add_func("/mapped-ram-pool/zero-neighbors", test_zero_neighbors);
     g_test_add_func("/mapped-ram-pool/count", test_count);
     g_test_add_func("/mapped-ram-pool/stale-gaps", test_stale_gaps);
 #ifdef CONFIG_LINUX
