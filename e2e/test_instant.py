@@ -391,6 +391,7 @@ def test_save_refused(t):
     assert 'still being loaded' in info['error-desc'], info
     assert path in info['error-desc'], info
     assert not os.path.exists(other)
+    vm.set_capabilities('multifd', 'mapped-ram', state=False)
     info = vm.try_save(f'unix:{other}')
     assert 'still being loaded' in info['error-desc'], info
     # The image is in use, so no other process may write it

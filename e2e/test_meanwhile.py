@@ -210,7 +210,11 @@ def test_ready_mirror(t):
     assert mirror_job(vm)['ready'], mirror_job(vm)
     vm.command('cont')
 
-    vm.command('block-job-set-speed', {'device': 'job', 'speed': 1})
+    # One that is paused is ready, too
+    vm.command('block-job-pause', {'device': 'job'})
+    vm.wait_until(lambda: mirror_job(vm)['status'] == 'standby')
+    vm.save(uri, DIRECT)
+    vm.command('cont')
     vm.hmp(f'qemu-io -d disk "write 0 {size}"')
     check_error(vm.try_save(uri, DIRECT),
                 "Block job 'job' still copies a disk")
