@@ -215,7 +215,9 @@ def test_ready_mirror(t):
     vm.wait_until(lambda: mirror_job(vm)['status'] == 'standby')
     vm.save(uri, DIRECT)
     vm.command('cont')
-    vm.hmp(f'qemu-io -d disk "write 0 {size}"')
+    said = vm.hmp('qemu-io -d /machine/peripheral/disk/virtio-backend '
+                  '"write 0 1M"')
+    assert not said, said
     check_error(vm.try_save(uri, DIRECT),
                 "Block job 'job' still copies a disk")
     vm.ticks_on()
