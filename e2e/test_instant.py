@@ -3,6 +3,7 @@
 
 import errno
 import os
+import re
 import time
 
 from lab.memory import huge_pages
@@ -164,8 +165,11 @@ def test_error_running(t):
     info = vm.migration()
     assert info['status'] == 'postcopy-active', info
     said = info['error-desc']
-    assert 'RAM block' in said and 'Input/output error' in said, said
-    assert path in said, said
+    found = re.search(r"RAM block '[^']+', pages from 0x[0-9a-f]+ on: (.*): "
+                      r'cannot read \d+ bytes at offset (\d+): '
+                      'Input/output error', said)
+    assert found and path in found[1], said
+    assert int(found[2]) < os.path.getsize(path), said
     assert len(vm.events('STOP')) >= 3, vm.qmp.events
     assert any('instant restore: stopping the guest' in line and path in line
                for line in vm.errors()), vm.errors()
