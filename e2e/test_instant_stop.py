@@ -200,6 +200,48 @@ def check_stops(t, disk, vm):
     check_complete(t, vm)
 
 
+def hung(t):
+    """Restores a guest whose CPU waits for a page whose read does not end."""
+    disk, _, _, vm, _ = restore(t, HELD, ('later small read', ALL, 'hold'),
+                                **FOUR)
+    wait_hung(vm, lambda: disk.held)
+    before = disk.held
+    disk.arm_later()
+    vm.command('cont')
+    vm.wait_until(lambda: disk.held > before)
+    return disk, vm
+
+
+@test('instant: QMP answers while a CPU waits for a page whose read hangs',
+      quick=True)
+def test_hung(t):
+    """That is no error, so the guest does not stop by itself."""
+    disk, vm = hung(t)
+    for _ in range(3):
+        vm.command('stop')
+        assert vm.command('query-status')['status'] == 'paused'
+        vm.command('cont')
+    vm.command('system_reset')
+    check_answers(vm)
+    assert not vm.events('RESET'), \
+        'a CPU was reset in the middle of an instruction'
+    disk.disarm()
+    disk.release()
+    vm.wait_lines('ready', 1)
+    check_complete(t, vm)
+    vm.ticks_on()
+    vm.wait_guest('sweep')
+
+
+@test('instant: quit while a CPU waits for a page whose read hangs',
+      quick=True)
+def test_hung_quit(t):
+    disk, vm = hung(t)
+    vm.command('quit')
+    disk.release()
+    assert vm.wait_exit() == 0
+
+
 def second_count(vm):
     """The word that the second CPU increments."""
     return vm.hmp('xp /1hx 0xe01')

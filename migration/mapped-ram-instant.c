@@ -193,8 +193,6 @@ static bool waits_for_other(CPUState *cpu)
  * KVM for its state.  On x86 and since Linux 6.2 KVM returns from such a wait
  * when it is asked to stop, unless it reads guest memory on its own account, as
  * it does to emulate an instruction.  Elsewhere it may wait for the page.
- *
- * Nor does a CPU count while the read of its page hangs without an error.
  */
 bool mapped_ram_instant_stuck(CPUState *cpu)
 {

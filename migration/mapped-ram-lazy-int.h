@@ -117,9 +117,10 @@ typedef struct LazyThread {
     /* whether it only reads when no fault has come for QUIET_US */
     bool extra;
     LazySlot slot;
-    /* the fault that it serves; under the object's lock */
+    /* the fault that it serves, and since when; under the object's lock */
     bool serves;
     MappedRamFault fault;
+    int64_t since;
 } LazyThread;
 
 struct MappedRamLazy {

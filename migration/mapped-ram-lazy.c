@@ -15,6 +15,9 @@
 /* How often to try again to read pages that threads wait for. */
 #define RETRY_US (1000 * 1000)
 
+/* A read that takes longer may never end. */
+#define HANGS_US (1000 * 1000)
+
 /*
  * The kernel makes each range a mapping of its own and limits the number of
  * mappings (vm.max_map_count, 65530).  Ranges close to each other are joined
@@ -108,9 +111,34 @@ Error *mapped_ram_lazy_error(MappedRamLazy *l)
     return l->err ? error_copy(l->err) : NULL;
 }
 
+/* Whether a read hangs for whose page @thread waits.  With the lock held. */
+static bool waits_for_hung_read(MappedRamLazy *l, uint64_t thread)
+{
+    int64_t now = g_get_monotonic_time();
+
+    for (unsigned i = 0; i < FAULT_THREADS; i++) {
+        LazyThread *t = &l->thread[i];
+        unsigned long page;
+        LazyBlock *b;
+
+        if (!t->serves || t->fault.thread != thread ||
+            now - t->since < HANGS_US) {
+            continue;
+        }
+        b = lazy_find_page(l, t->fault.address, &page);
+        if (b && !lazy_is_placed(b, page)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 bool mapped_ram_lazy_waits(MappedRamLazy *l, uint64_t thread)
 {
     QEMU_LOCK_GUARD(&l->lock);
+    if (waits_for_hung_read(l, thread)) {
+        return true;
+    }
     for (unsigned i = 0; i < l->parked->len; i++) {
         LazyParked *parked = &g_array_index(l->parked, LazyParked, i);
 
@@ -242,7 +270,7 @@ static bool receive_fault(LazyThread *t)
     t->serves = mapped_ram_uffd_read(l->uffd, &t->fault) &&
                 !is_parked(l, &t->fault);
     if (t->serves) {
-        l->last_fault = g_get_monotonic_time();
+        l->last_fault = t->since = g_get_monotonic_time();
     }
     return t->serves;
 }
@@ -338,17 +366,22 @@ static void leave(MappedRamLazy *l)
     }
 }
 
-static void served(LazyThread *t)
+/* Returns whether the read had seemed to hang. */
+static bool served(LazyThread *t)
 {
+    bool hung;
+
     QEMU_LOCK_GUARD(&t->lazy->lock);
+    hung = t->serves && g_get_monotonic_time() - t->since >= HANGS_US;
     t->serves = false;
+    return hung;
 }
 
 static void serve_faults(LazyThread *t)
 {
     MappedRamLazy *l = t->lazy;
     MappedRamFault fault;
-    bool again;
+    bool again, hung;
 
     while (next_fault(t, &fault, &again)) {
         Error *err = NULL;
@@ -357,11 +390,13 @@ static void serve_faults(LazyThread *t)
             park(t, &fault, err);
             continue;
         }
-        served(t);
+        hung = served(t);
         if (again) {
             /* The disk works again. */
             unpark(l, &fault);
             mapped_ram_lazy_retry(l);
+        }
+        if (again || hung) {
             l->config.changed(l->config.opaque);
         }
     }

@@ -68,8 +68,8 @@ void mapped_ram_instant_remove_sharer(void);
  * @cpu: a CPU
  *
  * Returns: whether @cpu waits, in the middle of an instruction, for RAM that
- *          could not be read, or for another CPU that does.  It can be treated
- *          as stopped, but cannot be reset.
+ *          could not be read or whose read hangs, or for another CPU that does.
+ *          It can be treated as stopped, but cannot be reset.
  */
 bool mapped_ram_instant_stuck(CPUState *cpu);
 
