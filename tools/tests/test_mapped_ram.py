@@ -1059,8 +1059,10 @@ class Process(Case):
         """Send signals while the output is being written; return the exit
         status and what is in the directory afterwards."""
         def ignore():
-            for number in ignored:
-                signal.signal(number, signal.SIG_IGN)
+            # These tests may have been started by nohup
+            for number in signals:
+                signal.signal(number, signal.SIG_IGN if number in ignored
+                              else signal.SIG_DFL)
         with subprocess.Popen(
                 [sys.executable, '-c', self.PAUSED, SCRIPTS, TOOL,
                  *self.arguments(4)], stdout=subprocess.PIPE,
