@@ -199,8 +199,8 @@ Error *mapped_ram_lazy_error(MappedRamLazy *l);
  *
  * Any thread.
  *
- * Returns: whether @thread waits for a page that could not be read, or whose read
- *          has taken more than a second
+ * Returns: whether @thread waits for a page that could not be read, or whose
+ *          read has taken more than a second
  */
 bool mapped_ram_lazy_waits(MappedRamLazy *l, uint64_t thread);
 
