@@ -55,6 +55,32 @@ def go_on(vm):
     vm.command(*GO_ON)
 
 
+def cancel_while_frozen(vm, uri, mode):
+    """Saves, and sends a cancel while QEMU waits, in the last stage, for a CPU.
+    Returns the result.  On a busy host the cancel may come when the image is
+    complete: then tries again."""
+    while True:
+        to_switchover(vm, uri, mode)
+        with freeze(vm):
+            go_on(vm)
+            vm.wait_until(lambda: vm.migration()['status'] == 'device')
+            # This begins to resume the guest, and may wait for the CPU, too
+            vm.qmp.send('migrate_cancel')
+            time.sleep(0.5)
+        vm.qmp.answer('migrate_cancel')
+        info = vm.wait_migration()
+        if info['status'] != 'completed':
+            return info
+        vm.command('cont')
+
+
+def check_disk(vm, device):
+    """Checks that the disk of this device can be written."""
+    said = vm.hmp(f'qemu-io -d {device} "write 0 512"')
+    assert not said, said
+    vm.ticks_on()
+
+
 def at_switchover(t, fs, mode=DIRECT, **kwargs):
     """Starts a save and holds it at the switchover; then continues with the
     last stage, in which the disk hangs."""

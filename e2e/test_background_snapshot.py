@@ -99,6 +99,18 @@ def test_snapshot(t):
     dst.kill()
 
 
+@test('background snapshot: a guest that is stopped stays so', quick=True)
+def test_stopped(t):
+    src = t.source(ram=RAM, guest=GUEST)
+    setup(src)
+    src.command('stop')
+    src.save(f'file:{t.path("image")}')
+    status = src.command('query-status')['status']
+    assert status == 'paused', status
+    src.command('cont')
+    check_runs(src)
+
+
 @test('background snapshot: the guest cannot be stopped', quick=True)
 def test_not_stopped(t):
     """A disk cannot be flushed.  Also to a program, which has no file."""

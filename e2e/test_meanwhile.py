@@ -13,11 +13,11 @@ from lab.qmp import QMPError
 from . import ivshmem
 from .checks import check_error, check_says, expect_error
 from .faults import HeldRestore, broken, faulty, open_gate, stalls, wait_stall
-from .harness import test
+from .harness import Skip, test
 from .instant import ALL, FOUR, HELD, begin, check_complete, figures, \
     restore, saved, wait_hung
-from .last_stage import DIRECT, GUEST, RAM, freeze, go_on, hung, \
-    to_switchover
+from .last_stage import DIRECT, GUEST, RAM, cancel_while_frozen, check_disk, \
+    freeze, go_on, hung, to_switchover
 from .ports import SOFT_OFF, SUSPEND, power
 from .snapshots import SIZE, add_disk, snapshot
 
@@ -224,6 +224,72 @@ def test_ready_mirror(t):
     vm.command('block-job-cancel', {'device': 'job', 'force': True})
     vm.wait_until(lambda: not mirror_job(vm))
     vm.save(uri, DIRECT)
+
+
+def status(vm):
+    return vm.command('query-status')['status']
+
+
+def scsi_disk(*node):
+    return ('-device', 'virtio-scsi-pci', *node,
+            '-device', 'scsi-hd,drive=d0,id=disk')
+
+
+@test('meanwhile: a save is cancelled while dirty pages are collected',
+      quick=True)
+def test_cancel_in_sync(t):
+    """TCG waits for each CPU then, without QEMU's lock.  The guest runs
+    afterwards, and its disks are active."""
+    vm = t.source(ram=RAM, guest=GUEST, args=scsi_disk(
+        '-blockdev', 'null-co,node-name=d0,read-zeroes=on'))
+    for mode in (None, DIRECT):
+        info = cancel_while_frozen(vm, f'file:{t.path("image")}', mode)
+        assert info['status'] == 'cancelled', info
+        vm.ticks_on()
+        check_disk(vm, 'disk')
+
+
+@test('meanwhile: another process takes a disk in the last stage', quick=True)
+def test_taken_disk(t):
+    """The save fails, and the disk cannot be activated again: the guest must
+    not run without it."""
+    path = t.path('disk')
+    with open(path, 'wb') as f:
+        f.truncate(1 << 20)
+    args = scsi_disk('-blockdev', 'raw,node-name=d0,file.driver=file,'
+                     f'file.locking=on,file.filename={path}')
+    fs = broken(t, ('sync', range(1, 20), 'hold, fail'), armed=False)
+    vm = t.source(ram=RAM, guest=GUEST, args=args)
+    to_switchover(vm, f'file:{os.path.join(fs.mount, "image")}', DIRECT)
+    fs.arm()
+    go_on(vm)
+    vm.wait_until(lambda: fs.held_to_fail)
+    other = t.vm(guest=False, ram=RAM, args=args)
+    fs.fail_held()
+    check_error(vm.wait_migration(), os.strerror(errno.EIO))
+    vm.wait_until(lambda: status(vm) != 'finish-migrate')
+    assert status(vm) == 'paused', status(vm)
+    with expect_error('the guest was continued', 'lock'):
+        vm.command('cont')
+    other.kill()
+    vm.command('cont')
+    vm.ticks_on()
+    check_disk(vm, 'disk')
+
+
+@test('meanwhile: the mode is changed during a save', quick=True)
+def test_mode(t):
+    if not t.config.ours.at_least(8, 2):
+        raise Skip(f'{t.config.ours.version} has no parameter "mode"')
+    path = t.path('image')
+    vm = t.source(ram=RAM, guest=GUEST)
+    to_switchover(vm, f'file:{path}', DIRECT)
+    with expect_error('it was changed', "'mode' cannot be changed"):
+        vm.command('migrate-set-parameters', {'mode': 'cpr-reboot'})
+    vm.command('migrate-set-parameters', {'mode': 'normal'})
+    go_on(vm)
+    assert vm.wait_migration()['status'] == 'completed'
+    vm.command('migrate-set-parameters', {'mode': 'cpr-reboot'})
 
 
 @test('meanwhile: a stream is cancelled while a CPU is slow to stop',

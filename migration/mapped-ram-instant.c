@@ -8,6 +8,7 @@
 
 #include "qemu/osdep.h"
 #include "block/aio.h"
+#include "block/block.h"
 #include "exec/memory.h"
 #include "exec/ramblock.h"
 #include "file-direct.h"
@@ -503,6 +504,19 @@ static int find_obstacle(Object *obj, void *opaque)
     return 0;
 }
 
+/* Whether a process that serves a disk by vhost-user maps guest memory */
+static bool has_vhost_user_disk(void)
+{
+    BlockDriverState *bs = NULL;
+
+    while ((bs = bdrv_next_node(bs))) {
+        if (!g_strcmp0(bdrv_get_format_name(bs), "virtio-blk-vhost-user")) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Checks for what rules out instant restore for all blocks. */
 static bool check_machine(Error **errp)
 {
@@ -517,7 +531,7 @@ static bool check_machine(Error **errp)
         error_setg(errp, "the accelerator is neither KVM nor TCG");
         return false;
     }
-    if (sharers) {
+    if (sharers || has_vhost_user_disk()) {
         error_setg(errp, "a vhost-user device shares guest memory with "
                    "another process");
         return false;
