@@ -521,6 +521,8 @@ static void *lazy_thread(void *opaque)
     } else {
         load_rest(t);
     }
+    /* Not later by the main thread: to free a linux-aio context takes time. */
+    lazy_slot_destroy(t->lazy, &t->slot);
     if (config->thread_ended) {
         config->thread_ended(info);
     }
