@@ -173,6 +173,7 @@ def test_error_running(t):
     assert len(vm.events('STOP')) >= 3, vm.qmp.events
     assert any('instant restore: stopping the guest' in line and path in line
                for line in vm.errors()), vm.errors()
+    assert f'instant restore error: {said}' in vm.hmp('info migrate')
     disk.disarm()
     # A read in flight may still fail
     while vm.migration()['status'] != 'completed':

@@ -37,6 +37,17 @@ def test_fdset(t):
     each(MODES, one)
 
 
+@test('instant: from descriptors with O_APPEND', quick=True)
+def test_append(t):
+    """It does not matter for reading."""
+    path = t.path('image')
+    want = saved(t, path)
+    fds = [t.open(path, os.O_RDONLY | os.O_APPEND | more)
+           for more in (0, os.O_DIRECT)]
+    follows(t, 'file:/dev/fdset/3', DIRECT, want, fds)
+    t.restores(f'file:{path}', want, DIRECT, ram=RAM).kill()
+
+
 @test('instant: of an fdset no more stays open than of an eager restore',
       quick=True)
 def test_fdset_closed(t):

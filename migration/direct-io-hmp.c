@@ -77,8 +77,13 @@ static void print_instant(Monitor *mon, const MigrationInstantRestore *info)
                    info->fault_slowest_offset, info->zero_faults);
 }
 
-void hmp_info_direct_io(Monitor *mon, const MigrationDirectIO *info)
+void hmp_info_direct_io(Monitor *mon, const MigrationInfo *migration)
 {
+    const MigrationDirectIO *info = migration->direct_io;
+
+    if (!info) {
+        return;
+    }
     print_how(mon, info);
     monitor_printf(mon, "direct-io ram: %" PRIu64 " kbytes direct, %" PRIu64
                    " kbytes buffered, %" PRIu64 " requests, %" PRIu64
@@ -98,5 +103,9 @@ void hmp_info_direct_io(Monitor *mon, const MigrationDirectIO *info)
     }
     if (info->instant) {
         print_instant(mon, info->instant);
+        if (info->instant->active && migration->error_desc) {
+            monitor_printf(mon, "instant restore error: %s\n",
+                           migration->error_desc);
+        }
     }
 }

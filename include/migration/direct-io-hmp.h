@@ -8,15 +8,16 @@
 #define MIGRATION_DIRECT_IO_HMP_H
 
 #include "monitor/monitor.h"
-#include "qapi/qapi-types-direct-io.h"
+#include "qapi/qapi-types-migration.h"
 
 /**
  * hmp_info_direct_io:
  * @mon: the monitor to print to
- * @info: the figures to print
+ * @migration: what QMP's query-migrate returns
  *
- * Prints the member direct-io of QMP's query-migrate.
+ * Prints its member direct-io, if there is one, and why an instant restore has
+ * stopped the guest.
  */
-void hmp_info_direct_io(Monitor *mon, const MigrationDirectIO *info);
+void hmp_info_direct_io(Monitor *mon, const MigrationInfo *migration);
 
 #endif
