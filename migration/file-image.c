@@ -164,6 +164,18 @@ static bool file_decide(FileTransport *t)
     return t->committed;
 }
 
+/* A file that has no name any more would be gone with this process. */
+static bool file_check_name(const FileTransport *t, Error **errp)
+{
+    struct stat st;
+
+    if (t->has_name && fstat(t->fd, &st) == 0 && st.st_nlink == 0) {
+        error_setg(errp, "'%s' was removed during the save", t->name);
+        return false;
+    }
+    return true;
+}
+
 /* Commits the image; everything else must be on stable storage by then */
 static bool file_commit(FileTransport *t, Error **errp)
 {
@@ -216,6 +228,7 @@ bool file_transport_sync(Error **errp)
     }
     /* Two syncs: the magic number must not reach the disk before the rest */
     ok = file_direct_check_close(&t->direct, t->name, errp) &&
+         file_check_name(t, errp) &&
          (!sync || !t->invalidated || file_sync_to_storage(t, errp)) &&
          file_commit(t, errp) && (!sync || file_sync_to_storage(t, errp)) &&
          file_check_close(t, errp);

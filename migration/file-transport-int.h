@@ -28,6 +28,8 @@ typedef struct FileTransport {
     bool regular;
     /* Passed by fd:, so never truncated: data may follow the image */
     bool adopted;
+    /* Opened by QEMU itself, as a file that had a name */
+    bool has_name;
     /* A duplicate of the main stream's descriptor */
     int fd;
     /* And a channel for what the transport itself writes */

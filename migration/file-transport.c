@@ -144,6 +144,14 @@ static bool file_is_at(const char *path, int fd)
 #endif
 }
 
+static bool file_is_named(int fd)
+{
+    struct stat st;
+
+    /* Windows does not count names, and does not remove open files. */
+    return fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_nlink > 0;
+}
+
 /* Follows symbolic links; the caller frees the result */
 static char *file_real_path(const char *path)
 {
@@ -509,6 +517,7 @@ void file_transport_start_outgoing(MigrationState *s,
         t->is_new = true;
         t->dir_fd = file_open_directory(path);
     }
+    t->has_name = is_path && file_is_named(fd);
 
     ioc = file_channel_new(t, fd);
     migration_channel_connect(s, ioc, NULL, NULL);
@@ -603,6 +612,8 @@ bool file_transport_adopt(QIOChannel *ioc, const char *fdname, bool outgoing,
         return false;
     }
     t->adopted = true;
+    t->direct.reason = file_direct_reason() ?:
+                       "a file that is passed by 'fd:' has no second descriptor";
     if (!outgoing) {
         file_aside_begin(ioc);
     }
