@@ -91,8 +91,9 @@ bool file_direct_open(FileDirect *d, const char *path, int fd, int access,
          * libvirt turns direct-io on, but never off.  Then this is a save
          * without --bypass-cache, maybe one because the host shuts down.
          */
-        reason = d->reason = "no descriptor in the fdset has O_DIRECT";
+        reason = "no descriptor in the fdset has O_DIRECT";
     }
+    d->reason = reason;
     if (reason) {
         if (migrate_direct_io()) {
             warn_report("direct-io has no effect on %s, because %s: "

@@ -235,8 +235,7 @@ uint64_t file_transport_offset(void);
 int file_transport_direct_fd(DirectIOLimits *limits);
 
 /*
- * Returns: a constant string that says why there is no such descriptor, if that
- *          is not for settings; or NULL
+ * Returns: a constant string that says why there is no such descriptor; or NULL
  */
 const char *file_transport_direct_reason(void);
 

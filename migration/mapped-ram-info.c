@@ -28,7 +28,7 @@ typedef struct MappedRamRecord {
     unsigned depth;
     /* 0 if it was buffered */
     uint32_t alignment;
-    /* why it was, if not for settings; a constant string, or NULL */
+    /* why it was; a constant string, or NULL */
     const char *buffered_reason;
 } MappedRamRecord;
 
@@ -146,31 +146,28 @@ static void fill_progress(MigrationDirectIO *info,
 MigrationDirectIO *mapped_ram_info(bool of_load)
 {
     MappedRamRecord *record = &records[of_load];
-    const char *reason = file_direct_reason();
     MappedRam *running;
     MigrationDirectIO *info;
     MigrationFilePhase phase;
     MappedRamStats stats;
     bool has_phase = file_transport_phase(&phase);
 
-    if (!migrate_mapped_ram() && !migrate_direct_io() && !has_phase) {
-        return NULL;
-    }
     QEMU_LOCK_GUARD(&mapped_ram_lock);
     running = mapped_ram_running(of_load);
     if (running) {
         mapped_ram_record(running);
     }
+    if (!record->valid && !migrate_mapped_ram() && !migrate_direct_io() &&
+        !has_phase) {
+        return NULL;
+    }
     info = g_new0(MigrationDirectIO, 1);
     info->has_phase = has_phase;
     info->phase = has_phase ? phase : 0;
     /* Settings that are changed meanwhile apply to the next migration only */
-    info->active = running ? record->alignment :
-                   !reason && (!record->valid || record->alignment);
-    if (!info->active) {
-        info->reason = g_strdup(reason ?: record->buffered_reason ?:
-                                "the settings were changed after the start");
-    }
+    info->reason = g_strdup(record->valid ? record->buffered_reason :
+                            file_direct_reason());
+    info->active = !info->reason;
     stats = record->stats;
     if (of_load) {
         mapped_ram_instant_add_stats(&stats);
