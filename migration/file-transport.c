@@ -613,7 +613,7 @@ bool file_transport_adopt(QIOChannel *ioc, const char *fdname, bool outgoing,
     }
     t->adopted = true;
     t->direct.reason = file_direct_reason() ?:
-                       "a file that is passed by 'fd:' has no second descriptor";
+                       "a file passed by 'fd:' has no second descriptor";
     if (!outgoing) {
         file_aside_begin(ioc);
     }
