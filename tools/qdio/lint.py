@@ -28,6 +28,9 @@ _FOREIGN = (
 )
 _TEXT_LIMIT = 4 << 20
 
+# Beyond this, checkpatch.pl complains, which takes much longer to run
+_COLUMNS = 80
+
 
 class Lint:
     """Collects complaints, each a line."""
@@ -234,6 +237,11 @@ class Lint:
             if found:
                 self._say(f"'{path}' {what}: {found.group(0).strip()}")
                 break
+        if path.endswith(('.c', '.h', '.c.inc')):
+            for number, line in enumerate(text.split('\n'), 1):
+                if len(line) > _COLUMNS:
+                    self._say(f"'{path}': line {number} has {len(line)} "
+                              'columns')
         ours = path.split('/')[0] not in HOUSE or path.endswith('.patch')
         if ours and not path.startswith('compat/'):
             found = _VERSION_IF.search(text)

@@ -235,6 +235,12 @@ class Refuses(MadeUp):
                 self.write('README.md', line + '\n')
                 self.says("^'README.md' has the address of a package archive")
 
+    def test_long_lines_of_c(self):
+        self.write('README.md', 'x' * 81 + '\n')
+        self.append('series/first/files', 'io/long.c\n')
+        self.write('io/long.c', '/* short */\n/* ' + 'x' * 75 + ' */\n')
+        self.says("^'io/long.c': line 2 has 81 columns$")
+
     def test_paths_of_one_machine(self):
         for line in ('see /root' '/w/x', 'cd /work' '/main',
                      'in /root' '/.cache/x'):
