@@ -94,6 +94,17 @@ def test_turned_off(t):
     assert 'direct-io' not in info, info
 
 
+@test('status: direct I/O to a file that is passed by fd:', quick=True)
+def test_passed(t):
+    """It is opened once more with O_DIRECT."""
+    vm = t.source()
+    fd = t.open(t.path('image'), os.O_RDWR | os.O_CREAT)
+    vm.command('getfd', {'fdname': 'file'}, fds=[fd])
+    section = vm.save('fd:file', Mode(2, True))['direct-io']
+    assert section['active'] and 'reason' not in section, section
+    assert section['direct-bytes'], section
+
+
 SYSCTL = '/proc/sys/kernel/io_uring_disabled'
 
 

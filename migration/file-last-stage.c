@@ -5,6 +5,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "block/block.h"
 #include "block/block_int-common.h"
 #include "block/blockjob.h"
 #include "block/dirty-bitmap.h"
@@ -42,7 +43,16 @@ void file_last_stage_begin(QEMUFile *f)
     }
 }
 
-/* Returns whether @job, a mirror, has nothing left to copy. */
+static bool is_mirror(BlockJob *job)
+{
+    return job->job.driver->job_type == JOB_TYPE_MIRROR &&
+           !job_is_completed_locked(&job->job);
+}
+
+/*
+ * Returns whether @job, a mirror, has nothing left to copy.  If it is not
+ * drained, it may still write what it has read.
+ */
 static bool mirror_is_idle(const BlockJob *job)
 {
     for (const GSList *node = job->nodes; node; node = node->next) {
@@ -60,16 +70,27 @@ static bool mirror_is_idle(const BlockJob *job)
     return true;
 }
 
-bool file_last_stage_check_jobs(bool guest_stopped, Error **errp)
+static bool has_mirror(void)
 {
     BlockJob *job = NULL;
 
     JOB_LOCK_GUARD();
     while ((job = block_job_next_locked(job))) {
-        if (job->job.driver->job_type == JOB_TYPE_MIRROR &&
-            !job_is_completed_locked(&job->job) &&
-            !(job_is_ready_locked(&job->job) &&
-              (!guest_stopped || mirror_is_idle(job)))) {
+        if (is_mirror(job)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool check_mirrors(bool drained, Error **errp)
+{
+    BlockJob *job = NULL;
+
+    JOB_LOCK_GUARD();
+    while ((job = block_job_next_locked(job))) {
+        if (is_mirror(job) && !(job_is_ready_locked(&job->job) &&
+                                (!drained || mirror_is_idle(job)))) {
             error_setg(errp, "Block job '%s' still copies a disk, which must "
                        "not change any more when the machine is saved; "
                        "complete or cancel it first", job->job.id);
@@ -77,6 +98,22 @@ bool file_last_stage_check_jobs(bool guest_stopped, Error **errp)
         }
     }
     return true;
+}
+
+bool file_last_stage_check_jobs(bool guest_stopped, Error **errp)
+{
+    bool ok;
+
+    if (!has_mirror()) {
+        return true;
+    }
+    if (!guest_stopped) {
+        return check_mirrors(false, errp);
+    }
+    bdrv_drain_all_begin();
+    ok = check_mirrors(true, errp);
+    bdrv_drain_all_end();
+    return ok;
 }
 
 void file_last_stage_flush(QEMUFile *f)

@@ -43,8 +43,8 @@ void file_last_stage_begin(QEMUFile *f);
 
 /**
  * file_last_stage_check_jobs: check that no job writes to inactive disks
- * @guest_stopped: whether the guest is stopped and all disks are drained, so
- *                 that a job which has nothing left to copy stays so
+ * @guest_stopped: whether the guest is stopped, so that a job which has nothing
+ *                 left to copy stays so; waits for the requests of jobs
  * @errp: where to report a job
  *
  * A job that mirrors a disk lets its target be inactivated, as the guest writes

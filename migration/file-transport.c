@@ -612,8 +612,6 @@ bool file_transport_adopt(QIOChannel *ioc, const char *fdname, bool outgoing,
         return false;
     }
     t->adopted = true;
-    t->direct.reason = file_direct_reason() ?:
-                       "a file passed by 'fd:' has no second descriptor";
     if (!outgoing) {
         file_aside_begin(ioc);
     }
