@@ -203,10 +203,11 @@ def step(name, argv, log, cwd=None, env=None, check=True, append=False,
         try:
             code = process.wait(patience)
         except BaseException as err:
+            # Many programs report the signal that ends them
+            silence = time.time() - os.path.getmtime(log)
             _end(process)
             ticker.stop('stopped,')
             if isinstance(err, subprocess.TimeoutExpired):
-                silence = time.time() - os.path.getmtime(log)
                 kind = Late if patience != timeout and silence < SILENCE \
                     else Failure
                 raise kind(f'{name}: not done after {duration(patience)}; '

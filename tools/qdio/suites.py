@@ -176,12 +176,22 @@ def run_suite(build, suite, report):
     """Run one of meson's suites, such as unit or qapi-schema."""
     name = f'suite {build.base.name} {suite}'
     log = log_path(f'suite-{build.name}-{suite}')
-    code = step(name, ['meson', 'test', '--no-rebuild', '--suite', suite,
-                       '--print-errorlogs', '-t', '5'],
-                log, cwd=build.directory, env=building.environment(),
-                check=False, timeout=3600)
+    late = None
+    try:
+        code = step(name, ['meson', 'test', '--no-rebuild', '--suite', suite,
+                           '--print-errorlogs', '-t', '5'],
+                    log, cwd=build.directory, env=building.environment(),
+                    check=False, timeout=3600)
+    except Late as err:
+        late = err
     with open(log, errors='replace') as f:
         text = f.read()
+    if late and not re.search(r'\b(FAIL|TIMEOUT|ERROR)\b', text):
+        report.late(late)
+        return
+    if late:
+        report(False, str(late), log=log)
+        return
 
     def number(word):
         found = re.search(rf'^{word}:\s+(\d+)', text, re.M)

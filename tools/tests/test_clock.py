@@ -209,6 +209,21 @@ class Steps(unittest.TestCase):
             self.assertIn('\nnot ok - slow: not done after', said)
             self.assertEqual(code, 1)
 
+    def test_silent(self):
+        """What has been silent for long hangs, also if it speaks when it is
+        terminated."""
+        with tempfile.TemporaryDirectory() as top, \
+                contextlib.redirect_stderr(io.StringIO()):
+            log = os.path.join(top, 'log')
+            say.end_steps_at(time.monotonic() + 5)
+            with self.assertRaises(say.Failure) as caught:
+                say.step('silent', [
+                    'sh', '-c', f'trap "echo bye; exit" TERM; touch -d @0 {log}'
+                    '; while :; do sleep 0.1; done'], log)
+            self.assertNotIsInstance(caught.exception, say.Late)
+            with open(log) as f:
+                self.assertIn('bye', f.read())
+
     def test_no_time(self):
         """After that nothing starts."""
         with tempfile.TemporaryDirectory() as top, \
