@@ -167,7 +167,7 @@ MigrationDirectIO *mapped_ram_info(bool of_load)
     /* Settings that are changed meanwhile apply to the next migration only */
     info->reason = g_strdup(record->valid ? record->buffered_reason :
                             file_direct_reason());
-    info->active = !info->reason;
+    info->active = record->valid ? record->alignment : !info->reason;
     stats = record->stats;
     if (of_load) {
         mapped_ram_instant_add_stats(&stats);
