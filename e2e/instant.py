@@ -91,8 +91,9 @@ def wait_error(vm):
 
 
 def resume(vm):
-    """Continues a guest that has stopped for an error; returns whether."""
-    stopped = vm.command('query-status')['status'] == 'io-error'
+    """Continues a guest that has stopped for an error, or has been reset since;
+    returns whether."""
+    stopped = vm.command('query-status')['status'] in ('io-error', 'prelaunch')
     if stopped:
         vm.command('cont')
     return stopped
