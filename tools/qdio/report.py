@@ -6,7 +6,7 @@ import threading
 import time
 
 from .progress import table
-from .say import Failure, Fault, Late, duration, say, tail
+from .say import Failure, Fault, Late, duration, read_log, say, tail
 
 # How many failed cases of a check the end of the output repeats
 MOST_CASES = 10
@@ -14,15 +14,13 @@ MOST_CASES = 10
 
 def _failed_cases(log):
     """The lines of a TAP log that name failed cases, without its comments."""
-    with open(log, errors='replace') as f:
-        return re.findall(r'^not ok\b.*', f.read(), re.M)
+    return re.findall(r'^not ok\b.*', read_log(log), re.M)
 
 
 def _excerpt(log):
     """The lines of a log that show what failed: the failed cases of TAP, with
     the comments that follow them, and the end of the log."""
-    with open(log, errors='replace') as f:
-        lines = f.read().splitlines()
+    lines = read_log(log).splitlines()
     picked = []
     for i, line in enumerate(lines):
         if line.startswith('not ok'):
@@ -37,9 +35,8 @@ def _excerpt(log):
 
 def skip_reasons(log):
     """The reasons in a TAP log for skipped cases."""
-    with open(log, errors='replace') as f:
-        found = re.findall(r'^ok\b[^#\n]*# *SKIP[: ]*(.*)$', f.read(),
-                           re.M | re.I)
+    found = re.findall(r'^ok\b[^#\n]*# *SKIP[: ]*(.*)$', read_log(log),
+                       re.M | re.I)
     return [text.strip() for text in found if text.strip()]
 
 

@@ -11,7 +11,7 @@ import tempfile
 
 from .build import EMULATOR, Build, built_from
 from .config import log_path
-from .say import step
+from .say import read_log, step
 from .suites import run_qtest, run_unit_tests, targets_of
 
 # Sanitizers find errors at run time, so compiler warnings do not matter here;
@@ -139,6 +139,5 @@ def fuzz(tree, report):
                            '-use_value_profile=1',
                            f'-artifact_prefix={log}-', corpus],
                     log, check=False, timeout=1800)
-    with open(log, errors='replace') as f:
-        done = f'Done {FUZZ_RUNS} runs' in f.read()
+    done = f'Done {FUZZ_RUNS} runs' in read_log(log)
     report(code == 0 and done, f'{name}, {FUZZ_RUNS} runs', log=log)

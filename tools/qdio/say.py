@@ -159,6 +159,12 @@ class _Ticker:
         self._show(word, '\n')
 
 
+def read_log(path):
+    """The output of a program, which need not be text."""
+    with open(path, errors='replace') as f:
+        return f.read()
+
+
 def tail(path, lines=25):
     try:
         with open(path, errors='replace') as f:

@@ -8,7 +8,7 @@ import sys
 
 from . import build as building
 from .config import ROOT, log_path
-from .say import Failure, Late, step, tail
+from .say import Failure, Late, read_log, step, tail
 
 SKIPPED = 77            # the exit code that means "skipped" to test harnesses
 _PLAN = re.compile(r'^1\.\.(\d+)', re.M)
@@ -43,8 +43,7 @@ def suite_targets(build, suites):
 
 def count_cases(log):
     """(passed, failed, skipped) from the TAP output in a log."""
-    with open(log, errors='replace') as f:
-        found = _CASE.findall(f.read())
+    found = _CASE.findall(read_log(log))
     failed = sum(1 for no, _ in found if no)
     skipped = sum(1 for no, skip in found if skip and not no)
     return len(found) - failed - skipped, failed, skipped
@@ -52,15 +51,22 @@ def count_cases(log):
 
 def planned_cases(log):
     """How many cases a program meant to run; None if it did not tell."""
-    with open(log, errors='replace') as f:
-        found = _PLAN.search(f.read())
+    found = _PLAN.search(read_log(log))
     return int(found[1]) if found else None
 
 
 def absent_filesystems(log):
     """What tools/with-filesystems could not make, with the reasons."""
-    with open(log, errors='replace') as f:
-        return _ABSENT.findall(f.read())
+    return _ABSENT.findall(read_log(log))
+
+
+def _report_unfinished(report, err, failed):
+    """Report a test program that did not end by itself.  If the time was over,
+    that is no failure, unless one of its cases has `failed` before."""
+    if isinstance(err, Late) and not failed:
+        report.late(err)
+    else:
+        report(False, str(err), log=err.log)
 
 
 def run_program(name, argv, log, report, env=None, cwd=None, timeout=2400,
@@ -79,10 +85,7 @@ def run_program(name, argv, log, report, env=None, cwd=None, timeout=2400,
         if code == SKIPPED:
             code = run([])
     except Failure as err:
-        if isinstance(err, Late) and not count_cases(log)[1]:
-            report.late(err)
-        else:
-            report(False, str(err), log=log)
+        _report_unfinished(report, err, count_cases(log)[1])
         return
     passed, failed, skipped = count_cases(log)
     ran, planned = passed + failed + skipped, planned_cases(log)
@@ -176,22 +179,16 @@ def run_suite(build, suite, report):
     """Run one of meson's suites, such as unit or qapi-schema."""
     name = f'suite {build.base.name} {suite}'
     log = log_path(f'suite-{build.name}-{suite}')
-    late = None
     try:
         code = step(name, ['meson', 'test', '--no-rebuild', '--suite', suite,
                            '--print-errorlogs', '-t', '5'],
                     log, cwd=build.directory, env=building.environment(),
                     check=False, timeout=3600)
     except Late as err:
-        late = err
-    with open(log, errors='replace') as f:
-        text = f.read()
-    if late and not re.search(r'\b(FAIL|TIMEOUT|ERROR)\b', text):
-        report.late(late)
+        _report_unfinished(report, err, re.search(
+            r'\b(FAIL|TIMEOUT|ERROR)\b', read_log(log)))
         return
-    if late:
-        report(False, str(late), log=log)
-        return
+    text = read_log(log)
 
     def number(word):
         found = re.search(rf'^{word}:\s+(\d+)', text, re.M)
