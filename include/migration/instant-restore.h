@@ -81,8 +81,9 @@ bool mapped_ram_instant_stuck(CPUState *cpu);
 bool mapped_ram_instant_can_reset(void);
 
 /*
- * Returns: whether the machine can still be reset after pause_all_vcpus();
- * that does not wait for stuck CPUs; a device may have begun to wait, too
+ * Returns: whether the machine can still be reset when pause_all_vcpus() has
+ * returned: it does not wait for stuck CPUs, and a device may have begun to
+ * wait meanwhile.
  */
 bool mapped_ram_instant_ready_for_reset(void);
 

@@ -66,8 +66,8 @@ typedef struct MappedRamLazy MappedRamLazy;
  *        descriptors and what pointers refer to, which must live as long as the
  *        object.
  * @changed: called by one of the threads when a page could not be read, once
- *           until mapped_ram_lazy_retry(), and when a page has been read after
- *           all for which a thread was waiting, see mapped_ram_lazy_waits()
+ *           until mapped_ram_lazy_retry(), and when a page that a thread was
+ *           waiting for (see mapped_ram_lazy_waits()) has been read after all
  * @ended: called by the last of the threads, when all pages are loaded and no
  *         read is in flight; not after mapped_ram_lazy_free() has been called
  * @opaque: passed to both
